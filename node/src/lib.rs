@@ -1,0 +1,14 @@
+//! One mingle peer: all effects (sockets, files, threads, clocks, gradients) live here, every decision that two
+//! peers could take differently lives in `mingle_protocol`.
+
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod driver;
+pub mod evaluate;
+pub mod merger;
+pub mod models;
+pub mod network;
+pub mod peft;
+pub mod store;
+pub mod train;

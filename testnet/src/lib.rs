@@ -1,0 +1,1 @@
+//! Many mingle peers on one machine: real processes on loopback, real training, one report.
