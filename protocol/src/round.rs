@@ -3,13 +3,12 @@
 //! A round is shared as a readable JSON file. Its identity is a hash over its fields as [`Round::new`] spells them
 //! out, so the layout of the file does not matter, and any change of meaning is another round.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::LoraShape;
+use crate::adapter::{HEADER_BYTES_MAX, LoraShape, ShapeError, TensorList};
 use crate::hash::{ContentHash, DomainHasher, HexError};
 use crate::identity::{MemberKey, Roster};
 
@@ -19,14 +18,8 @@ pub const VERSION: u32 = 1;
 pub const MANIFEST_BYTES_MAX: usize = 4 << 20;
 /// Slots a peer is willing to keep.
 pub const MEMBERS_MAX: u32 = 16_384;
-/// Longest name of a round, a base or a module.
+/// Longest name of a round or a base.
 pub const NAME_BYTES_MAX: usize = 256;
-/// Most modules an adapter may have (a 126-layer model with 7 targets a layer has 882).
-pub const MODULES_MAX: usize = 4_096;
-/// Largest LoRA rank.
-pub const RANK_MAX: u32 = 1_024;
-/// Largest inputs or outputs of one module.
-pub const WIDTH_MAX: u64 = 1 << 20;
 
 /// Names a round: the hash of its manifest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -134,6 +127,8 @@ pub enum RoundError {
     Version { found: u32 },
     #[error("{what} is {found}, but must be {allowed}")]
     Field { what: &'static str, found: String, allowed: String },
+    #[error("the adapter's shape is refused: {0}")]
+    Shape(#[from] ShapeError),
     #[error("weights up to {weight_max} for {member_max} members could overflow the exact sum (the product must stay below 2^31)")]
     Overflow { weight_max: u64, member_max: u32 },
 }
@@ -142,6 +137,7 @@ pub enum RoundError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Round {
     manifest: Manifest,
+    tensors: TensorList,
     id: RoundId,
 }
 
@@ -152,8 +148,10 @@ impl Round {
     /// The first field that breaks its bound.
     pub fn new(manifest: Manifest) -> Result<Self, RoundError> {
         check(&manifest)?;
+        let AdapterKind::Lora(shape) = &manifest.kind;
+        let tensors = TensorList::of(shape)?;
         let id = RoundId(identity(&manifest));
-        Ok(Self { manifest, id })
+        Ok(Self { manifest, tensors, id })
     }
 
     /// Reads a round file.
@@ -189,9 +187,14 @@ impl Round {
         }
     }
 
-    /// Largest adapter file a member of this round can have.
+    /// The tensors of every adapter of this round, in the order of a file.
+    pub fn tensors(&self) -> &TensorList {
+        &self.tensors
+    }
+
+    /// Largest adapter file a member of this round can have: every element in f32 and the longest header.
     pub fn adapter_bytes_max(&self) -> u64 {
-        self.shape().file_bytes_max()
+        self.tensors.elements().saturating_mul(4).saturating_add(HEADER_BYTES_MAX).saturating_add(8)
     }
 }
 
@@ -218,27 +221,6 @@ fn check(manifest: &Manifest) -> Result<(), RoundError> {
     if let Roster::Members(members) = &manifest.roster {
         if members.is_empty() || members.len() as u64 > u64::from(manifest.member_max) {
             return field("the roster's length", members.len().to_string(), format!("1 to the member cap of {}", manifest.member_max));
-        }
-    }
-    let AdapterKind::Lora(shape) = &manifest.kind;
-    if !(1..=RANK_MAX).contains(&shape.rank) {
-        return field("the rank", shape.rank.to_string(), format!("1 to {RANK_MAX}"));
-    }
-    if shape.alpha == 0 {
-        return field("alpha", "0".into(), "at least 1".into());
-    }
-    if shape.modules.is_empty() || shape.modules.len() > MODULES_MAX {
-        return field("the number of modules", shape.modules.len().to_string(), format!("1 to {MODULES_MAX}"));
-    }
-    let mut seen = BTreeSet::new();
-    for module in &shape.modules {
-        if !is_name(&module.name) || !seen.insert(&module.name) {
-            return field("a module's name", format!("{:?}", module.name), "short, printable and listed once".into());
-        }
-        for width in [module.inputs, module.outputs] {
-            if !(1..=WIDTH_MAX).contains(&width) {
-                return field("a module's width", width.to_string(), format!("1 to {WIDTH_MAX}"));
-            }
         }
     }
     Ok(())
@@ -284,6 +266,8 @@ fn identity(manifest: &Manifest) -> ContentHash {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 pub(crate) mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::adapter::Module;
 
@@ -356,7 +340,7 @@ pub(crate) mod tests {
             |m| m.weight = WeightRule::Examples { cap: 1 << 30 },
             |m| m.roster = Roster::Members(BTreeSet::new()),
             |m| lora(m).rank = 0,
-            |m| lora(m).rank = RANK_MAX + 1,
+            |m| lora(m).rank = 1_025,
             |m| lora(m).alpha = 0,
             |m| lora(m).modules.clear(),
             |m| lora(m).modules[0].inputs = 0,
