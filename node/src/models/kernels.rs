@@ -8,6 +8,7 @@
 //! that run only where the processor has them.
 #![allow(unsafe_code)]
 
+pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod linear;
