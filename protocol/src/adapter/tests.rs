@@ -316,7 +316,7 @@ fn every_header_we_write_is_one_we_read() {
     for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
         let tensors = TensorList::of(&largest).unwrap();
         let header = canonical_header(&tensors, dtype);
-        assert!(header.len() as u64 <= HEADER_BYTES_MAX && header.len() % 8 == 0, "{}", header.len());
+        assert!(header.len() as u64 <= HEADER_BYTES_MAX && header.len().is_multiple_of(8), "{}", header.len());
         let size = header.len() as u64 + tensors.elements() * dtype.bytes() as u64;
         assert_eq!(Layout::parse_for(&header, size, &tensors).unwrap().placed().len(), 2 * MODULES_MAX);
     }
