@@ -10,7 +10,7 @@ mod header;
 mod layout;
 mod shape;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod values;
 
 pub use error::{AdapterError, ShapeError};

@@ -182,7 +182,7 @@ fn finalise_each(sums: &[i64], divisor: f64, out: &mut [[u8; 4]]) {
 /// Word k (little-endian `u32`) of the stream of `DomainHasher("seeded-tensor/1")` over the seed and the tensor's full
 /// name gives `m = word >> 8` and the number `((2m + 1 - 2^24) / 2^24) * bound`, computed in `f64`, then rounded to
 /// `f32`. The fraction is exact, and symmetric about zero.
-pub fn seeded_uniform(seed: &[u8; 32], tensor_name: &str, count: usize, inputs: u64) -> impl Iterator<Item = f32> {
+pub fn seeded_uniform(seed: &[u8; 32], tensor_name: &str, count: usize, inputs: u64) -> impl Iterator<Item = f32> + use<> {
     const WORDS: usize = 256;
     const STEPS: f64 = 16_777_216.0;
     let mut hasher = DomainHasher::new("seeded-tensor/1");

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 
 use super::error::AdapterError;
@@ -23,7 +24,7 @@ const LENGTH_BYTES: usize = 8;
 /// Names of strangers are cut to this many characters before they go into an error.
 const SHOWN_CHARACTERS_MAX: usize = 160;
 
-/// One tensor as the header claims it.
+/// One tensor as the header claims it. Read with [`MapOnly`], since a derived struct would take a JSON list too.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Entry {
@@ -87,7 +88,7 @@ impl<'de> Deserialize<'de> for Entries {
                 let mut metadata_seen = false;
                 while let Some(name) = map.next_key::<String>()? {
                     if name != "__metadata__" {
-                        entries.push((name, map.next_value()?));
+                        entries.push((name, map.next_value::<MapOnly>()?.0));
                     } else if metadata_seen {
                         return Err(A::Error::custom("it has two entries __metadata__"));
                     } else {
@@ -99,6 +100,24 @@ impl<'de> Deserialize<'de> for Entries {
             }
         }
         deserializer.deserialize_map(Header)
+    }
+}
+
+struct MapOnly(Entry);
+
+impl<'de> Deserialize<'de> for MapOnly {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = MapOnly;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map with dtype, shape and data_offsets")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<MapOnly, A::Error> {
+                Entry::deserialize(MapAccessDeserializer::new(map)).map(MapOnly)
+            }
+        }
+        deserializer.deserialize_map(Fields)
     }
 }
 

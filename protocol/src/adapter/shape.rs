@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::error::ShapeError;
+use super::header::HEADER_BYTES_MAX;
 
 pub const RANK_MAX: u32 = 1024;
 pub const ALPHA_MAX: u32 = 65_536;
@@ -16,7 +17,7 @@ pub const ALPHA_MAX: u32 = 65_536;
 /// bound for headers we read.
 pub const MODULES_MAX: usize = 2048;
 pub const NAME_BYTES_MAX: usize = 128;
-pub const DIMENSION_MAX: u64 = 1 << 24;
+pub const DIMENSION_MAX: u64 = 1 << 20;
 /// 8 GiB of `f32`, and 16 GiB of running sums.
 pub const ELEMENTS_MAX: u64 = 1 << 31;
 
@@ -40,6 +41,23 @@ pub struct LoraShape {
     #[serde(serialize_with = "crate::hash::serialize_key", deserialize_with = "crate::hash::deserialize_key")]
     pub seed: [u8; 32],
     pub modules: Vec<Module>,
+}
+
+impl LoraShape {
+    /// Checks every limit. A manifest whose shape fails here is no round.
+    ///
+    /// # Errors
+    /// The first limit that is broken.
+    pub fn check(&self) -> Result<(), ShapeError> {
+        check_limits(self)
+    }
+
+    /// The largest file an adapter of this shape can be: the longest header, and every element in `f32`.
+    pub fn file_bytes_max(&self) -> u64 {
+        let dimensions = self.modules.iter().fold(0u64, |sum, module| sum.saturating_add(module.inputs).saturating_add(module.outputs));
+        let data = dimensions.saturating_mul(u64::from(self.rank)).saturating_mul(4);
+        data.saturating_add(HEADER_BYTES_MAX).saturating_add(8)
+    }
 }
 
 /// One tensor of an adapter: a row-major matrix.
@@ -121,7 +139,7 @@ fn check_limits(shape: &LoraShape) -> Result<(), ShapeError> {
                 return Err(ShapeError::Dimension { name: name.clone(), found });
             }
         }
-        // Dimensions are below 2^25 and the rank below 2^11, so nothing saturates before it is refused.
+        // Dimensions are at most 2^20 and the rank at most 2^10, so nothing saturates before it is refused.
         let of_module = inputs.saturating_add(*outputs).saturating_mul(u64::from(shape.rank));
         elements = elements.saturating_add(of_module);
     }

@@ -17,7 +17,7 @@ pub enum Direction {
 pub struct Accumulator {
     tensors: TensorList,
     /// One per tensor, each element a sum of `weight * grid points`.
-    sums: Vec<Vec<i64>>,
+    pub(super) sums: Vec<Vec<i64>>,
     members: u64,
     total_weight: u64,
     /// Set while an adapter is partly folded in.
@@ -109,7 +109,8 @@ impl Accumulator {
         Ok(Fold { accumulator: self, layout: layout.clone(), cursor: Cursor::default(), members, total, factor })
     }
 
-    pub(super) fn sums(&self) -> Result<&[Vec<i64>], MergeError> {
+    /// The sums of a merge that can be finalised.
+    pub(super) fn complete_sums(&self) -> Result<&[Vec<i64>], MergeError> {
         match (self.torn, self.members) {
             (true, _) => Err(MergeError::Torn),
             (false, 0) => Err(MergeError::Empty),

@@ -22,7 +22,7 @@ impl Accumulator {
 
     /// As [`Accumulator::finalise`], in pieces of bounded size, in order. Stops at the first error of `sink`.
     pub fn finalise_to<E: From<MergeError>>(&self, mut sink: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
-        let sums = self.sums()?;
+        let sums = self.complete_sums()?;
         sink(&canonical_header(self.tensors(), Dtype::F32))?;
         let mut piece = [[0u8; 4]; PIECE_ELEMENTS];
         for sums in sums.iter().flat_map(|sums| sums.chunks(PIECE_ELEMENTS)) {
