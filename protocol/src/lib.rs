@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod machine;
 pub mod merge;
 pub mod number;
+pub mod receipt;
 pub mod record;
 pub mod round;
 pub mod sync;
