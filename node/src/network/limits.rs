@@ -49,8 +49,11 @@ pub const REDIAL_PAUSE: Duration = Duration::from_secs(15);
 pub const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause between two dials of a bootstrap peer.
 pub const BACKOFF_LONGEST: Duration = Duration::from_secs(30);
-/// How often missing neighbours are looked for.
-pub const DISCOVERY_INTERVAL: Duration = Duration::from_secs(5);
+/// How often known peers are dialled while neighbours are missing.
+pub const DISCOVERY_INTERVAL: Duration = Duration::from_secs(2);
+/// Kademlia is asked at the 1st, 2nd, 4th, 8th... of these rounds, and from then on every so many (once a minute): a
+/// network smaller than the target always misses neighbours.
+pub const LOOKUP_ROUNDS: u32 = 30;
 /// How often the dialler looks whether a bootstrap peer is due.
 pub const DIAL_TICK: Duration = Duration::from_millis(250);
 

@@ -24,7 +24,7 @@ use super::dialer::{Dialer, believable};
 use super::download::{Context, Ended};
 use super::downloads::Downloads;
 use super::gossip::{Gossip, acceptance};
-use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, Limits, REPORTS_MAX, SYNC_WAITING_MAX};
+use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, SYNC_WAITING_MAX};
 use super::sync_codec::SYNC_PROTOCOL;
 use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
@@ -62,6 +62,8 @@ pub struct Service {
     tasks: JoinSet<()>,
     stop: CancellationToken,
     limits: Limits,
+    /// Rounds of looking for neighbours.
+    rounds: u32,
     events: mpsc::Sender<NetworkEvent>,
     /// Not yet taken by the driver.
     backlog: VecDeque<NetworkEvent>,
@@ -100,6 +102,7 @@ impl Service {
             tasks: JoinSet::new(),
             stop,
             limits: config.limits,
+            rounds: 0,
             events,
             backlog: VecDeque::new(),
             reports,
@@ -257,7 +260,10 @@ impl Service {
             return;
         }
         if !self.ready.is_empty() {
-            self.swarm.behaviour_mut().kad.get_closest_peers(PeerId::random());
+            self.rounds = self.rounds.wrapping_add(1);
+            if self.rounds.is_power_of_two() || self.rounds.is_multiple_of(LOOKUP_ROUNDS) {
+                self.swarm.behaviour_mut().kad.get_closest_peers(PeerId::random());
+            }
         }
         let (swarm, dialer) = (&mut self.swarm, &mut self.dialer);
         for dial in dialer.neighbours(Instant::now(), missing, |peer| swarm.is_connected(peer)) {
