@@ -147,17 +147,17 @@ fn every_order_of_six_adapters_merges_to_one_hash() {
         for member in order {
             accumulator.add(&adapters[*member].file, adapters[*member].weight).unwrap();
         }
-        ContentHash::of(&accumulator.finalise().unwrap())
+        (ContentHash::of(&accumulator.finalise().unwrap()), accumulator.sums)
     };
     let expected = merge(&[0, 1, 2, 3, 4, 5]);
     let mut orders = 0;
     let mut order = [0, 1, 2, 3, 4, 5];
     every_order(&mut order, 0, &mut |order| {
-        assert_eq!(merge(order), expected, "{order:?}");
+        assert!(merge(order) == expected, "{order:?}");
         orders += 1;
     });
     assert_eq!(orders, 720);
-    assert_ne!(merge(&[0, 1, 2, 3, 4]), expected);
+    assert_ne!(merge(&[0, 1, 2, 3, 4]).0, expected.0);
 }
 
 fn every_order(items: &mut [usize; MEMBERS], from: usize, visit: &mut impl FnMut(&[usize; MEMBERS])) {
