@@ -93,10 +93,11 @@ impl Cursor {
     }
 }
 
-/// Refuses a run with an element that is NaN, infinite or too large, naming the first such element.
+/// Refuses a run whose largest element has these magnitude bits, naming the first element that is NaN, infinite or too
+/// large.
 #[inline]
-pub(crate) fn check_values(lanes: Lanes, layout: &Layout, run: &Run<'_>) -> Result<(), AdapterError> {
-    if largest(lanes, run.dtype, run.bytes) <= MAGNITUDE_MAX.to_bits() {
+pub(crate) fn check_largest(magnitude: u32, layout: &Layout, run: &Run<'_>) -> Result<(), AdapterError> {
+    if magnitude <= MAGNITUDE_MAX.to_bits() {
         return Ok(());
     }
     let elements = widened(run.dtype, run.bytes).enumerate();
@@ -119,7 +120,7 @@ pub struct ValueScan {
     lanes: Lanes,
 }
 
-/// Elements checked at a time: 32 KiB at most, so that the fold finds them still in the first cache.
+/// Elements checked or folded at a time: few enough that undoing them is nothing, enough that the calls are nothing.
 pub(crate) const RUN_ELEMENTS_MAX: usize = 8192;
 
 impl ValueScan {
@@ -130,7 +131,7 @@ impl ValueScan {
     /// The next bytes of the data; the first piece begins at [`Layout::data_start`].
     pub fn push(&mut self, piece: &[u8]) -> Result<(), AdapterError> {
         let (layout, lanes) = (&self.layout, self.lanes);
-        self.cursor.advance(layout, piece, RUN_ELEMENTS_MAX, |run| check_values(lanes, layout, &run))
+        self.cursor.advance(layout, piece, RUN_ELEMENTS_MAX, |run| check_largest(largest(lanes, run.dtype, run.bytes), layout, &run))
     }
 
     /// Succeeds when every byte of the file has passed.

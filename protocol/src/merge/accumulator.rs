@@ -2,8 +2,8 @@
 
 use super::TOTAL_WEIGHT_LIMIT;
 use super::error::MergeError;
-use crate::adapter::{Cursor, Layout, LoraShape, RUN_ELEMENTS_MAX, Run, TensorList, check_values};
-use crate::number::dispatch::{Lanes, fold};
+use crate::adapter::{Cursor, Dtype, Layout, LoraShape, RUN_ELEMENTS_MAX, TensorList, check_largest};
+use crate::number::dispatch::{Lanes, fold, unfold};
 
 /// Whether an adapter enters the mean or leaves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,27 +86,27 @@ impl Accumulator {
         if *layout.tensors() != self.tensors {
             return Err(MergeError::OtherShape);
         }
-        let factor = i64::try_from(weight).ok().filter(|_| weight < TOTAL_WEIGHT_LIMIT);
-        let (members, total, factor) = match (direction, factor) {
-            _ if weight == 0 => return Err(MergeError::ZeroWeight),
-            (Direction::Add, factor) => {
+        if weight == 0 {
+            return Err(MergeError::ZeroWeight);
+        }
+        let (counted, refusal) = match direction {
+            Direction::Add => {
                 let sum = total.checked_add(weight).filter(|sum| *sum < TOTAL_WEIGHT_LIMIT);
-                let (Some(sum), Some(factor)) = (sum, factor) else {
-                    return Err(MergeError::TotalWeight { total, adding: weight });
-                };
-                (members.saturating_add(1), sum, factor)
+                (sum.zip(members.checked_add(1)), MergeError::TotalWeight { total, adding: weight })
             }
-            (Direction::Retract, factor) => {
+            Direction::Retract => {
                 let rest = total.checked_sub(weight).zip(members.checked_sub(1));
                 // Weights are at least 1, so members that remain need weight that remains, and the other way round.
                 let rest = rest.filter(|(total, members)| total >= members && (*total == 0) == (*members == 0));
-                let (Some((total, members)), Some(factor)) = (rest, factor) else {
-                    return Err(MergeError::NotAdded { weight, members, total });
-                };
-                (members, total, factor.wrapping_neg())
+                (rest, MergeError::NotAdded { weight, members, total })
             }
         };
-        Ok(Fold { accumulator: self, layout: layout.clone(), cursor: Cursor::default(), members, total, factor })
+        // Below the limit on the total, so below 2^31.
+        let (Some((total, members)), Ok(weight)) = (counted, u32::try_from(weight)) else {
+            return Err(refusal);
+        };
+        let (layout, cursor) = (layout.clone(), Cursor::default());
+        Ok(Fold { accumulator: self, layout, cursor, members, total, direction, weight })
     }
 
     /// The sums of a merge that can be finalised.
@@ -133,19 +133,30 @@ pub struct Fold<'a> {
     /// What `finish` will set.
     members: u64,
     total: u64,
-    factor: i64,
+    direction: Direction,
+    weight: u32,
 }
 
 impl Fold<'_> {
     /// The next bytes of the file's data, any number of them; the first piece begins at [`Layout::data_start`].
     pub fn push(&mut self, piece: &[u8]) -> Result<(), MergeError> {
-        let Self { accumulator: Accumulator { sums, torn, lanes, .. }, layout, cursor, factor, .. } = self;
+        let Self { accumulator: Accumulator { sums, torn, lanes, .. }, layout, cursor, direction, weight, .. } = self;
         *torn = true;
         cursor.advance(layout, piece, RUN_ELEMENTS_MAX, |run| {
+            // Runs come from a layout of the same shape as the sums, so the slice is always there.
+            let Some(sums) = sums.get_mut(run.tensor).and_then(|sums| sums.get_mut(run.first..)) else {
+                return Err(MergeError::OtherShape);
+            };
+            let (forth, back): (Step, Step) = match direction {
+                Direction::Add => (fold, unfold),
+                Direction::Retract => (unfold, fold),
+            };
+            let largest = forth(*lanes, run.dtype, sums, run.bytes, *weight);
             // Checked again although scanned before: a fold of NaN would be silent.
-            check_values(*lanes, layout, &run)?;
-            fold_run(*lanes, sums, &run, *factor);
-            Ok(())
+            check_largest(largest, layout, &run).map_err(|error| {
+                back(*lanes, run.dtype, sums, run.bytes, *weight);
+                error.into()
+            })
         })
     }
 
@@ -160,9 +171,4 @@ impl Fold<'_> {
     }
 }
 
-/// Runs come from a layout of the same shape as the sums, so the slice is always there.
-fn fold_run(lanes: Lanes, sums: &mut [Vec<i64>], run: &Run<'_>, factor: i64) {
-    if let Some(sums) = sums.get_mut(run.tensor).and_then(|sums| sums.get_mut(run.first..)) {
-        fold(lanes, run.dtype, sums, run.bytes, factor);
-    }
-}
+type Step = fn(Lanes, Dtype, &mut [i64], &[u8], u32) -> u32;
