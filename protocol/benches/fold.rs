@@ -1,7 +1,9 @@
 //! How fast an adapter is folded in, on one core, beside a plain copy of the same elements: the bar is 0.7 of the copy.
 //!
 //! `fold` is what a peer runs on data it holds, value check and streaming included; `loop` is the bare inner loop for
-//! each set of vector instructions. Sizes: one that stays in the second cache, and one far beyond every cache.
+//! each set of vector instructions. Sizes: one that stays in the second cache, one of a
+//! usual adapter, in the third, and one far beyond every cache. A fold must read and write sums of eight bytes beside the
+//! four it reads, so several files at once share that.
 //! `cargo bench -p mingle-protocol --bench fold`
 
 use std::hint::black_box;
@@ -35,7 +37,7 @@ fn file(shape: &LoraShape, dtype: Dtype) -> Vec<u8> {
 }
 
 fn folds(criterion: &mut Criterion) {
-    for (name, shape) in [("cached", shape(1, 1024)), ("memory", shape(16, 32_768))] {
+    for (name, shape) in [("32 Ki", shape(1, 1024)), ("1 Mi", shape(4, 8192)), ("16 Mi", shape(16, 32_768))] {
         let mut group = criterion.benchmark_group(name);
         group.sample_size(20).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
         let elements = TensorList::of(&shape).unwrap().elements();
@@ -64,6 +66,20 @@ fn folds(criterion: &mut Criterion) {
                     direction = if direction == Direction::Add { Direction::Retract } else { Direction::Add };
                 })
             });
+            let mut accumulator = Accumulator::new(&shape).unwrap();
+            let mut direction = Direction::Add;
+            group.throughput(Throughput::Elements(4 * elements));
+            group.bench_function(format!("fold {dtype}, 4 files at once"), |bencher| {
+                bencher.iter(|| {
+                    let mut fold = accumulator.begin_all(&[(&layout, 7, direction); 4]).unwrap();
+                    for piece in black_box(data).chunks(16_384) {
+                        (0..4).for_each(|file| fold.push_to(file, piece).unwrap());
+                    }
+                    fold.finish().unwrap();
+                    direction = if direction == Direction::Add { Direction::Retract } else { Direction::Add };
+                })
+            });
+            group.throughput(Throughput::Elements(elements));
             let mut sums = vec![0i64; elements as usize];
             for lanes in Lanes::all() {
                 group.bench_function(format!("loop {dtype} {lanes:?}"), |bencher| {

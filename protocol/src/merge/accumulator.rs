@@ -79,34 +79,26 @@ impl Accumulator {
     /// Begins to fold a file in, piece by piece. Scan its values first ([`Layout::scan`]): an unfit value found half-way
     /// leaves a torn accumulator, which refuses everything from then on.
     pub fn begin(&mut self, layout: &Layout, weight: u64, direction: Direction) -> Result<Fold<'_>, MergeError> {
-        let &mut Self { members, total_weight: total, torn, .. } = self;
-        if torn {
+        self.begin_all(&[(layout, weight, direction)])
+    }
+
+    /// Begins to fold several files at once. Sums are most of the memory that a fold moves, so a peer that has many
+    /// adapters to catch up with does well to push a small piece of each in turn, while those sums are in its caches.
+    pub fn begin_all(&mut self, files: &[(&Layout, u64, Direction)]) -> Result<Fold<'_>, MergeError> {
+        if self.torn {
             return Err(MergeError::Torn);
         }
-        if *layout.tensors() != self.tensors {
-            return Err(MergeError::OtherShape);
-        }
-        if weight == 0 {
-            return Err(MergeError::ZeroWeight);
-        }
-        let (counted, refusal) = match direction {
-            Direction::Add => {
-                let sum = total.checked_add(weight).filter(|sum| *sum < TOTAL_WEIGHT_LIMIT);
-                (sum.zip(members.checked_add(1)), MergeError::TotalWeight { total, adding: weight })
+        let (mut members, mut total) = (self.members, self.total_weight);
+        let mut parts = Vec::new();
+        for &(layout, weight, direction) in files {
+            if *layout.tensors() != self.tensors {
+                return Err(MergeError::OtherShape);
             }
-            Direction::Retract => {
-                let rest = total.checked_sub(weight).zip(members.checked_sub(1));
-                // Weights are at least 1, so members that remain need weight that remains, and the other way round.
-                let rest = rest.filter(|(total, members)| total >= members && (*total == 0) == (*members == 0));
-                (rest, MergeError::NotAdded { weight, members, total })
-            }
-        };
-        // Below the limit on the total, so below 2^31.
-        let (Some((total, members)), Ok(weight)) = (counted, u32::try_from(weight)) else {
-            return Err(refusal);
-        };
-        let (layout, cursor) = (layout.clone(), Cursor::default());
-        Ok(Fold { accumulator: self, layout, cursor, members, total, direction, weight })
+            let factor;
+            (members, total, factor) = count(members, total, weight, direction)?;
+            parts.push(Part { layout: layout.clone(), cursor: Cursor::default(), direction, weight: factor });
+        }
+        Ok(Fold { accumulator: self, parts, members, total })
     }
 
     /// The sums of a merge that can be finalised.
@@ -123,33 +115,70 @@ impl Accumulator {
     }
 }
 
-/// One adapter on its way in or out. Dropped before [`Fold::finish`], it leaves a torn accumulator, unless nothing was
+/// Members and total weight after one more adapter, and its weight in the fewer bits that the limit leaves it.
+fn count(members: u64, total: u64, weight: u64, direction: Direction) -> Result<(u64, u64, u32), MergeError> {
+    if weight == 0 {
+        return Err(MergeError::ZeroWeight);
+    }
+    let (counted, refusal) = match direction {
+        Direction::Add => {
+            let sum = total.checked_add(weight).filter(|sum| *sum < TOTAL_WEIGHT_LIMIT);
+            (sum.zip(members.checked_add(1)), MergeError::TotalWeight { total, adding: weight })
+        }
+        Direction::Retract => {
+            let rest = total.checked_sub(weight).zip(members.checked_sub(1));
+            // Weights are at least 1, so members that remain need weight that remains, and the other way round.
+            let rest = rest.filter(|(total, members)| total >= members && (*total == 0) == (*members == 0));
+            (rest, MergeError::NotAdded { weight, members, total })
+        }
+    };
+    match (counted, u32::try_from(weight)) {
+        (Some((total, members)), Ok(weight)) => Ok((members, total, weight)),
+        _ => Err(refusal),
+    }
+}
+
+/// Adapters on their way in or out. Dropped before [`Fold::finish`], it leaves a torn accumulator, unless nothing was
 /// pushed yet.
 #[derive(Debug)]
 pub struct Fold<'a> {
     accumulator: &'a mut Accumulator,
-    layout: Layout,
-    cursor: Cursor,
+    parts: Vec<Part>,
     /// What `finish` will set.
     members: u64,
     total: u64,
+}
+
+/// One file of a fold, and how far it has come.
+#[derive(Debug)]
+struct Part {
+    layout: Layout,
+    cursor: Cursor,
     direction: Direction,
     weight: u32,
 }
 
 impl Fold<'_> {
-    /// The next bytes of the file's data, any number of them; the first piece begins at [`Layout::data_start`].
+    /// The next bytes of the only file's data, any number of them; the first piece begins at [`Layout::data_start`].
     pub fn push(&mut self, piece: &[u8]) -> Result<(), MergeError> {
-        let Self { accumulator: Accumulator { sums, torn, lanes, .. }, layout, cursor, direction, weight, .. } = self;
+        self.push_to(0, piece)
+    }
+
+    /// The next bytes of one file's data, the files counted as they were given to [`Accumulator::begin_all`].
+    pub fn push_to(&mut self, file: usize, piece: &[u8]) -> Result<(), MergeError> {
+        let Accumulator { sums, torn, lanes, .. } = &mut *self.accumulator;
+        let Some(Part { layout, cursor, direction, weight }) = self.parts.get_mut(file) else {
+            return Err(MergeError::NoSuchFile { file, begun: self.parts.len() });
+        };
+        let (forth, back): (Step, Step) = match direction {
+            Direction::Add => (fold, unfold),
+            Direction::Retract => (unfold, fold),
+        };
         *torn = true;
         cursor.advance(layout, piece, RUN_ELEMENTS_MAX, |run| {
             // Runs come from a layout of the same shape as the sums, so the slice is always there.
             let Some(sums) = sums.get_mut(run.tensor).and_then(|sums| sums.get_mut(run.first..)) else {
                 return Err(MergeError::OtherShape);
-            };
-            let (forth, back): (Step, Step) = match direction {
-                Direction::Add => (fold, unfold),
-                Direction::Retract => (unfold, fold),
             };
             let largest = forth(*lanes, run.dtype, sums, run.bytes, *weight);
             // Checked again although scanned before: a fold of NaN would be silent.
@@ -160,9 +189,9 @@ impl Fold<'_> {
         })
     }
 
-    /// Counts the adapter in or out, once all its data has passed.
+    /// Counts the adapters in or out, once all their data has passed.
     pub fn finish(self) -> Result<(), MergeError> {
-        self.cursor.finish(&self.layout)?;
+        self.parts.iter().try_for_each(|part| part.cursor.finish(&part.layout))?;
         let Self { accumulator, members, total, .. } = self;
         accumulator.members = members;
         accumulator.total_weight = total;
