@@ -155,7 +155,8 @@ pub fn widened(dtype: Dtype, bytes: &[u8]) -> impl Iterator<Item = f32> {
 }
 
 /// The inner loop of every merge: `sums = step(sums, weight * quantise(elements))`, where `step` adds or subtracts, and the
-/// magnitude bits of the largest element. Unfit elements count as zero, so that a run which had any can be undone.
+/// magnitude bits of the largest element. Unfit elements leave
+/// sums without meaning; the caller looks at the largest and gives them up.
 ///
 /// Wrapping is exact here: sums stay inside an `i64` by the bound on the total weight, and a sum that went out and came
 /// back would still be right. A weight of 32 bits lets AVX2, which cannot multiply 64 by 64 bits, do with less.
@@ -170,10 +171,8 @@ fn fold_each<const N: usize>(
     let mut largest = 0;
     for (sum, element) in sums.iter_mut().zip(elements) {
         let bits = widen(*element).to_bits();
-        let magnitude = bits & MAGNITUDE_BITS;
-        largest = magnitude.max(largest);
-        let fit = if magnitude <= MAGNITUDE_MAX.to_bits() { bits } else { 0 };
-        *sum = step(*sum, quantise(f32::from_bits(fit)).wrapping_mul(i64::from(weight)));
+        largest = largest.max(bits & MAGNITUDE_BITS);
+        *sum = step(*sum, quantise(f32::from_bits(bits)).wrapping_mul(i64::from(weight)));
     }
     largest
 }

@@ -33,7 +33,7 @@ pub(crate) struct Cursor {
 
 impl Cursor {
     /// Hands the elements in `piece` on, in runs of at most `run_max` elements. Fails when there is more data than the
-    /// layout has, or with the first failure of `each`.
+    /// layout has, or with the first failure of `each`; after a failure it never finishes.
     pub fn advance<E: From<AdapterError>>(
         &mut self,
         layout: &Layout,
@@ -62,7 +62,7 @@ impl Cursor {
                     return Ok(());
                 }
                 self.cut_length = 0;
-                run(self.element, self.cut.get(..size).unwrap_or_default())?;
+                run(self.element, self.cut.get(..size).unwrap_or_default()).inspect_err(|_| self.place = usize::MAX)?;
                 1
             } else {
                 let here = piece.len().checked_div(size).unwrap_or(0);
@@ -71,7 +71,7 @@ impl Cursor {
                 let (head, rest) = piece.split_at_checked(bytes).unwrap_or((piece, &[]));
                 piece = rest;
                 self.passed = self.passed.saturating_add(bytes as u64);
-                run(self.element, head)?;
+                run(self.element, head).inspect_err(|_| self.place = usize::MAX)?;
                 run_length
             };
             self.element = self.element.saturating_add(run_length);
@@ -120,7 +120,7 @@ pub struct ValueScan {
     lanes: Lanes,
 }
 
-/// Elements checked or folded at a time: few enough that undoing them is nothing, enough that the calls are nothing.
+/// Elements checked or folded at a time: enough that the calls are nothing, few enough to name one of them quickly.
 pub(crate) const RUN_ELEMENTS_MAX: usize = 8192;
 
 impl ValueScan {

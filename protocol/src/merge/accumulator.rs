@@ -2,7 +2,7 @@
 
 use super::TOTAL_WEIGHT_LIMIT;
 use super::error::MergeError;
-use crate::adapter::{Cursor, Dtype, Layout, LoraShape, RUN_ELEMENTS_MAX, TensorList, check_largest};
+use crate::adapter::{Cursor, Layout, LoraShape, RUN_ELEMENTS_MAX, TensorList, check_largest};
 use crate::number::dispatch::{Lanes, fold, unfold};
 
 /// Whether an adapter enters the mean or leaves it.
@@ -170,9 +170,9 @@ impl Fold<'_> {
         let Some(Part { layout, cursor, direction, weight }) = self.parts.get_mut(file) else {
             return Err(MergeError::NoSuchFile { file, begun: self.parts.len() });
         };
-        let (forth, back): (Step, Step) = match direction {
-            Direction::Add => (fold, unfold),
-            Direction::Retract => (unfold, fold),
+        let step = match direction {
+            Direction::Add => fold,
+            Direction::Retract => unfold,
         };
         *torn = true;
         cursor.advance(layout, piece, RUN_ELEMENTS_MAX, |run| {
@@ -180,12 +180,9 @@ impl Fold<'_> {
             let Some(sums) = sums.get_mut(run.tensor).and_then(|sums| sums.get_mut(run.first..)) else {
                 return Err(MergeError::OtherShape);
             };
-            let largest = forth(*lanes, run.dtype, sums, run.bytes, *weight);
+            let largest = step(*lanes, run.dtype, sums, run.bytes, *weight);
             // Checked again although scanned before: a fold of NaN would be silent.
-            check_largest(largest, layout, &run).map_err(|error| {
-                back(*lanes, run.dtype, sums, run.bytes, *weight);
-                error.into()
-            })
+            Ok(check_largest(largest, layout, &run)?)
         })
     }
 
@@ -199,5 +196,3 @@ impl Fold<'_> {
         Ok(())
     }
 }
-
-type Step = fn(Lanes, Dtype, &mut [i64], &[u8], u32) -> u32;

@@ -87,7 +87,7 @@ macro_rules! compiled_for_lanes {
 
 compiled_for_lanes! {
     /// `sums += weight * quantise(elements)`, element by element up to the shorter of the two. Returns what [`largest`]
-    /// returns; an unfit element counts as zero, so [`unfold`] takes out exactly what this put in.
+    /// returns: above the limit, the sums have lost their meaning.
     fn fold(dtype: Dtype, sums: &mut [i64], elements: &[u8], weight: u32) -> u32 {
         match dtype {
             Dtype::F32 => fold_each(sums, elements.as_chunks().0, f32::from_le_bytes, weight, i64::wrapping_add),
@@ -98,7 +98,7 @@ compiled_for_lanes! {
 }
 
 compiled_for_lanes! {
-    /// The exact inverse of [`fold`].
+    /// The exact inverse of [`fold`], for elements that are fit.
     fn unfold(dtype: Dtype, sums: &mut [i64], elements: &[u8], weight: u32) -> u32 {
         match dtype {
             Dtype::F32 => fold_each(sums, elements.as_chunks().0, f32::from_le_bytes, weight, i64::wrapping_sub),
