@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::blob_frames::Request;
-use super::limits::{BUSY_MAX, BUSY_PAUSE, Limits, PROGRESS_INTERVAL, PROVIDERS_MAX, RANGES_AT_ONCE};
+use super::limits::{BUSY_DOUBLINGS, BUSY_MAX, BUSY_PAUSE, Limits, PROGRESS_INTERVAL, PROVIDERS_MAX, RANGES_AT_ONCE};
 use super::range::{RangeError, fetch_range};
 use super::service::Report;
 use crate::store::{ChunkRanges, PartialBlob, Store, StoreError};
@@ -187,7 +187,7 @@ impl Download {
         match error {
             RangeError::Store(error) => return Some(Ended::Failed(error.to_string())),
             RangeError::Busy { .. } => {
-                provider.not_before = Instant::now() + BUSY_PAUSE * (1 << provider.busy.min(BUSY_MAX));
+                provider.not_before = Instant::now() + BUSY_PAUSE * (1 << provider.busy.min(BUSY_DOUBLINGS));
                 provider.busy += 1;
                 if provider.busy > BUSY_MAX {
                     provider.out = Some(why);
