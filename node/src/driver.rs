@@ -462,7 +462,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let Self { store, machine, key, .. } = self;
         let round = machine.round().clone();
         let file = std::fs::File::open(&prepared.weights).with_context(|| format!("cannot read {}", prepared.weights.display()))?;
-        let checked = tokio::task::block_in_place(|| CheckedAdapter::read(file, &round))
+        let checked = tokio::task::block_in_place(|| CheckedAdapter::read(file, round.tensors()))
             .with_context(|| format!("{} cannot be announced in round \"{}\"", prepared.weights.display(), round.manifest().name))?;
         let member = key.member();
         self.phase = Phase::Announced;

@@ -2,7 +2,8 @@
 //! peers could take differently lives in `mingle_protocol`.
 
 pub mod cli;
-pub mod config;
+pub mod console;
+pub mod contribution;
 pub mod data;
 pub mod driver;
 pub mod evaluate;

@@ -10,7 +10,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use mingle_protocol::adapter::{AdapterError, Layout, header_length};
+use mingle_protocol::adapter::{AdapterError, Layout, TensorList, header_length};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::ledger::Admitted;
@@ -62,8 +62,8 @@ impl CheckedAdapter {
     /// Reads the whole file once in bounded memory.
     ///
     /// # Errors
-    /// A file that is no adapter of this round.
-    pub fn read(mut file: File, round: &Round) -> Result<Self, FoldError> {
+    /// A file that does not hold exactly these tensors.
+    pub fn read(mut file: File, tensors: &TensorList) -> Result<Self, FoldError> {
         let size = file.metadata()?.len();
         file.seek(SeekFrom::Start(0))?;
         let mut head = vec![0; usize::try_from(size.min(8)).unwrap_or(8)];
@@ -72,7 +72,7 @@ impl CheckedAdapter {
         head.resize(length.max(head.len()), 0);
         let (_, rest) = head.split_at_mut(8.min(length));
         file.read_exact(rest)?;
-        let layout = Layout::parse_for(&head, size, round.tensors())?;
+        let layout = Layout::parse_for(&head, size, tensors)?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&head);
         let mut scan = layout.scan();
@@ -199,7 +199,7 @@ impl Merger {
             Err(StoreError::NotFound { .. } | StoreError::Damaged { .. }) => return Err(lost()),
             Err(error) => return Err(FoldError::Store(error)),
         };
-        match CheckedAdapter::read(blob.data, &self.round) {
+        match CheckedAdapter::read(blob.data, self.round.tensors()) {
             Ok(checked) if checked.hash != entry.adapter => self.demote(entry.adapter),
             Ok(mut checked) => checked.fold(&mut self.accumulator, entry.weight, direction),
             // Bytes that are wrong may be wrong because they changed here: only the announced bytes can be refused.
