@@ -149,8 +149,8 @@ impl Service {
             }
         };
         self.close().await;
-        // The store is let go before the caller hears of it.
-        drop(self);
+        // The store and the queue are let go before the caller hears of it.
+        drop((self, inbox));
         if let Some(done) = done {
             let _ = done.send(());
         }
