@@ -69,11 +69,11 @@ async fn a_sync_message_beyond_the_bound_is_refused() {
             }
         }
     });
-    honest.connected_to(id).await;
     // Of the four only the one within its bounds is heard.
     let heard = |event| if let NetworkEvent::SyncRequest { bytes, token, .. } = event { Some((bytes, token)) } else { None };
     let (bytes, token) = honest.expect("the modest question", heard).await;
     assert_eq!(bytes, [7; 3]);
+    honest.connected_to(id).await;
     // An answer that is none of our length-prefixed ones fails at our side, by name.
     honest.handle.sync_request(id, b"question".to_vec()).unwrap();
     honest
