@@ -22,7 +22,8 @@ impl Console {
     /// `json` writes one JSON object a line to standard output; otherwise people read standard error. `quiet` leaves
     /// out all but trouble.
     pub fn new(json: bool, quiet: bool) -> Self {
-        let target = if json || quiet || !std::io::stderr().is_terminal() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let target =
+            if json || quiet || !std::io::stderr().is_terminal() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(None, target);
         if let Ok(style) = ProgressStyle::with_template("{msg:12} [{bar:32}] {pos}/{len} {prefix}") {
             bar.set_style(style.progress_chars("=> "));
@@ -40,7 +41,9 @@ impl Console {
         match event {
             Event::Training(status) => self.progress(status),
             Event::Fetching { .. } if self.bar.is_hidden() => {}
-            Event::Trouble { .. } | Event::Conflict { .. } | Event::AdapterRefused { .. } | Event::RecordRefused { .. } => self.line(&event.to_string()),
+            Event::Trouble { .. } | Event::Conflict { .. } | Event::AdapterRefused { .. } | Event::RecordRefused { .. } => {
+                self.line(&event.to_string())
+            }
             _ if self.quiet => {}
             Event::Trained { .. } => {
                 self.bar.finish_and_clear();

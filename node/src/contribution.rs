@@ -89,7 +89,9 @@ impl TrainingPlan {
         check_base(&plan.base, round)?;
         let start = match (&round.manifest().parent, &plan.start_from) {
             (Some(parent), from) => Some(parent_adapter(parent, from.as_deref(), home)?),
-            (None, Some(from)) => bail!("round \"{}\" has no parent, so its members may not start from {}", round.manifest().name, from.display()),
+            (None, Some(from)) => {
+                bail!("round \"{}\" has no parent, so its members may not start from {}", round.manifest().name, from.display())
+            }
             (None, None) => None,
         };
         let (base, examples) = plan.load()?;
@@ -163,7 +165,8 @@ pub fn check_base(folder: &Path, round: &Round) -> Result<()> {
 fn parent_adapter(parent: &Parent, given: Option<&Path>, home: &Home) -> Result<Adapter> {
     let folder = given.map_or_else(|| home.round(parent.round).merged_current(), Path::to_owned);
     let weights = folder.join(peft::WEIGHTS);
-    let found: ContentHash = hash_of(&weights).with_context(|| format!("cannot read the parent round's merged adapter {}", weights.display()))?;
+    let found: ContentHash =
+        hash_of(&weights).with_context(|| format!("cannot read the parent round's merged adapter {}", weights.display()))?;
     anyhow::ensure!(found == parent.merged, "{} has hash {found}, but the round starts from {}", weights.display(), parent.merged);
     Ok(peft::read(&folder)?)
 }
@@ -177,7 +180,12 @@ pub fn from_directory(folder: &Path, round: &Round, examples: u64) -> Result<Pre
     let config = peft::read_config(folder)?;
     let shape = round.shape();
     let matches = |what: &str, found: f64, expected: f64| {
-        anyhow::ensure!(found == expected, "{} has {what} {found}, but round \"{}\" needs {expected}", folder.display(), round.manifest().name);
+        anyhow::ensure!(
+            found == expected,
+            "{} has {what} {found}, but round \"{}\" needs {expected}",
+            folder.display(),
+            round.manifest().name
+        );
         Ok(())
     };
     matches("rank", config.rank as f64, f64::from(shape.rank))?;

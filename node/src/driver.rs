@@ -155,7 +155,11 @@ impl<F: FnMut(&Event)> Driver<F> {
         let Peer { home, round, key, listen, bootstrap, mdns, work, goal } = peer;
         let member = key.member();
         if !matches!(work, Work::Read) {
-            anyhow::ensure!(round.manifest().roster.admits(&member), "member {member} is not in the roster of round \"{}\"", round.manifest().name);
+            anyhow::ensure!(
+                round.manifest().roster.admits(&member),
+                "member {member} is not in the roster of round \"{}\"",
+                round.manifest().name
+            );
         }
         home.prepare(&round)?;
         let store = Store::open(home.store())?;
@@ -184,7 +188,13 @@ impl<F: FnMut(&Event)> Driver<F> {
         start_averaging(&round, &store, &home, order, job_sender.clone());
         let role = if matches!(work, Work::Read) { "reader" } else { "member" };
         let manifest = round.manifest();
-        observe(&Event::Started { role, member, round: round.id().to_string(), name: manifest.name.clone(), home: home.folder().to_owned() });
+        observe(&Event::Started {
+            role,
+            member,
+            round: round.id().to_string(),
+            name: manifest.name.clone(),
+            home: home.folder().to_owned(),
+        });
         let machine = Machine::new(round, records);
         let mut driver = Self {
             machine,
@@ -385,7 +395,9 @@ impl<F: FnMut(&Event)> Driver<F> {
             NetworkEvent::Gossip { message_id, from, bytes } => {
                 self.handle_from(Input::Gossip { bytes }, Some(Origin::Gossip { message: message_id, from }))?;
             }
-            NetworkEvent::SyncRequest { token, bytes, .. } => self.handle_from(Input::SyncRequest { bytes }, Some(Origin::Question(token)))?,
+            NetworkEvent::SyncRequest { token, bytes, .. } => {
+                self.handle_from(Input::SyncRequest { bytes }, Some(Origin::Question(token)))?
+            }
             NetworkEvent::SyncResponse { from, bytes } => self.handle(Input::SyncResponse { from, bytes })?,
             NetworkEvent::SyncFailed { from, why } => tracing::debug!(%from, why, "reconciliation failed"),
             NetworkEvent::BlobProgress { hash, have, size, .. } => {

@@ -54,7 +54,8 @@ impl Proof {
         );
         for (entry, text) in self.receipt.admitted.iter().zip(&self.records) {
             let bytes = decode_hex(text).context("a signed record in the receipt is not hex")?;
-            let record = UnverifiedRecord(&bytes).verify(&round).with_context(|| format!("the record of member {} is refused", entry.member))?;
+            let record =
+                UnverifiedRecord(&bytes).verify(&round).with_context(|| format!("the record of member {} is refused", entry.member))?;
             let said = record.announcement().map(|said| (said.member, record.id(), said.adapter, said.size, said.weight));
             anyhow::ensure!(
                 said == Some((entry.member, entry.record, entry.adapter, entry.size, entry.weight)),
@@ -159,7 +160,13 @@ fn card(round: &Round, receipt: &Receipt) -> String {
 ///
 /// # Errors
 /// What the file system says.
-pub fn publish(merged: &Path, round: &Round, average: &Accumulator, held: Vec<Admitted>, records: &[SignedRecord]) -> Result<(Receipt, PathBuf)> {
+pub fn publish(
+    merged: &Path,
+    round: &Round,
+    average: &Accumulator,
+    held: Vec<Admitted>,
+    records: &[SignedRecord],
+) -> Result<(Receipt, PathBuf)> {
     std::fs::create_dir_all(merged).with_context(|| format!("cannot create {}", merged.display()))?;
     let building = merged.join("next");
     let receipt = write(&building, round, average, held, records)?;

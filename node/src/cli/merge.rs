@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail};
 use mingle_protocol::adapter::{LoraShape, Module};
 use mingle_protocol::merge::{Accumulator, Direction};
 
+use crate::files;
 use crate::merged::write_tensors;
 use crate::merger::CheckedAdapter;
 use crate::peft::{self, AdapterConfig};
-use crate::files;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -57,7 +57,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
         if (found.rank, found.alpha) != (config.rank, config.alpha) {
             bail!(
                 "{} has rank {} and alpha {}, but {} has rank {} and alpha {}: they cannot be averaged tensor by tensor",
-                folder.display(), found.rank, found.alpha, first.display(), config.rank, config.alpha
+                folder.display(),
+                found.rank,
+                found.alpha,
+                first.display(),
+                config.rank,
+                config.alpha
             );
         }
         let refused = || format!("{} cannot be merged", folder.display());
@@ -83,7 +88,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn shape_of(folder: &Path, config: &AdapterConfig) -> Result<LoraShape> {
     let adapter = peft::read(folder)?;
     let alpha = config.alpha;
-    anyhow::ensure!(alpha.fract() == 0.0 && (1.0..=65_536.0).contains(&alpha), "{} has alpha {alpha}, but a whole number is needed", folder.display());
+    anyhow::ensure!(
+        alpha.fract() == 0.0 && (1.0..=65_536.0).contains(&alpha),
+        "{} has alpha {alpha}, but a whole number is needed",
+        folder.display()
+    );
     let mut modules: BTreeMap<String, Module> = BTreeMap::new();
     for name in adapter.modules() {
         let dims = |which| {

@@ -110,9 +110,19 @@ fn new(args: NewArgs) -> Result<ExitCode> {
         WeightArg::Examples => WeightRule::Examples { cap: args.weight_cap },
         WeightArg::Equal => WeightRule::Equal,
     };
-    let roster = if args.members.is_empty() { Roster::Open } else { Roster::Members(args.members.iter().copied().collect::<BTreeSet<_>>()) };
-    let manifest =
-        Manifest { version: VERSION, name: args.name.clone(), base, kind, rule: MergeRule::Mean, weight, member_max: args.member_max, roster, parent };
+    let roster =
+        if args.members.is_empty() { Roster::Open } else { Roster::Members(args.members.iter().copied().collect::<BTreeSet<_>>()) };
+    let manifest = Manifest {
+        version: VERSION,
+        name: args.name.clone(),
+        base,
+        kind,
+        rule: MergeRule::Mean,
+        weight,
+        member_max: args.member_max,
+        roster,
+        parent,
+    };
     let round = Round::new(manifest)?;
     if args.out.exists() {
         bail!("{} exists already; a round file is never overwritten", args.out.display());
@@ -154,7 +164,12 @@ fn from_parent(folder: &Path, args: &NewArgs) -> Result<(BaseModel, AdapterKind,
     let manifest = checked.round.manifest();
     if args.base.is_some() {
         let given = base_model(args)?;
-        anyhow::ensure!(given.digest == manifest.base.digest, "--base has digest {}, but the parent round used {}", given.digest, manifest.base.digest);
+        anyhow::ensure!(
+            given.digest == manifest.base.digest,
+            "--base has digest {}, but the parent round used {}",
+            given.digest,
+            manifest.base.digest
+        );
     }
     Ok((manifest.base.clone(), manifest.kind.clone(), Some(Parent { round: checked.round.id(), merged })))
 }

@@ -53,7 +53,13 @@ fn show(status: &Status) {
         (false, ..) => "not running".to_owned(),
         (true, Phase::Training, Some(training)) => format!(
             "training: epoch {}/{}, step {}/{}, loss {:.4}, {:.0} tokens/s, {:.0} s left",
-            training.epoch, training.epochs, training.step, training.steps, training.loss, training.tokens_per_second, training.seconds_left
+            training.epoch,
+            training.epochs,
+            training.step,
+            training.steps,
+            training.loss,
+            training.tokens_per_second,
+            training.seconds_left
         ),
         (true, Phase::Training, None) => "training: loading".to_owned(),
         (true, Phase::Announced, _) => "announced its adapter, serving".to_owned(),

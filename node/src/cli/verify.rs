@@ -42,7 +42,9 @@ pub struct Args {
 /// What the recomputation of a merge found.
 enum Recomputed {
     Same,
-    Different { found: ContentHash },
+    Different {
+        found: ContentHash,
+    },
     /// Adapters that are not at hand.
     Missing(Vec<ContentHash>),
 }
@@ -80,7 +82,12 @@ fn examine(args: &Args, proof: &Proof) -> Result<(CheckedProof, Recomputed)> {
     let checked = proof.check()?;
     let weights = args.directory.join(peft::WEIGHTS);
     let found = hash_of(&weights).with_context(|| format!("cannot read {}", weights.display()))?;
-    anyhow::ensure!(found == checked.receipt.merged, "{} has hash {found}, but the receipt says {}", weights.display(), checked.receipt.merged);
+    anyhow::ensure!(
+        found == checked.receipt.merged,
+        "{} has hash {found}, but the receipt says {}",
+        weights.display(),
+        checked.receipt.merged
+    );
     let home = args.home.open()?.round(checked.round.id()).store().join("blobs");
     let places: Vec<PathBuf> = args.adapters.iter().cloned().chain([args.directory.join("adapters"), home]).collect();
     let recomputed = recompute(&checked, &places)?;
@@ -118,7 +125,9 @@ fn find(adapter: ContentHash, places: &[PathBuf]) -> Option<PathBuf> {
     let name = adapter.to_string();
     let files = || places.iter().flat_map(|place| std::fs::read_dir(place).into_iter().flatten().flatten()).map(|entry| entry.path());
     let named = |path: &Path| path.file_stem().is_some_and(|stem| stem.to_string_lossy() == name) && is_adapter(path);
-    files().find(|path| named(path)).or_else(|| files().find(|path| is_safetensors(path) && hash_of(path).is_ok_and(|hash| hash == adapter)))
+    files()
+        .find(|path| named(path))
+        .or_else(|| files().find(|path| is_safetensors(path) && hash_of(path).is_ok_and(|hash| hash == adapter)))
 }
 
 fn is_adapter(path: &Path) -> bool {
@@ -145,7 +154,10 @@ fn tell(checked: &CheckedProof, recomputed: &Recomputed) {
         Recomputed::Same => println!("Merging the members' adapters again gives the same bytes."),
         Recomputed::Different { found } => println!("FALSE: merging the members' adapters again gives {found}, not what is here."),
         Recomputed::Missing(missing) => {
-            println!("Not shown: that these bytes are the mean of that set, because {} adapters are not at hand (--adapters).", missing.len());
+            println!(
+                "Not shown: that these bytes are the mean of that set, because {} adapters are not at hand (--adapters).",
+                missing.len()
+            );
         }
     }
 }

@@ -68,7 +68,11 @@ impl fmt::Display for Event {
             Self::Connected { peer, neighbours } => write!(f, "connected to {peer} ({neighbours} neighbours)"),
             Self::Disconnected { peer, neighbours } => write!(f, "lost {peer} ({neighbours} neighbours)"),
             Self::Training(status) => {
-                write!(f, "training: step {} of {}, loss {:.4}, {:.0} tokens/s", status.step, status.steps, status.loss, status.tokens_per_second)
+                write!(
+                    f,
+                    "training: step {} of {}, loss {:.4}, {:.0} tokens/s",
+                    status.step, status.steps, status.loss, status.tokens_per_second
+                )
             }
             Self::Trained { examples, loss_before: Some(before), loss_after: Some(after), seconds } => {
                 write!(f, "trained on {examples} examples in {seconds:.1} s: held-out loss {before:.4} -> {after:.4}")

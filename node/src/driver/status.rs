@@ -79,13 +79,7 @@ pub struct MergedStatus {
 
 impl MergedStatus {
     pub fn new(receipt: &Receipt, folder: PathBuf) -> Self {
-        Self {
-            adapters: receipt.admitted.len(),
-            weight: receipt.weight(),
-            merged_hash: receipt.merged,
-            set_root: receipt.set_root,
-            folder,
-        }
+        Self { adapters: receipt.admitted.len(), weight: receipt.weight(), merged_hash: receipt.merged, set_root: receipt.set_root, folder }
     }
 }
 

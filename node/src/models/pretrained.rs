@@ -64,16 +64,7 @@ impl BaseModel {
     /// The linear modules whose last name part (`q_proj`), or whole name, is among `targets`; sorted by name. Targets
     /// that name nothing are refused.
     pub fn modules(&self, targets: &[String]) -> Result<Vec<LinearModule>, ModelError> {
-        let all = all_modules(self.config());
-        let hit = |name: &str, target: &str| name == target || name.rsplit('.').next() == Some(target);
-        for target in targets {
-            if !all.iter().any(|module| hit(&module.name, target)) {
-                let last = |name: &&str| name.rsplit('.').next().unwrap_or_default().to_string();
-                let known = BLOCK_MODULES.iter().map(last).collect::<Vec<_>>().join(", ");
-                return Err(ModelError::UnknownTarget { target: target.clone(), known });
-            }
-        }
-        Ok(all.into_iter().filter(|module| targets.iter().any(|target| hit(&module.name, target))).collect())
+        self.config().modules(targets)
     }
 
     /// The base with LoRA: `lora` gives, per module name, A `(rank, inputs)`, B `(outputs, rank)` and alpha / rank. The
@@ -102,6 +93,23 @@ impl BaseModel {
         Decoder::all_variables(self.config().clone(), self.device(), &mut |name, _| {
             values.remove(name).ok_or_else(|| ModelError::MissingTensor { path: self.dir.clone(), name: name.into() })
         })
+    }
+}
+
+impl ModelConfig {
+    /// The linear modules whose last name part (`q_proj`), or whole name, is among `targets`; sorted by name. Needs no
+    /// weights. Targets that name nothing are refused.
+    pub fn modules(&self, targets: &[String]) -> Result<Vec<LinearModule>, ModelError> {
+        let all = all_modules(self);
+        let hit = |name: &str, target: &str| name == target || name.rsplit('.').next() == Some(target);
+        for target in targets {
+            if !all.iter().any(|module| hit(&module.name, target)) {
+                let last = |name: &&str| name.rsplit('.').next().unwrap_or_default().to_string();
+                let known = BLOCK_MODULES.iter().map(last).collect::<Vec<_>>().join(", ");
+                return Err(ModelError::UnknownTarget { target: target.clone(), known });
+            }
+        }
+        Ok(all.into_iter().filter(|module| targets.iter().any(|target| hit(&module.name, target))).collect())
     }
 }
 
@@ -139,9 +147,7 @@ impl Decoder {
         let frozen = |weight| Linear { weight, lora: None, trained: false };
         let mut blocks = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
-            let mut linear = |part: &str| {
-                read(&format!("model.layers.{layer}.{part}.weight"), &module_dims(&config, part)).map(frozen)
-            };
+            let mut linear = |part: &str| read(&format!("model.layers.{layer}.{part}.weight"), &module_dims(&config, part)).map(frozen);
             let (q, k) = (linear("self_attn.q_proj")?, linear("self_attn.k_proj")?);
             let (v, o) = (linear("self_attn.v_proj")?, linear("self_attn.o_proj")?);
             let (gate, up, down) = (linear("mlp.gate_proj")?, linear("mlp.up_proj")?, linear("mlp.down_proj")?);
@@ -160,11 +166,7 @@ impl Decoder {
     }
 
     /// A decoder whose every weight is a variable with the value `start` gives for its name and shape.
-    pub fn all_variables(
-        config: ModelConfig,
-        device: &Device,
-        start: Source,
-    ) -> Result<(Self, Vec<(String, Var)>), ModelError> {
+    pub fn all_variables(config: ModelConfig, device: &Device, start: Source) -> Result<(Self, Vec<(String, Var)>), ModelError> {
         let mut variables = Vec::new();
         let mut decoder = Self::build(config, device, &mut |name, dims| {
             // A copy: training must not change the base it starts from.
@@ -192,10 +194,8 @@ impl Decoder {
 
     /// All weights by tensor name, adapters not among them. A tied head is not listed.
     pub fn weights(&self) -> Vec<(String, Tensor)> {
-        let mut all = vec![
-            ("model.embed_tokens.weight".to_string(), self.embedding.clone()),
-            ("model.norm.weight".to_string(), self.norm.clone()),
-        ];
+        let mut all =
+            vec![("model.embed_tokens.weight".to_string(), self.embedding.clone()), ("model.norm.weight".to_string(), self.norm.clone())];
         if !self.config.tied {
             all.push(("lm_head.weight".to_string(), self.head.weight.clone()));
         }
