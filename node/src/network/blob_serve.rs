@@ -2,13 +2,14 @@
 //!
 //! Not one byte that fails its proof leaves the peer: a damaged blob ends the stream and leaves the store.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::AsyncWriteExt;
 use libp2p::PeerId;
 use tokio::io::BufWriter;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 use tokio_util::io::SyncIoBridge;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::blob_frames::{Answer, Request};
 use super::blob_streams::Inbound;
-use super::limits::{BLOB_BUFFER_BYTES, BLOB_OPEN_TIMEOUT, Limits, SERVED_AT_ONCE_MAX};
+use super::limits::{BLOB_BUFFER_BYTES, BLOB_OPEN_TIMEOUT, Limits, SERVED_AT_ONCE_MAX, SERVED_PER_PEER_MAX};
 use super::service::Report;
 use super::watched::Watched;
 use crate::store::{ServeError, Store, StoreError, StoredBlob, all_chunks};
@@ -26,6 +27,8 @@ use crate::store::{ServeError, Store, StoreError, StoredBlob, all_chunks};
 pub struct Server {
     store: Store,
     slots: Arc<Semaphore>,
+    /// How many slots each peer holds.
+    of_peer: Arc<Mutex<HashMap<PeerId, usize>>>,
     limits: Limits,
     stop: CancellationToken,
     reports: mpsc::Sender<Report>,
@@ -33,7 +36,7 @@ pub struct Server {
 
 impl Server {
     pub fn new(store: Store, limits: Limits, stop: CancellationToken, reports: mpsc::Sender<Report>) -> Self {
-        Self { store, slots: Arc::new(Semaphore::new(SERVED_AT_ONCE_MAX)), limits, stop, reports }
+        Self { store, slots: Arc::new(Semaphore::new(SERVED_AT_ONCE_MAX)), of_peer: Arc::default(), limits, stop, reports }
     }
 
     /// Answers one stream; what goes wrong is the other side's to notice, ours to log.
@@ -47,7 +50,7 @@ impl Server {
     async fn answer(self, inbound: Inbound) -> io::Result<()> {
         let Inbound { peer, mut stream, places } = inbound;
         let request = timeout(BLOB_OPEN_TIMEOUT, Request::read(&mut stream)).await??;
-        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
+        let Some(slot) = self.slot(peer) else {
             stream.write_all(&Answer::Busy.to_bytes()).await?;
             return stream.close().await;
         };
@@ -59,6 +62,17 @@ impl Server {
             outcome
         });
         done.await.map_err(io::Error::other)?
+    }
+
+    fn slot(&self, peer: PeerId) -> Option<Slot> {
+        let slot = self.slots.clone().try_acquire_owned().ok()?;
+        let mut of_peer = self.of_peer.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = of_peer.entry(peer).or_default();
+        if *held >= SERVED_PER_PEER_MAX {
+            return None;
+        }
+        *held += 1;
+        Some(Slot { _slot: slot, peer, of_peer: self.of_peer.clone() })
     }
 
     fn send<W>(&self, peer: PeerId, request: &Request, mut to: SyncIoBridge<W>) -> io::Result<()>
@@ -96,5 +110,24 @@ impl Server {
         // Blocking: this is a blocking thread, and the event must not be lost.
         let _ = self.reports.blocking_send(Report::Damaged(blob.hash));
         Err(io::Error::other(error))
+    }
+}
+
+/// A place among those served, freed when dropped.
+struct Slot {
+    _slot: OwnedSemaphorePermit,
+    peer: PeerId,
+    of_peer: Arc<Mutex<HashMap<PeerId, usize>>>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut of_peer = self.of_peer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = of_peer.get_mut(&self.peer) {
+            *held -= 1;
+            if *held == 0 {
+                of_peer.remove(&self.peer);
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::blob_frames::Request;
-use super::limits::{BUSY_MAX, BUSY_PAUSE, Limits, PROGRESS_INTERVAL, PROVIDERS_MAX, RANGES_AT_ONCE};
+use super::limits::{BUSY_DOUBLINGS, BUSY_MAX, BUSY_PAUSE, Limits, PROGRESS_INTERVAL, PROVIDERS_MAX, RANGES_AT_ONCE};
 use super::range::{RangeError, fetch_range};
 use super::service::Report;
 use crate::store::{ChunkRanges, PartialBlob, Store, StoreError};
@@ -61,6 +61,8 @@ pub struct Download {
     providers: Vec<Provider>,
     running: JoinSet<(PeerId, ChunkRanges, Result<(), RangeError>)>,
     claimed: ChunkRanges,
+    /// Who was asked last, for the progress report.
+    asked: Option<PeerId>,
     repairs: u32,
 }
 
@@ -84,8 +86,16 @@ pub async fn run(
         Ok(None) => return Ended::Fetched,
         Err(why) => return Ended::Failed(why),
     };
-    let mut download =
-        Download { context, partial, stop, providers: Vec::new(), running: JoinSet::new(), claimed: ChunkRanges::empty(), repairs: 0 };
+    let mut download = Download {
+        context,
+        partial,
+        stop,
+        providers: Vec::new(),
+        running: JoinSet::new(),
+        claimed: ChunkRanges::empty(),
+        asked: None,
+        repairs: 0,
+    };
     providers.into_iter().for_each(|peer| download.add(peer, true));
     let ended = download.drive(&mut more).await;
     // The range tasks hold the partial blob: it is free for the next download only when they are gone.
@@ -150,6 +160,7 @@ impl Download {
             let Some(provider) = self.choose() else { return };
             let request = Request::first_of(self.partial.hash(), &unclaimed);
             self.claimed |= request.ranges.clone();
+            self.asked = Some(provider);
             let (context, partial, stop) = (self.context.clone(), self.partial.clone(), self.stop.clone());
             self.running.spawn(async move {
                 let ranges = request.ranges.clone();
@@ -187,7 +198,7 @@ impl Download {
         match error {
             RangeError::Store(error) => return Some(Ended::Failed(error.to_string())),
             RangeError::Busy { .. } => {
-                provider.not_before = Instant::now() + BUSY_PAUSE * (1 << provider.busy.min(BUSY_MAX));
+                provider.not_before = Instant::now() + BUSY_PAUSE * (1 << provider.busy.min(BUSY_DOUBLINGS));
                 provider.busy += 1;
                 if provider.busy > BUSY_MAX {
                     provider.out = Some(why);
@@ -235,12 +246,11 @@ impl Download {
 
     fn tell(&self, told: &mut u64) {
         let have = self.partial.have_bytes();
-        let from = self.providers.iter().find(|provider| provider.active > 0);
-        if let (Some(from), true) = (from, have != *told) {
+        if let (Some(from), true) = (self.asked, have != *told) {
             *told = have;
             let (hash, size) = (self.partial.hash(), self.partial.size());
             // Progress is not worth waiting for.
-            let _ = self.context.reports.try_send(Report::Progress { hash, have, size, from: from.peer });
+            let _ = self.context.reports.try_send(Report::Progress { hash, have, size, from });
         }
     }
 

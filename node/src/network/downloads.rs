@@ -87,7 +87,9 @@ impl Downloads {
             let context = self.context.clone();
             tasks.spawn(async move {
                 let reports = context.reports.clone();
-                let ended = download::run(context, hash, size, providers, receiver, stop).await;
+                // A task of its own: whatever happens in it, its place among the running is freed.
+                let running = tokio::spawn(download::run(context, hash, size, providers, receiver, stop));
+                let ended = running.await.unwrap_or_else(|error| Ended::Failed(format!("the download failed: {error}")));
                 // The service is gone only when nobody waits for the news.
                 let _ = reports.send(Report::Ended { hash, ended }).await;
             });

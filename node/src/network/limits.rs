@@ -57,8 +57,8 @@ pub const LOOKUP_ROUNDS: u32 = 30;
 /// How often the dialler looks whether a bootstrap peer is due.
 pub const DIAL_TICK: Duration = Duration::from_millis(250);
 
-/// Blobs fetched at the same time; further ones wait their turn.
-pub const DOWNLOADS_MAX: usize = 4;
+/// Blobs fetched at the same time; further ones wait their turn. Several, so that one slow provider holds up little.
+pub const DOWNLOADS_MAX: usize = 8;
 /// Blobs that wait for their turn; beyond it, `BlobFailed` comes at once.
 pub const DOWNLOADS_WAITING_MAX: usize = 4096;
 /// Providers remembered per blob.
@@ -73,18 +73,23 @@ pub const REQUEST_RANGES_MAX: usize = 64;
 pub const BLOB_STREAMS_PER_CONNECTION_MAX: usize = 16;
 /// Blob streams open towards us in all; further ones are dropped.
 pub const BLOB_STREAMS_MAX: usize = 256;
-/// Blobs read from disk and sent at the same time; further requests hear "busy".
-pub const SERVED_AT_ONCE_MAX: usize = 16;
+/// Ranges read from disk and sent at the same time (a thread and a buffer each); further requests hear "busy".
+pub const SERVED_AT_ONCE_MAX: usize = 32;
+/// Of those, at most so many to one peer, so that nobody can keep the others from being served.
+pub const SERVED_PER_PEER_MAX: usize = 8;
 /// A blob stream must be negotiated, and its request frame read, within so long.
 pub const BLOB_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// 256 KiB: large writes, or the multiplexer's overhead dominates (a tenth of the speed at 4 KiB).
 pub const BLOB_BUFFER_BYTES: usize = 256 * 1024;
-/// Bytes that must move within `Limits::stall_window`: 1.6 KiB/s is as good as dead.
-pub const STALL_BYTES_MIN: u64 = 32 * 1024;
-/// The pause before a busy provider is asked again; it doubles.
+/// Bytes that must move within `Limits::stall_window`: slower than 13 KiB/s is as good as dead, or meant to be.
+pub const STALL_BYTES_MIN: u64 = 256 * 1024;
+/// The pause before a busy provider is asked again; it doubles `BUSY_DOUBLINGS` times.
 pub const BUSY_PAUSE: Duration = Duration::from_millis(200);
-/// How often one provider may be busy before it counts as failed: about 25 s in all.
-pub const BUSY_MAX: u32 = 7;
+/// Up to 3.2 s between two questions.
+pub const BUSY_DOUBLINGS: u32 = 4;
+/// How often in a row one provider may be busy before it counts as failed: about a minute in all, after which another
+/// blob may have the download's place.
+pub const BUSY_MAX: u32 = 20;
 /// The least time between two `BlobProgress` of one blob.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 

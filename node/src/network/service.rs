@@ -10,7 +10,7 @@ use futures::StreamExt;
 use libp2p::multiaddr::Protocol;
 use libp2p::request_response::{InboundRequestId, Message, OutboundRequestId, ResponseChannel};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, request_response};
+use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping, request_response};
 use mingle_protocol::hash::ContentHash;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -149,8 +149,8 @@ impl Service {
             }
         };
         self.close().await;
-        // The store is let go before the caller hears of it.
-        drop(self);
+        // The store and the queue are let go before the caller hears of it.
+        drop((self, inbox));
         if let Some(done) = done {
             let _ = done.send(());
         }
@@ -311,6 +311,10 @@ impl Service {
                 self.dialer.learn(peer, addresses.into_vec(), Instant::now());
             }
             NetEvent::Sync(event) => self.sync_event(event),
+            // A peer that lost its power says nothing; TCP would believe in it for hours.
+            NetEvent::Ping(ping::Event { connection, result: Err(ping::Failure::Timeout | ping::Failure::Other { .. }), .. }) => {
+                self.swarm.close_connection(connection);
+            }
             NetEvent::Blobs(inbound) => {
                 self.tasks.spawn(self.server.clone().serve(inbound));
             }

@@ -2,6 +2,7 @@
 
 mod blobs;
 mod hostile;
+mod loud;
 mod peers;
 
 use std::time::Duration;
@@ -35,7 +36,7 @@ fn config(secret: u8, listen: &str, bootstrap: &[&Multiaddr]) -> NetworkConfig {
         mdns: false,
         topic: "/mingle/records/test/1".to_owned(),
         allowed: None,
-        limits: Limits { stall_window: Duration::from_millis(700), ..Limits::default() },
+        limits: Limits { stall_window: Duration::from_millis(1500), ..Limits::default() },
     }
 }
 

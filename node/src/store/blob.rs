@@ -97,7 +97,12 @@ impl Store {
     }
 
     /// Takes a damaged blob out of the index and makes it a partial download, to be scanned and repaired.
+    ///
+    /// Does nothing when the index does not have it: several servers may find the same damage.
     pub fn demote_blob(&self, hash: ContentHash) -> Result<()> {
+        if !self.has_blob(hash)? {
+            return Ok(());
+        }
         self.0.index.remove_blob(&hash)?;
         self.make_partial(hash)?;
         durable::sync_folder(&self.0.blobs)

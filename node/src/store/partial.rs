@@ -49,6 +49,8 @@ pub struct PartialBlob {
     data: File,
     outboard: File,
     state: Mutex<State>,
+    /// Locked for as long as an fsync takes, and always before `state`, which never is.
+    journal: Mutex<Journal>,
     store: Arc<Inner>,
 }
 
@@ -58,7 +60,6 @@ struct State {
     /// The part of `have` that the journal does not know yet.
     uncommitted: ChunkRanges,
     uncommitted_bytes: u64,
-    journal: Journal,
 }
 
 impl Store {
@@ -111,8 +112,8 @@ impl PartialBlob {
                 (journal, have)
             }
         };
-        let state = State { have, uncommitted: ChunkRanges::empty(), uncommitted_bytes: 0, journal };
-        Ok(Self { hash, size, tree, data, outboard, state: Mutex::new(state), store })
+        let state = State { have, uncommitted: ChunkRanges::empty(), uncommitted_bytes: 0 };
+        Ok(Self { hash, size, tree, data, outboard, state: Mutex::new(state), journal: Mutex::new(journal), store })
     }
 
     pub fn hash(&self) -> ContentHash {
@@ -184,17 +185,28 @@ impl PartialBlob {
 
     /// Bytes first, then the journal that speaks of them.
     fn commit(&self) -> Result<()> {
-        let mut state = self.state();
-        if state.uncommitted.is_empty() {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let ranges = {
+            let mut state = self.state();
+            state.uncommitted_bytes = 0;
+            std::mem::replace(&mut state.uncommitted, ChunkRanges::empty())
+        };
+        if ranges.is_empty() {
             return Ok(());
         }
+        let committed = self
+            .sync_bytes()
+            .and_then(|()| journal.append(&ranges).map_err(io_error("append to", &self.store.path(self.hash, PART_RANGES))));
+        if committed.is_err() {
+            self.state().uncommitted |= ranges;
+        }
+        committed
+    }
+
+    fn sync_bytes(&self) -> Result<()> {
         for (file, kind) in [(&self.data, PART), (&self.outboard, PART_OUTBOARD)] {
             file.sync_data().map_err(io_error("fsync", &self.store.path(self.hash, kind)))?;
         }
-        let ranges = state.uncommitted.clone();
-        state.journal.append(&ranges).map_err(io_error("append to", &self.store.path(self.hash, PART_RANGES)))?;
-        state.uncommitted = ChunkRanges::empty();
-        state.uncommitted_bytes = 0;
         Ok(())
     }
 
@@ -217,15 +229,16 @@ impl PartialBlob {
         if !damaged.is_empty() {
             let journal =
                 Journal::create(&path(PART_RANGES), self.hash, self.size, &valid).map_err(io_error("write", &path(PART_RANGES)))?;
-            let mut state = self.state();
-            (state.journal, state.have) = (journal, valid);
+            *self.journal.lock().unwrap_or_else(PoisonError::into_inner) = journal;
+            self.state().have = valid;
             return Err(incomplete(&damaged));
         }
         for (file, kind) in [(&self.data, PART), (&self.outboard, PART_OUTBOARD)] {
             file.sync_all().map_err(io_error("fsync", &path(kind)))?;
         }
-        durable::rename_if_there(&path(PART_OUTBOARD), &path(OUTBOARD))?;
-        durable::rename_if_there(&path(PART), &path(BLOB))?;
+        for (from, to) in [(PART_OUTBOARD, OUTBOARD), (PART, BLOB)] {
+            std::fs::rename(path(from), path(to)).map_err(io_error("rename to", &path(to)))?;
+        }
         durable::sync_folder(&self.store.blobs)?;
         self.store.index.put_blob(&self.hash, self.size)?;
         durable::remove_if_there(&path(PART_RANGES))
