@@ -5,8 +5,8 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use super::record::{Record, Segment, Template};
 use super::DataError;
+use super::record::{Record, Segment, Template};
 use crate::models::ModelConfig;
 
 /// A tokenizer and the special tokens that go around a text.
@@ -78,12 +78,7 @@ impl Tokens {
     }
 
     /// All examples that keep at least one label after cutting. Compare lengths to learn how many were dropped.
-    pub fn examples(
-        &self,
-        records: &[Record],
-        template: Template,
-        length_max: usize,
-    ) -> Result<Vec<TokenizedExample>, DataError> {
+    pub fn examples(&self, records: &[Record], template: Template, length_max: usize) -> Result<Vec<TokenizedExample>, DataError> {
         let mut examples = Vec::with_capacity(records.len());
         for record in records {
             let example = self.example(record, template, length_max)?;

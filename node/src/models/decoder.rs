@@ -31,15 +31,8 @@ pub(crate) struct Block {
 }
 
 /// Names of a block's linear modules, after `model.layers.N.`.
-pub const BLOCK_MODULES: [&str; 7] = [
-    "mlp.down_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "self_attn.k_proj",
-    "self_attn.o_proj",
-    "self_attn.q_proj",
-    "self_attn.v_proj",
-];
+pub const BLOCK_MODULES: [&str; 7] =
+    ["mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj"];
 
 impl Block {
     pub(crate) fn linear_mut(&mut self, module: &str) -> Option<&mut Linear> {

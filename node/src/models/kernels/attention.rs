@@ -147,9 +147,7 @@ impl Heads {
                 for i in (0..t).step_by(TILE) {
                     let n = TILE.min(t - i);
                     let (ds, k) = (Matrix::rows(&dp[i * t..], t), Matrix::rows(k, kv_width));
-                    unsafe {
-                        multiply_raw((n, d, i + n), dq_to.0.add(q_at + i * q_width), q_width, Into::Overwrite, ds, k, 1.0)
-                    }
+                    unsafe { multiply_raw((n, d, i + n), dq_to.0.add(q_at + i * q_width), q_width, Into::Overwrite, ds, k, 1.0) }
                 }
                 for j in (0..t).step_by(TILE) {
                     let n = TILE.min(t - j);
@@ -221,8 +219,7 @@ mod tests {
         let plain = || -> Result<Tensor> {
             let q = inputs[0].reshape((t, 2, d))?.transpose(0, 1)?.contiguous()?;
             let (k, v) = (inputs[1].unsqueeze(0)?.repeat((2, 1, 1))?, inputs[2].unsqueeze(0)?.repeat((2, 1, 1))?);
-            let mask: Vec<f32> =
-                (0..t * t).map(|at| if at % t > at / t { f32::NEG_INFINITY } else { 0.0 }).collect();
+            let mask: Vec<f32> = (0..t * t).map(|at| if at % t > at / t { f32::NEG_INFINITY } else { 0.0 }).collect();
             let mask = Tensor::from_vec(mask, (t, t), q.device())?;
             let scores = (q.matmul(&k.t()?.contiguous()?)? * f64::from(heads.scale()))?.broadcast_add(&mask)?;
             let p = candle_nn::ops::softmax(&scores, 2)?;

@@ -79,7 +79,6 @@ impl CustomOp1 for CrossEntropy {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
