@@ -278,3 +278,26 @@ fn what_cannot_be_learnt_or_fed_is_refused() {
     assert!(train(&[example(vec![1, 99, 2])]).contains("token 99 lies outside the vocabulary of 32"));
     assert!(train(&[example(vec![3; 100])]).contains("99 tokens in one sequence, but the model's positions end at 64"));
 }
+
+/// Every weight of a base, tied and not, with and without LoRA: candle's autograd and the backward by hand agree.
+#[test]
+fn the_backward_by_hand_agrees_with_autograd() {
+    for tied in [true, false] {
+        let (decoder, variables) = random_decoder(ModelConfig { tied, ..tiny_config() }, 3, &Device::Cpu).unwrap();
+        let examples = counting(5);
+        let batch = crate::data::batch(&examples.iter().collect::<Vec<_>>());
+        let loss = decoder.loss(&batch, 7.0).unwrap();
+        let store = loss.backward().unwrap();
+        let indices = crate::models::backward::variable_indices(&variables);
+        let (by_hand, gradients) = decoder.loss_and_gradients(&batch, 7.0, &indices).unwrap();
+        assert!((by_hand - loss.to_scalar::<f32>().unwrap()).abs() < 1e-5);
+        for ((name, variable), found) in variables.iter().zip(gradients) {
+            let expected: Vec<f32> = store.get(variable).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let found = found.unwrap_or_else(|| panic!("{name} has no gradient"));
+            let size = expected.iter().fold(0f32, |most, g| most.max(g.abs()));
+            for (a, b) in found.iter().zip(&expected) {
+                assert!((a - b).abs() < 1e-4 * size, "{name}: {a} by hand, {b} by autograd");
+            }
+        }
+    }
+}
