@@ -11,7 +11,7 @@ use crate::models::kernels::sum::add_to;
 use crate::models::{Decoder, ModelError};
 
 /// Padded tokens a slice should have: enough for the GEMM to run well, few enough to stay in the processor's cache.
-const SLICE_TOKENS: usize = 384;
+const SLICE_TOKENS: usize = 192;
 /// Candle walks a graph recursively: its depth must fit the stack of the thread.
 const STACK_BYTES: usize = 64 << 20;
 

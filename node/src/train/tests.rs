@@ -8,26 +8,10 @@ use super::*;
 use crate::data::TokenizedExample;
 use crate::data::batches::Draw;
 use crate::evaluate::{Generation, generate, held_out_loss};
-use crate::models::config::RopeScaling;
 use crate::models::{BaseModel, ModelConfig, base_digest};
 
-pub fn tiny_config() -> ModelConfig {
-    ModelConfig {
-        hidden: 16,
-        intermediate: 24,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 4,
-        vocabulary: 32,
-        positions_max: 64,
-        norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope: RopeScaling::Default,
-        tied: true,
-        bos: Some(1),
-        eos: vec![2],
-    }
+fn tiny_config() -> ModelConfig {
+    crate::data::tokens::tests::config(32)
 }
 
 fn tiny_base(dir: &Path, config: ModelConfig) -> BaseModel {
@@ -300,4 +284,27 @@ fn the_backward_by_hand_agrees_with_autograd() {
             }
         }
     }
+}
+
+/// From JSON lines to right answers: tokens, training, generation and comparison together.
+#[test]
+fn a_learnt_answer_is_generated_exactly() {
+    use crate::data::{Template, Tokens, read_jsonl};
+    use crate::evaluate::{exact_match, same_text};
+    let dir = tempfile::tempdir().unwrap();
+    crate::data::tokens::tests::write_tokenizer(dir.path());
+    let path = dir.path().join("data.jsonl");
+    let lines = [("one ", "two three"), ("two ", "three four"), ("three ", "four five")];
+    let line = |(q, a): (&str, &str)| format!("{{\"question\": \"count from {q}\", \"answer\": \"{a}\"}}\n");
+    std::fs::write(&path, lines.map(line).concat()).unwrap();
+    let (decoder, variables) = random_decoder(crate::data::tokens::tests::config(11), 3, &Device::Cpu).unwrap();
+    let tokens = Tokens::read(dir.path(), decoder.config()).unwrap();
+    let records = read_jsonl(&path).unwrap();
+    let score = || exact_match(&decoder, &tokens, &records, Template::Short, 8, same_text).unwrap();
+    assert_eq!((score().correct, score().examples), (0, 3));
+    let examples = tokens.examples(&records, Template::Short, 64).unwrap();
+    let settings = TrainSettings { epochs: 150, batch_size: 3, ..quick() };
+    let data = TrainData { train: &examples, held_out: &[] };
+    finished(train_full(&decoder, &variables, data, &settings, None, &mut |_| Control::Continue).unwrap());
+    assert_eq!(score().accuracy, 1.0);
 }
