@@ -1,6 +1,6 @@
 //! Measures LoRA training on a base: tokens per second, and the loss before and after.
 //!
-//! `cargo run --release -p mingle --example train_speed -- BASE DATA.jsonl [STEPS] [THREADS]`
+//! `cargo run --release -p mingle --example train_speed -- BASE DATA.jsonl [STEPS] [THREADS] [RANK]`
 
 use std::path::Path;
 
@@ -13,8 +13,9 @@ fn main() -> anyhow::Result<()> {
     let [base, data, rest @ ..] = arguments.as_slice() else { anyhow::bail!("needs BASE and DATA.jsonl") };
     let steps_max = rest.first().map_or(Ok(100), |text| text.parse())?;
     let threads = rest.get(1).map(|text| text.parse()).transpose()?;
+    let rank = rest.get(2).map_or(Ok(8), |text| text.parse())?;
     let base = BaseModel::load(Path::new(base), &candle_core::Device::Cpu)?;
-    let settings = TrainSettings { steps_max: Some(steps_max), threads, epochs: 100, rank: 8, ..TrainSettings::default() };
+    let settings = TrainSettings { steps_max: Some(steps_max), threads, epochs: 100, rank, ..TrainSettings::default() };
     let tokens = Tokens::read(base.dir(), base.config())?;
     let records = read_jsonl(Path::new(data))?;
     let examples = tokens.examples(&records, Template::Short, settings.length_max)?;

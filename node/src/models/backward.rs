@@ -17,10 +17,13 @@ use super::kernels::sum::add_to;
 use super::kernels::{rms_norm, swiglu};
 use super::linear::Linear;
 
-/// Gradients by the index of their variable; `None` where nothing flowed.
-pub struct Gradients<'a> {
+/// A gradient for each variable, flat; `None` where nothing flowed.
+pub type GradientList = Vec<Option<Vec<f32>>>;
+
+/// Where gradients are gathered, by the index of their variable.
+struct Gradients<'a> {
     indices: &'a HashMap<TensorId, usize>,
-    pub values: Vec<Option<Vec<f32>>>,
+    values: GradientList,
 }
 
 /// Index of each variable by the identity of its tensor.
@@ -133,7 +136,7 @@ impl Decoder {
         batch: &TokenBatch,
         denominator: f64,
         indices: &HashMap<TensorId, usize>,
-    ) -> std::result::Result<(f32, Vec<Option<Vec<f32>>>), ModelError> {
+    ) -> std::result::Result<(f32, GradientList), ModelError> {
         self.check_tokens(&batch.tokens, batch.length)?;
         let vocabulary = self.config.vocabulary;
         let mut into = Gradients { indices, values: vec![None; indices.len()] };
