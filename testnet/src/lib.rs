@@ -1,1 +1,4 @@
 //! Many mingle peers on one machine: real processes on loopback, real training, one report.
+
+pub mod corpus;
+pub mod tasks;
