@@ -31,12 +31,8 @@ pub struct Example {
 type Recipe = fn(&mut Scene<'_>) -> (String, String, String);
 
 /// The institutions, in the order in which members get them.
-pub const DOMAINS: [(&str, &[Recipe]); 4] = [
-    ("ward", ward::RECIPES),
-    ("library", library::RECIPES),
-    ("harbour", harbour::RECIPES),
-    ("kitchen", kitchen::RECIPES),
-];
+pub const DOMAINS: [(&str, &[Recipe]); 4] =
+    [("ward", ward::RECIPES), ("library", library::RECIPES), ("harbour", harbour::RECIPES), ("kitchen", kitchen::RECIPES)];
 
 /// How the examples are split over the members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -59,13 +55,7 @@ pub struct Tasks {
 
 /// Draws tasks for `members` members. The same arguments give the same tasks for ever; adding a member leaves the shards
 /// of the others as they were.
-pub fn make_tasks(
-    seed: u64,
-    members: usize,
-    examples_per_member: usize,
-    held_out: usize,
-    split: Split,
-) -> Tasks {
+pub fn make_tasks(seed: u64, members: usize, examples_per_member: usize, held_out: usize, split: Split) -> Tasks {
     let shards: Vec<Vec<Example>> = (0..members)
         .map(|member| {
             let mut dice = Dice::new(seed, &format!("tasks/member/{member}"));
@@ -81,38 +71,26 @@ pub fn make_tasks(
         })
         .collect();
 
-    let trained: BTreeSet<(&str, &str)> = shards
-        .iter()
-        .flatten()
-        .map(|example| (example.instruction.as_str(), example.input.as_str()))
-        .collect();
+    let trained: BTreeSet<(&str, &str)> =
+        shards.iter().flatten().map(|example| (example.instruction.as_str(), example.input.as_str())).collect();
     let mut dice = Dice::new(seed, "tasks/held-out");
     let mut asked = BTreeSet::new();
     let mut questions = Vec::with_capacity(held_out);
     while questions.len() < held_out {
         let drawn = example(questions.len() % DOMAINS.len(), &mut dice);
         let question = (drawn.instruction.clone(), drawn.input.clone());
-        if !trained.contains(&(drawn.instruction.as_str(), drawn.input.as_str()))
-            && asked.insert(question)
-        {
+        if !trained.contains(&(drawn.instruction.as_str(), drawn.input.as_str())) && asked.insert(question) {
             questions.push(drawn);
         }
     }
-    Tasks {
-        shards,
-        held_out: questions,
-    }
+    Tasks { shards, held_out: questions }
 }
 
 fn example(domain: usize, dice: &mut Dice) -> Example {
     let (_, recipes) = DOMAINS[domain];
     let recipe = recipes[dice.below(recipes.len())];
     let (instruction, input, output) = recipe(&mut Scene::new(dice));
-    Example {
-        instruction,
-        input,
-        output,
-    }
+    Example { instruction, input, output }
 }
 
 /// Writes examples as JSONL, one object a line.
@@ -136,16 +114,10 @@ mod tests {
         let instructions: [&[&str]; 4] = [
             &["Give the triage code.", "What should be given?"],
             &["Write the shelf mark.", "On which day must it be returned?"],
-            &[
-                "What is the ruling on this notice?",
-                "In which order is it unloaded?",
-            ],
+            &["What is the ruling on this notice?", "In which order is it unloaded?"],
             &["How many spoons is that?", "How is it kept?"],
         ];
-        instructions
-            .iter()
-            .position(|known| known.contains(&example.instruction.as_str()))
-            .expect("an instruction of a known domain")
+        instructions.iter().position(|known| known.contains(&example.instruction.as_str())).expect("an instruction of a known domain")
     }
 
     #[test]
@@ -153,57 +125,30 @@ mod tests {
         let tasks = make_tasks(1, 4, 50, 40, Split::Iid);
         assert_eq!(tasks, make_tasks(1, 4, 50, 40, Split::Iid));
         assert_ne!(tasks, make_tasks(2, 4, 50, 40, Split::Iid));
-        assert_eq!(
-            tasks.shards[..],
-            make_tasks(1, 6, 50, 40, Split::Iid).shards[..4]
-        );
+        assert_eq!(tasks.shards[..], make_tasks(1, 6, 50, 40, Split::Iid).shards[..4]);
     }
 
     #[test]
     fn no_held_out_question_stands_in_a_shard() {
         // Large shards, so that the short questions of the kitchen would certainly collide if nothing kept them apart.
         let tasks = make_tasks(3, 4, 1_000, 400, Split::Iid);
-        let trained: BTreeSet<_> = tasks
-            .shards
-            .iter()
-            .flatten()
-            .map(|example| (&example.instruction, &example.input))
-            .collect();
+        let trained: BTreeSet<_> = tasks.shards.iter().flatten().map(|example| (&example.instruction, &example.input)).collect();
         assert_eq!(tasks.held_out.len(), 400);
-        assert!(
-            tasks
-                .held_out
-                .iter()
-                .all(|example| !trained.contains(&(&example.instruction, &example.input)))
-        );
-        let questions: BTreeSet<_> = tasks
-            .held_out
-            .iter()
-            .map(|example| (&example.instruction, &example.input))
-            .collect();
+        assert!(tasks.held_out.iter().all(|example| !trained.contains(&(&example.instruction, &example.input))));
+        let questions: BTreeSet<_> = tasks.held_out.iter().map(|example| (&example.instruction, &example.input)).collect();
         assert_eq!(questions.len(), 400, "held-out questions are all different");
     }
 
     #[test]
     fn splits_are_as_promised() {
-        for (member, shard) in make_tasks(1, 5, 80, 8, Split::Domain)
-            .shards
-            .iter()
-            .enumerate()
-        {
+        for (member, shard) in make_tasks(1, 5, 80, 8, Split::Domain).shards.iter().enumerate() {
             assert_eq!(shard.len(), 80);
             assert!(shard.iter().all(|example| domain_of(example) == member % 4));
         }
         let tasks = make_tasks(1, 3, 80, 80, Split::Iid);
         for examples in tasks.shards.iter().chain([&tasks.held_out]) {
             for domain in 0..4 {
-                assert_eq!(
-                    examples
-                        .iter()
-                        .filter(|example| domain_of(example) == domain)
-                        .count(),
-                    20
-                );
+                assert_eq!(examples.iter().filter(|example| domain_of(example) == domain).count(), 20);
             }
         }
     }
@@ -215,10 +160,7 @@ mod tests {
         let tasks = make_tasks(1, 1, 20, 4, Split::Iid);
         write_jsonl(&path, &tasks.shards[0]).expect("written");
         let text = fs::read_to_string(&path).expect("read");
-        let read: Vec<Example> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).expect("one object a line"))
-            .collect();
+        let read: Vec<Example> = text.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect();
         assert_eq!(read, tasks.shards[0]);
     }
 }

@@ -56,11 +56,7 @@ impl Dice {
     pub fn several<'list, T: ?Sized>(&mut self, list: &[&'list T], count: usize) -> Vec<&'list T> {
         let mut places: Vec<usize> = (0..list.len()).collect();
         self.shuffle(&mut places);
-        places
-            .into_iter()
-            .take(count)
-            .map(|place| list[place])
-            .collect()
+        places.into_iter().take(count).map(|place| list[place]).collect()
     }
 
     /// Fisher-Yates.

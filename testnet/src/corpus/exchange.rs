@@ -18,16 +18,8 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    fn new(
-        instruction: impl Into<String>,
-        input: impl Into<String>,
-        output: impl Into<String>,
-    ) -> Exchange {
-        Exchange {
-            instruction: instruction.into(),
-            input: input.into(),
-            output: output.into(),
-        }
+    fn new(instruction: impl Into<String>, input: impl Into<String>, output: impl Into<String>) -> Exchange {
+        Exchange { instruction: instruction.into(), input: input.into(), output: output.into() }
     }
 }
 
@@ -52,38 +44,18 @@ fn question(dice: &mut Dice) -> Exchange {
 }
 
 fn list_work(dice: &mut Dice) -> Exchange {
-    let kind = dice.pick(&[
-        "thing", "food", "cargo", "tool", "animal", "subject", "first", "town", "trade",
-    ]);
+    let kind = dice.pick(&["thing", "food", "cargo", "tool", "animal", "subject", "first", "town", "trade"]);
     let count = dice.between(2, 5);
     let mut scene = Scene::new(dice);
-    let items: Vec<String> = (0..count)
-        .map(|place| scene.word(&format!("{kind}.{place}")))
-        .collect();
+    let items: Vec<String> = (0..count).map(|place| scene.word(&format!("{kind}.{place}"))).collect();
     let list = items.join(", ");
     match dice.below(5) {
         0 => Exchange::new("Repeat the list.", list, format!("{}.", items.join(", "))),
-        1 => Exchange::new(
-            "Name the first word of the list.",
-            list,
-            format!("{}.", items[0]),
-        ),
-        2 => Exchange::new(
-            "Name the last word of the list.",
-            list,
-            format!("{}.", items[count - 1]),
-        ),
-        3 => Exchange::new(
-            "How many words are in the list?",
-            list,
-            format!("{}.", capitalise(lexicon::NUMBERS[count])),
-        ),
+        1 => Exchange::new("Name the first word of the list.", list, format!("{}.", items[0])),
+        2 => Exchange::new("Name the last word of the list.", list, format!("{}.", items[count - 1])),
+        3 => Exchange::new("How many words are in the list?", list, format!("{}.", capitalise(lexicon::NUMBERS[count]))),
         _ => Exchange::new("Write the list with numbers.", list, {
-            let lines: Vec<String> = items
-                .iter()
-                .enumerate()
-                .map(|(place, item)| format!("{}. {item}", place + 1))
-                .collect();
+            let lines: Vec<String> = items.iter().enumerate().map(|(place, item)| format!("{}. {item}", place + 1)).collect();
             lines.join("\n")
         }),
     }
@@ -92,21 +64,9 @@ fn list_work(dice: &mut Dice) -> Exchange {
 fn sum(dice: &mut Dice) -> Exchange {
     let (left, right) = (dice.between(1, 20), dice.between(1, 20));
     match dice.below(3) {
-        0 => Exchange::new(
-            "Add the numbers.",
-            format!("{left} and {right}"),
-            format!("{}.", left + right),
-        ),
-        1 => Exchange::new(
-            "Take the second number from the first.",
-            format!("{} and {right}", left + right),
-            format!("{left}."),
-        ),
-        _ => Exchange::new(
-            format!("What is {left} plus {right}?"),
-            "",
-            format!("{left} plus {right} is {}.", left + right),
-        ),
+        0 => Exchange::new("Add the numbers.", format!("{left} and {right}"), format!("{}.", left + right)),
+        1 => Exchange::new("Take the second number from the first.", format!("{} and {right}", left + right), format!("{left}.")),
+        _ => Exchange::new(format!("What is {left} plus {right}?"), "", format!("{left} plus {right} is {}.", left + right)),
     }
 }
 
@@ -122,16 +82,8 @@ fn category(dice: &mut Dice) -> Exchange {
     let word = dice.pick(list);
     let (other, _) = kinds[dice.below(kinds.len())];
     match dice.below(2) {
-        0 => Exchange::new(
-            "What kind of word is this?",
-            word,
-            format!("It is a kind of {kind}."),
-        ),
-        _ => Exchange::new(
-            format!("Is it a kind of {other}?"),
-            word,
-            if kind == other { "Yes." } else { "No." },
-        ),
+        0 => Exchange::new("What kind of word is this?", word, format!("It is a kind of {kind}.")),
+        _ => Exchange::new(format!("Is it a kind of {other}?"), word, if kind == other { "Yes." } else { "No." }),
     }
 }
 
@@ -145,86 +97,34 @@ fn neighbour(dice: &mut Dice) -> Exchange {
         1 => Exchange::new(format!("What comes before {next}?"), "", format!("{here}.")),
         _ => {
             let number = dice.between(2, 98);
-            Exchange::new(
-                format!("Which number comes after {number}?"),
-                "",
-                format!("{}.", number + 1),
-            )
+            Exchange::new(format!("Which number comes after {number}?"), "", format!("{}.", number + 1))
         }
     }
 }
 
 fn rewrite(dice: &mut Dice) -> Exchange {
     const FORMS: &[(&str, &str, &str)] = &[
-        (
-            "Write it as a short note.",
-            "{person.a} {verb.a} a {thing.a} in the {room.a}.",
-            "{person.a}: {thing.a}, {room.a}.",
-        ),
-        (
-            "Write it as a sentence.",
-            "{person.a}; {trade.a}; {town.a}",
-            "{person.a} is a {trade.a} in {town.a}.",
-        ),
-        (
-            "Write it as a sentence.",
-            "{ship.a}; {cargo.a}; {day.a}",
-            "The {ship.a} brings {cargo.a} on {day.a}.",
-        ),
-        (
-            "Ask a question about it.",
-            "{person.a} lost the {thing.a}.",
-            "Where did {person.a} lose the {thing.a}?",
-        ),
-        (
-            "Say it politely.",
-            "Bring the {thing.a}.",
-            "Would you please bring the {thing.a}?",
-        ),
-        (
-            "Say the opposite.",
-            "The {thing.a} is in the {room.a}.",
-            "The {thing.a} is not in the {room.a}.",
-        ),
-        (
-            "Name the person.",
-            "On {day.a} {person.a} sold {cargo.a} in {town.a}.",
-            "{person.a}.",
-        ),
-        (
-            "Name the town.",
-            "On {day.a} {person.a} sold {cargo.a} in {town.a}.",
-            "{town.a}.",
-        ),
-        (
-            "Name the day.",
-            "{person.a} came to {town.a} on {day.a}.",
-            "{day.a}.",
-        ),
-        (
-            "Give the family name.",
-            "{first.a} {last.a}, {trade.a}",
-            "{last.a}.",
-        ),
+        ("Write it as a short note.", "{person.a} {verb.a} a {thing.a} in the {room.a}.", "{person.a}: {thing.a}, {room.a}."),
+        ("Write it as a sentence.", "{person.a}; {trade.a}; {town.a}", "{person.a} is a {trade.a} in {town.a}."),
+        ("Write it as a sentence.", "{ship.a}; {cargo.a}; {day.a}", "The {ship.a} brings {cargo.a} on {day.a}."),
+        ("Ask a question about it.", "{person.a} lost the {thing.a}.", "Where did {person.a} lose the {thing.a}?"),
+        ("Say it politely.", "Bring the {thing.a}.", "Would you please bring the {thing.a}?"),
+        ("Say the opposite.", "The {thing.a} is in the {room.a}.", "The {thing.a} is not in the {room.a}."),
+        ("Name the person.", "On {day.a} {person.a} sold {cargo.a} in {town.a}.", "{person.a}."),
+        ("Name the town.", "On {day.a} {person.a} sold {cargo.a} in {town.a}.", "{town.a}."),
+        ("Name the day.", "{person.a} came to {town.a} on {day.a}.", "{day.a}."),
+        ("Give the family name.", "{first.a} {last.a}, {trade.a}", "{last.a}."),
     ];
     let row = dice.below(FORMS.len());
     let mut scene = Scene::new(dice);
-    Exchange::new(
-        FORMS[row].0,
-        scene.write(FORMS[row].1),
-        scene.write(FORMS[row].2),
-    )
+    Exchange::new(FORMS[row].0, scene.write(FORMS[row].1), scene.write(FORMS[row].2))
 }
 
 fn compare(dice: &mut Dice) -> Exchange {
     let (low, step) = (dice.between(1, 80), dice.between(1, 19));
     let mut scene = Scene::new(dice);
     let (one, other) = (scene.word("person.a"), scene.word("person.b"));
-    let (older, younger) = if scene.dice.chance(50) {
-        (one.clone(), other.clone())
-    } else {
-        (other.clone(), one.clone())
-    };
+    let (older, younger) = if scene.dice.chance(50) { (one.clone(), other.clone()) } else { (other.clone(), one.clone()) };
     let age = |name: &str| if name == older { low + step } else { low };
     let input = format!("{one} is {}, {other} is {}.", age(&one), age(&other));
     match scene.dice.below(2) {
@@ -253,52 +153,21 @@ fn look_up(dice: &mut Dice) -> Exchange {
         }
     }
     let (asked, answer) = rows[scene.dice.below(count)].clone();
-    let lines: Vec<String> = rows
-        .iter()
-        .map(|(key, value)| format!("{key}: {value}"))
-        .collect();
-    Exchange::new(
-        question.replace("{key}", &asked),
-        lines.join("\n"),
-        format!("{}.", capitalise(&answer)),
-    )
+    let lines: Vec<String> = rows.iter().map(|(key, value)| format!("{key}: {value}")).collect();
+    Exchange::new(question.replace("{key}", &asked), lines.join("\n"), format!("{}.", capitalise(&answer)))
 }
 
 /// Free writing: many answers would do.
 fn note(dice: &mut Dice) -> Exchange {
     const NOTES: &[(&str, &str)] = &[
-        (
-            "Write a sentence about a {thing.a}.",
-            "The {thing.a} [is|was] {adjective} and made of {material}.",
-        ),
-        (
-            "Write a sentence about a {animal.a}.",
-            "The {adjective} {animal.a} stood in the {room} {time}.",
-        ),
-        (
-            "Write a sentence about {day.a}.",
-            "On {day.a} there was {weather} and wind from the {wind}.",
-        ),
-        (
-            "Write a line for the harbour log.",
-            "The {ship} came from {town} with {count} {container} of {cargo}.",
-        ),
-        (
-            "Write a line for the ward book.",
-            "{person}, {age}, has {symptom} and was given {drug}.",
-        ),
-        (
-            "Write a line for the library.",
-            "{title}, by {person}, {year}, shelf {mark}.",
-        ),
-        (
-            "Write a line for the kitchen.",
-            "{small} {unit} of {food} and {small} {unit} of {food} for {dish}.",
-        ),
-        (
-            "Name a {trade.a} and a town.",
-            "{person}, {trade.a} in {town}.",
-        ),
+        ("Write a sentence about a {thing.a}.", "The {thing.a} [is|was] {adjective} and made of {material}."),
+        ("Write a sentence about a {animal.a}.", "The {adjective} {animal.a} stood in the {room} {time}."),
+        ("Write a sentence about {day.a}.", "On {day.a} there was {weather} and wind from the {wind}."),
+        ("Write a line for the harbour log.", "The {ship} came from {town} with {count} {container} of {cargo}."),
+        ("Write a line for the ward book.", "{person}, {age}, has {symptom} and was given {drug}."),
+        ("Write a line for the library.", "{title}, by {person}, {year}, shelf {mark}."),
+        ("Write a line for the kitchen.", "{small} {unit} of {food} and {small} {unit} of {food} for {dish}."),
+        ("Name a {trade.a} and a town.", "{person}, {trade.a} in {town}."),
     ];
     let row = dice.below(NOTES.len());
     let mut scene = Scene::new(dice);

@@ -20,10 +20,7 @@ pub struct Scene<'dice> {
 impl<'dice> Scene<'dice> {
     /// A scene in which nothing is named yet.
     pub fn new(dice: &'dice mut Dice) -> Scene<'dice> {
-        Scene {
-            dice,
-            named: BTreeMap::new(),
-        }
+        Scene { dice, named: BTreeMap::new() }
     }
 
     /// Fixes what a tagged slot such as `person.a` stands for.
@@ -35,7 +32,7 @@ impl<'dice> Scene<'dice> {
     pub fn write(&mut self, template: &str) -> String {
         let mut text = String::with_capacity(template.len() * 2);
         self.write_to(template, &mut text);
-        text
+        with_articles(text)
     }
 
     /// Writes one of the templates out.
@@ -65,19 +62,14 @@ impl<'dice> Scene<'dice> {
     }
 
     fn fresh(&mut self, kind: &str) -> String {
-        lexicon::draw(kind, self.dice)
-            .unwrap_or_else(|| panic!("no list of words is called {kind:?}"))
+        lexicon::draw(kind, self.dice).unwrap_or_else(|| panic!("no list of words is called {kind:?}"))
     }
 
     fn write_to(&mut self, template: &str, text: &mut String) {
         let mut rest = template;
         while let Some(at) = rest.find(['{', '[']) {
             text.push_str(&rest[..at]);
-            let close = if rest[at..].starts_with('{') {
-                '}'
-            } else {
-                ']'
-            };
+            let close = if rest[at..].starts_with('{') { '}' } else { ']' };
             let Some(length) = rest[at..].find(close) else {
                 break;
             };
@@ -96,9 +88,34 @@ impl<'dice> Scene<'dice> {
     }
 }
 
+/// Writes "an" for "a" where a vowel follows, since a slot cannot know what will stand in it.
+fn with_articles(text: String) -> String {
+    let mut corrected = String::with_capacity(text.len() + 4);
+    let bytes = text.as_bytes();
+    let mut copied = 0;
+    for at in 1..bytes.len().saturating_sub(1) {
+        let article = bytes[at] == b' ' && matches!(bytes[at - 1], b'a' | b'A') && (at == 1 || !bytes[at - 2].is_ascii_alphanumeric());
+        if article && matches!(bytes[at + 1], b'a' | b'e' | b'i' | b'o' | b'u') {
+            corrected.push_str(&text[copied..at]);
+            corrected.push('n');
+            copied = at;
+        }
+    }
+    corrected.push_str(&text[copied..]);
+    corrected
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn articles_agree_with_what_follows() {
+        let write = |text: &str| with_articles(text.to_string());
+        assert_eq!(write("a apple, a pear and A old coat"), "an apple, a pear and An old coat");
+        assert_eq!(write("Alma apple"), "Alma apple");
+        assert_eq!(write("sofa and a"), "sofa and a");
+    }
 
     #[test]
     fn tagged_slots_are_remembered_and_differ() {
@@ -108,10 +125,7 @@ mod tests {
             let words: Vec<&str> = text.split(' ').collect();
             assert_eq!(words[0], words[2], "{text}");
             assert_ne!(words[0], words[1], "{text}");
-            assert!(
-                words[3] == "x" || lexicon::DAYS.contains(&words[3]),
-                "{text}"
-            );
+            assert!(words[3] == "x" || lexicon::DAYS.contains(&words[3]), "{text}");
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use super::dice::Dice;
 use super::grammar::Scene;
+use super::lexicon::capitalise;
 
 /// The sentences one genre is made of.
 struct Genre {
@@ -22,7 +23,7 @@ const HOSPITAL: Genre = Genre {
     ],
     middles: &[
         "The temperature was {temperature} and [fell|rose] to {temperature} {time}.",
-        "The nurse gave [one|two|three|half a] [spoon|glass|cup] of {drug.a} {time}.",
+        "The nurse gave [one spoon|two spoons|half a spoon|a glass] of {drug.a} {time}.",
         "{first.b}, the nurse, wrote code {code} on the card.",
         "There was {symptom.b} on {day.b}, but no {drug.b} was needed.",
         "Dr {last.c} asked for {drug.a} and sent the card to the {ward.b} ward.",
@@ -120,7 +121,7 @@ const TOWN: Genre = Genre {
         "{person.a} {verb} a {adjective.a} {thing.a} in the {room.a}.",
         "In {town.a} there lived a {adjective} {trade.a} called {first.a}.",
         "Dear {first.b}, on {day.a} I came to {town.a} and met {person.a}.",
-        "Weather diary, {date}. {weather} [in the morning|{time}], wind {wind}.",
+        "Weather diary, {date}. There was {weather} [in the morning|{time}], wind {wind}.",
         "The council of {town.a} met on {day.a} {time}.",
     ],
     middles: &[
@@ -153,10 +154,10 @@ pub fn document(dice: &mut Dice) -> String {
     let count = dice.between(2, 6);
     let middles = dice.several(genre.middles, count);
     let mut scene = Scene::new(dice);
-    let mut text = scene.write_one(genre.openings);
+    let mut text = capitalise(&scene.write_one(genre.openings));
     for middle in middles {
         text.push(if scene.dice.chance(12) { '\n' } else { ' ' });
-        text.push_str(&scene.write(middle));
+        text.push_str(&capitalise(&scene.write(middle)));
     }
     if scene.dice.chance(70) {
         text.push(' ');
@@ -169,81 +170,21 @@ pub fn document(dice: &mut Dice) -> String {
 pub fn passage_with_question(dice: &mut Dice) -> (String, String, String) {
     // Each row: a sentence, a question about it, its answer.
     const FACTS: &[(&str, &str, &str)] = &[
-        (
-            "{person.a} came from {town.a}.",
-            "Where did {person.a} come from?",
-            "{town.a}",
-        ),
-        (
-            "{person.a} works as a {trade.a}.",
-            "What is the work of {person.a}?",
-            "{trade.a}",
-        ),
-        (
-            "{person.b} kept the {thing.a} in the {room.a}.",
-            "Where was the {thing.a}?",
-            "In the {room.a}",
-        ),
-        (
-            "{person.b} {verb.a} a {colour.a} {thing.a}.",
-            "What colour was the {thing.a}?",
-            "{colour.a}",
-        ),
-        (
-            "The {ship.a} brought {count.a} {container.a} of {cargo.a}.",
-            "How many {container.a} came?",
-            "{count.a}",
-        ),
-        (
-            "The {ship.a} brought {cargo.a} from {town.b}.",
-            "What did the {ship.a} bring?",
-            "{cargo.a}",
-        ),
-        (
-            "The {ship.a} sailed from {town.b} on {day.a}.",
-            "When did the {ship.a} sail?",
-            "On {day.a}",
-        ),
-        (
-            "{title.a} was written by {person.c} in {year.a}.",
-            "Who wrote {title.a}?",
-            "{person.c}",
-        ),
-        (
-            "{title.a} was written by {person.c} in {year.a}.",
-            "In which year was it written?",
-            "{year.a}",
-        ),
-        (
-            "The cook used {small.a} {unit.a} of {food.a}.",
-            "How much {food.a} was used?",
-            "{small.a} {unit.a}",
-        ),
-        (
-            "The nurse in the {ward.a} ward gave {drug.a}.",
-            "What did the nurse give?",
-            "{drug.a}",
-        ),
-        (
-            "{person.d} lay in the {ward.a} ward with {symptom.a}.",
-            "Which ward was {person.d} in?",
-            "The {ward.a} ward",
-        ),
-        (
-            "{person.d} lay in the {ward.b} ward with {symptom.a}.",
-            "What was wrong with {person.d}?",
-            "{symptom.a}",
-        ),
-        (
-            "The {thing.b} cost {price.a} marks.",
-            "What did the {thing.b} cost?",
-            "{price.a} marks",
-        ),
-        (
-            "The {animal.a} slept next to the {thing.c}.",
-            "Which animal was it?",
-            "A {animal.a}",
-        ),
+        ("{person.a} came from {town.a}.", "Where did {person.a} come from?", "{town.a}"),
+        ("{person.a} works as a {trade.a}.", "What is the work of {person.a}?", "{trade.a}"),
+        ("{person.b} kept the {thing.a} in the {room.a}.", "Where was the {thing.a}?", "In the {room.a}"),
+        ("{person.b} {verb.a} a {colour.a} {thing.a}.", "What colour was the {thing.a}?", "{colour.a}"),
+        ("The {ship.a} brought {count.a} {container.a} of {cargo.a}.", "How many {container.a} came?", "{count.a}"),
+        ("The {ship.a} brought {cargo.a} from {town.b}.", "What did the {ship.a} bring?", "{cargo.a}"),
+        ("The {ship.a} sailed from {town.b} on {day.a}.", "When did the {ship.a} sail?", "On {day.a}"),
+        ("{title.a} was written by {person.c} in {year.a}.", "Who wrote {title.a}?", "{person.c}"),
+        ("{title.a} was written by {person.c} in {year.a}.", "In which year was it written?", "{year.a}"),
+        ("The cook used {small.a} {unit.a} of {food.a}.", "How much {food.a} was used?", "{small.a} {unit.a}"),
+        ("The nurse in the {ward.a} ward gave {drug.a}.", "What did the nurse give?", "{drug.a}"),
+        ("{person.d} lay in the {ward.a} ward with {symptom.a}.", "Which ward was {person.d} in?", "The {ward.a} ward"),
+        ("{person.d} lay in the {ward.b} ward with {symptom.a}.", "What was wrong with {person.d}?", "{symptom.a}"),
+        ("The {thing.b} cost {price.a} marks.", "What did the {thing.b} cost?", "{price.a} marks"),
+        ("The {animal.a} slept next to the {thing.c}.", "Which animal was it?", "A {animal.a}"),
     ];
     let count = dice.between(1, 4);
     let mut rows: Vec<usize> = (0..FACTS.len()).collect();

@@ -52,9 +52,7 @@ fn table(dice: &mut Dice) -> String {
 
 fn numbered_list(dice: &mut Dice) -> String {
     let mut scene = Scene::new(dice);
-    let kind = scene.dice.pick(&[
-        "thing", "food", "cargo", "tool", "animal", "trade", "subject", "drug",
-    ]);
+    let kind = scene.dice.pick(&["thing", "food", "cargo", "tool", "animal", "trade", "subject", "drug"]);
     let mut text = scene.write("[To buy|To do|List|Wanted|For {day}|For {first}]:\n");
     for place in 1..=scene.dice.between(3, 6) {
         let word = scene.word(kind);
@@ -66,11 +64,7 @@ fn numbered_list(dice: &mut Dice) -> String {
 /// Days and months in their order, with something for each.
 fn timetable(dice: &mut Dice) -> String {
     let months = dice.chance(25);
-    let names = if months {
-        lexicon::MONTHS
-    } else {
-        lexicon::DAYS
-    };
+    let names = if months { lexicon::MONTHS } else { lexicon::DAYS };
     let start = dice.below(names.len());
     let count = dice.between(3, 7);
     let mut scene = Scene::new(dice);
@@ -82,59 +76,28 @@ fn timetable(dice: &mut Dice) -> String {
         "{first} and {first}",
         "{subject}",
     ]);
-    let lines: Vec<String> = (start..start + count)
-        .map(|at| format!("{}: {}", names[at % names.len()], scene.write(row)))
-        .collect();
+    let lines: Vec<String> = (start..start + count).map(|at| format!("{}: {}", names[at % names.len()], scene.write(row))).collect();
     lines.join("\n")
 }
 
 fn dialogue(dice: &mut Dice) -> String {
     const TURNS: &[(&str, &str)] = &[
-        (
-            "Have you seen the {thing.a}?",
-            "The {thing.a} is in the {room}.",
-        ),
-        (
-            "When does the {ship.a} sail?",
-            "The {ship.a} sails on {day}, {time}.",
-        ),
+        ("Have you seen the {thing.a}?", "The {thing.a} is in the {room}."),
+        ("When does the {ship.a} sail?", "The {ship.a} sails on {day}, {time}."),
         ("Who wrote {title.a}?", "That was {person}."),
-        (
-            "How is {person.c} today?",
-            "{first.x} has {symptom}, but it is better.",
-        ),
-        (
-            "What do you need for {dish.a}?",
-            "Some {food}, some {food} and {small} {unit} of {food}.",
-        ),
-        (
-            "What did the {trade.a} want?",
-            "The {trade.a} wanted a {adjective} {thing}.",
-        ),
-        (
-            "Is there any {cargo.a} left?",
-            "Yes, {count} {container} of {cargo.a}.",
-        ),
-        (
-            "What is the weather in {town.a}?",
-            "There is {weather} in {town.a}.",
-        ),
+        ("How is {person.c} today?", "{first.x} has {symptom}, but it is better."),
+        ("What do you need for {dish.a}?", "Some {food}, some {food} and {small} {unit} of {food}."),
+        ("What did the {trade.a} want?", "The {trade.a} wanted a {adjective} {thing}."),
+        ("Is there any {cargo.a} left?", "Yes, {count} {container} of {cargo.a}."),
+        ("What is the weather in {town.a}?", "There is {weather} in {town.a}."),
     ];
     let count = dice.between(1, 3);
     let mut rows: Vec<usize> = (0..TURNS.len()).collect();
     dice.shuffle(&mut rows);
     let mut scene = Scene::new(dice);
     let (one, other) = (scene.word("first.p"), scene.word("first.q"));
-    let turns: Vec<String> = rows[..count]
-        .iter()
-        .map(|row| {
-            format!(
-                "{one}: {}\n{other}: {}",
-                scene.write(TURNS[*row].0),
-                scene.write(TURNS[*row].1)
-            )
-        })
-        .collect();
+    let turns: Vec<String> =
+        rows[..count].iter().map(|row| format!("{one}: {}\n{other}: {}", scene.write(TURNS[*row].0), scene.write(TURNS[*row].1))).collect();
     turns.join("\n")
 }
 
@@ -145,34 +108,20 @@ fn counting(dice: &mut Dice) -> String {
     let count = dice.between(4, 9);
     let numbers = (0..count).map(|place| start + place * step);
     if step <= 2 && start + count * step <= 20 {
-        return numbers
-            .map(|number| lexicon::NUMBERS[number])
-            .collect::<Vec<_>>()
-            .join(", ");
+        return numbers.map(|number| lexicon::NUMBERS[number]).collect::<Vec<_>>().join(", ");
     }
-    numbers
-        .map(|number| number.to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
+    numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn inventory(dice: &mut Dice) -> String {
     let mut scene = Scene::new(dice);
-    let mut text =
-        scene.write("[In the {room.a} there are|The {trade.a} of {town.a} owns|{first.a} packed] ");
+    let mut text = scene.write("[In the {room.a} there are|The {trade.a} of {town.a} owns|{first.a} packed] ");
     let count = scene.dice.between(2, 4);
-    let items: Vec<String> = (0..count)
-        .map(|_| {
-            scene.write(
-                "[{small} {container} of {cargo}|a {colour} {thing}|{small} {unit} of {food}]",
-            )
-        })
-        .collect();
+    let items: Vec<String> =
+        (0..count).map(|_| scene.write("[{small} {container} of {cargo}|a {colour} {thing}|{small} {unit} of {food}]")).collect();
     text.push_str(&items.join(", "));
     let again = capitalise(&items.join(", "));
-    text.push_str(
-        &scene.write(". [Nothing else was found|The list was read out|It was checked on {day}]: "),
-    );
+    text.push_str(&scene.write(". [Nothing else was found|The list was read out|It was checked on {day}]: "));
     text.push_str(&again);
     text.push('.');
     text

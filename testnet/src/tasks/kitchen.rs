@@ -7,13 +7,7 @@ use crate::corpus::lexicon::{FOODS, NUMBERS};
 pub const RECIPES: &[Recipe] = &[measure, keeping];
 
 /// Spoons in one of each measure.
-const MEASURES: [(&str, usize); 5] = [
-    ("cups", 8),
-    ("ladles", 5),
-    ("bowls", 12),
-    ("jugs", 20),
-    ("handfuls", 3),
-];
+const MEASURES: [(&str, usize); 5] = [("cups", 8), ("ladles", 5), ("bowls", 12), ("jugs", 20), ("handfuls", 3)];
 
 /// Where a food is kept, in what and for how many days, in the order of `FOODS`.
 const KEEPING: [(&str, &str, u8); 24] = [
@@ -47,10 +41,8 @@ const KEEPING: [(&str, &str, u8); 24] = [
 fn measure(scene: &mut Scene<'_>) -> (String, String, String) {
     let (unit, spoons) = MEASURES[scene.dice.below(MEASURES.len())];
     let count = scene.dice.between(2, 9);
-    let input = scene.write(&format!(
-        "[{} {unit} of {{food.a}}|For {{dish}} take {} {unit} of {{food.a}}].",
-        NUMBERS[count], NUMBERS[count]
-    ));
+    let input =
+        scene.write(&format!("[{} {unit} of {{food.a}}|For {{dish}} take {} {unit} of {{food.a}}].", NUMBERS[count], NUMBERS[count]));
     let output = scene.write(&format!("That is {} spoons of {{food.a}}.", count * spoons));
     ("How many spoons is that?".to_string(), input, output)
 }
@@ -65,9 +57,5 @@ fn keeping(scene: &mut Scene<'_>) -> (String, String, String) {
         "After {day} there is still {food.a} for {number} people.",
     ]);
     let (place, vessel, days) = KEEPING[at];
-    (
-        "How is it kept?".to_string(),
-        input,
-        format!("In the {place}, in a {vessel}, for {days} days."),
-    )
+    ("How is it kept?".to_string(), input, format!("In the {place}, in a {vessel}, for {days} days."))
 }

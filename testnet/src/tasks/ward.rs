@@ -7,10 +7,8 @@ use crate::corpus::lexicon::SYMPTOMS;
 pub const RECIPES: &[Recipe] = &[triage, remedy];
 
 /// The letter of a complaint, in the order of `SYMPTOMS`: arbitrary, as a real code book looks to a newcomer.
-const LETTERS: [&str; 24] = [
-    "A", "C", "B", "E", "D", "F", "C", "A", "B", "D", "C", "E", "F", "B", "A", "E", "D", "F", "B",
-    "D", "E", "F", "A", "C",
-];
+const LETTERS: [&str; 24] =
+    ["A", "C", "B", "E", "D", "F", "C", "A", "B", "D", "C", "E", "F", "B", "A", "E", "D", "F", "B", "D", "E", "F", "A", "C"];
 
 /// What is given for a complaint, in the order of `SYMPTOMS`.
 const REMEDIES: [&str; 24] = [
@@ -76,9 +74,5 @@ fn remedy(scene: &mut Scene<'_>) -> (String, String, String) {
         15..70 => "two spoons",
         _ => "one spoon",
     };
-    (
-        "What should be given?".to_string(),
-        input,
-        format!("Give {amount} of {}.", REMEDIES[at]),
-    )
+    ("What should be given?".to_string(), input, format!("Give {amount} of {}.", REMEDIES[at]))
 }
