@@ -1,1 +1,56 @@
-//! Room `models`.
+//! Room `models`: the trainable architectures, loaded from Hugging Face directories.
+//!
+//! One decoder for the Llama family ([`decoder`]), its weights widened to f32 and frozen, LoRA on any of its linear
+//! modules, or every weight trained ([`Decoder`] says how). The ops of the hot path are fused and carry their own backward
+//! ([`kernels`]), because candle's fast ones have none.
+//!
+//! It refuses what it would compute wrongly: other model types, biased attention, other activations, rope types it does
+//! not know. It knows nothing of rounds, peers or adapters on the wire.
+
+pub mod config;
+pub mod decoder;
+pub mod kernels;
+mod linear;
+pub mod pretrained;
+pub mod weights;
+
+pub use config::ModelConfig;
+pub use decoder::{Decoder, KvCache};
+pub use pretrained::{BaseModel, LinearModule, base_digest};
+
+use std::path::PathBuf;
+
+/// Why a model cannot be read, built or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error("{path}: {reason}")]
+    File { path: PathBuf, reason: String },
+    #[error("{path}: {field} is {found}, but only {supported} can be trained")]
+    Unsupported { path: PathBuf, field: &'static str, found: String, supported: &'static str },
+    #[error("{path} holds no tensor \"{name}\"")]
+    MissingTensor { path: PathBuf, name: String },
+    #[error("tensor \"{name}\" has shape {found:?}, but the configuration asks for {expected:?}")]
+    Shape { name: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error("tensor \"{name}\" has type {found}, but weights must be F32, F16 or BF16")]
+    Dtype { name: String, found: String },
+    #[error("\"{target}\" names no linear module of this model, which has {known}")]
+    UnknownTarget { target: String, known: String },
+    #[error("the adapter's {name} has shape {found:?}, but this base asks for {expected:?}")]
+    AdapterShape { name: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error("the adapter holds {name}, which names no module of this base")]
+    AdapterModule { name: String },
+    #[error("the adapter lacks {name}")]
+    AdapterHalf { name: String },
+    #[error("{found} tokens in one sequence, but the model's positions end at {max}")]
+    TooLong { found: usize, max: usize },
+    #[error("token {token} lies outside the vocabulary of {vocabulary}")]
+    Token { token: u32, vocabulary: usize },
+    #[error("tensor computation failed: {0}")]
+    Candle(#[from] candle_core::Error),
+}
+
+impl ModelError {
+    pub(crate) fn file(path: impl Into<PathBuf>, reason: impl ToString) -> Self {
+        Self::File { path: path.into(), reason: reason.to_string() }
+    }
+}

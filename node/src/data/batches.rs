@@ -1,0 +1,131 @@
+//! Which examples go into which batch, drawn from a seed; and a batch's padded tokens and targets.
+
+use blake3::OutputReader;
+
+use super::tokens::TokenizedExample;
+use crate::models::decoder::TokenBatch;
+use crate::models::kernels::cross_entropy::IGNORED;
+
+/// A stream of random numbers named by a seed and a purpose.
+pub struct Draw(OutputReader);
+
+impl Draw {
+    pub fn new(seed: u64, purpose: &str, index: u64) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("mingle 2026-11 training draw");
+        hasher.update(&seed.to_le_bytes()).update(&index.to_le_bytes()).update(purpose.as_bytes());
+        Self(hasher.finalize_xof())
+    }
+
+    pub fn next(&mut self) -> u64 {
+        let mut word = [0; 8];
+        self.0.fill(&mut word);
+        u64::from_le_bytes(word)
+    }
+
+    /// Uniform in [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Uniform below `bound` (its bias, below 2⁻⁶⁴ times the bound, is of no consequence here).
+    pub fn below(&mut self, bound: usize) -> usize {
+        ((u128::from(self.next()) * bound as u128) >> 64) as usize
+    }
+
+    /// Fisher and Yates.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last + 1));
+        }
+    }
+}
+
+/// Takes `held_out` items out of `items`, chosen by the seed; both parts keep their order. At least one item stays in
+/// training.
+pub fn split_held_out<T>(items: Vec<T>, held_out: usize, seed: u64) -> (Vec<T>, Vec<T>) {
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    Draw::new(seed, "held out", 0).shuffle(&mut order);
+    let held_out = held_out.min(items.len().saturating_sub(1));
+    let mut is_held_out = vec![false; items.len()];
+    order.iter().take(held_out).for_each(|index| is_held_out[*index] = true);
+    let (held, kept): (Vec<_>, Vec<_>) = items.into_iter().zip(is_held_out).partition(|(_, held)| *held);
+    (kept.into_iter().map(|(item, _)| item).collect(), held.into_iter().map(|(item, _)| item).collect())
+}
+
+/// Batches taken together when lengths are grouped: enough to save padding, few enough to stay a shuffle.
+const GROUP_BATCHES: usize = 8;
+
+/// The batches of one epoch, as indices: shuffled, then sorted by length within groups of [`GROUP_BATCHES`] batches, then
+/// the batches shuffled. The last batch may be smaller.
+pub fn epoch_batches(lengths: &[usize], batch_size: usize, seed: u64, epoch: usize) -> Vec<Vec<usize>> {
+    let batch_size = batch_size.max(1);
+    let mut draw = Draw::new(seed, "epoch order", epoch as u64);
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    draw.shuffle(&mut order);
+    for group in order.chunks_mut(batch_size * GROUP_BATCHES) {
+        // Stable, so that equal lengths keep their drawn order.
+        group.sort_by_key(|index| lengths[*index]);
+    }
+    let mut batches: Vec<Vec<usize>> = order.chunks(batch_size).map(<[usize]>::to_vec).collect();
+    draw.shuffle(&mut batches);
+    batches
+}
+
+/// Pads examples at the end to the longest and shifts their labels: position `i` predicts token `i + 1`.
+pub fn batch(examples: &[&TokenizedExample]) -> TokenBatch {
+    // The last token predicts nothing, so it is not fed.
+    let length = examples.iter().map(|example| example.tokens.len().saturating_sub(1)).max().unwrap_or(0).max(1);
+    let mut tokens = vec![0; examples.len() * length];
+    let mut targets = vec![IGNORED; examples.len() * length];
+    for (row, example) in examples.iter().enumerate() {
+        let fed = example.tokens.len().saturating_sub(1);
+        tokens[row * length..row * length + fed].copy_from_slice(&example.tokens[..fed]);
+        for at in 0..fed {
+            if example.learned[at + 1] {
+                targets[row * length + at] = i64::from(example.tokens[at + 1]);
+            }
+        }
+    }
+    TokenBatch { sequences: examples.len(), length, tokens, targets }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_takes_every_example_once_and_depends_on_seed_and_epoch() {
+        let lengths: Vec<usize> = (0..103).map(|i| i % 17).collect();
+        let plan = epoch_batches(&lengths, 8, 5, 0);
+        let mut all: Vec<usize> = plan.concat();
+        all.sort();
+        assert_eq!(all, (0..103).collect::<Vec<_>>());
+        assert_eq!(plan, epoch_batches(&lengths, 8, 5, 0));
+        assert_ne!(plan, epoch_batches(&lengths, 8, 5, 1));
+        assert_ne!(plan, epoch_batches(&lengths, 8, 6, 0));
+    }
+
+    #[test]
+    fn the_held_out_part_is_the_same_for_the_same_seed() {
+        let items: Vec<usize> = (0..50).collect();
+        let (kept, held) = split_held_out(items.clone(), 10, 1);
+        assert_eq!((kept.len(), held.len()), (40, 10));
+        assert_eq!(held, split_held_out(items.clone(), 10, 1).1);
+        assert_ne!(held, split_held_out(items, 10, 2).1);
+        assert_eq!(split_held_out(vec![1], 5, 1), (vec![1], vec![]));
+    }
+
+    #[test]
+    fn labels_are_shifted_and_padding_counts_for_nothing() {
+        let example = |tokens: &[u32], from: usize| TokenizedExample {
+            tokens: tokens.to_vec(),
+            learned: (0..tokens.len()).map(|i| i >= from).collect(),
+        };
+        let (a, b) = (example(&[1, 5, 6, 2], 2), example(&[1, 7], 1));
+        let batch = batch(&[&a, &b]);
+        assert_eq!((batch.sequences, batch.length), (2, 3));
+        assert_eq!(batch.tokens, [1, 5, 6, 1, 0, 0]);
+        assert_eq!(batch.targets, [IGNORED, 6, 2, 7, IGNORED, IGNORED]);
+        assert_eq!(batch.labelled(), a.labels() + b.labels());
+    }
+}

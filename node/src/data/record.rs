@@ -1,0 +1,246 @@
+//! One training example as its author wrote it, and the template that makes one text of it.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::DataError;
+
+/// An example in one of the known forms.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    Instruction {
+        instruction: String,
+        /// May be empty.
+        input: String,
+        output: String,
+    },
+    Messages(Vec<Message>),
+    Text(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    pub content: String,
+}
+
+/// A piece of text; only learned pieces carry labels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment {
+    pub text: String,
+    /// The model is to say this; the end-of-text token follows it.
+    pub learned: bool,
+}
+
+/// How an example becomes text.
+///
+/// `Short` is for small models, whose context is too dear for ceremony:
+///
+/// ```text
+/// {instruction}\n{input}\n{output}         (the input's line only where there is an input)
+/// {question}\n{answer}
+/// {content}\n per system or user message, {content} per assistant message
+/// ```
+///
+/// `Alpaca` is the prompt that Stanford Alpaca published with its data, which many instruction-tuned Llama models saw;
+/// a question is its instruction. Messages and text are as in `Short`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Template {
+    #[default]
+    Short,
+    Alpaca,
+}
+
+const ALPACA_WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n";
+const ALPACA_WITHOUT_INPUT: &str = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n";
+
+impl Template {
+    fn prompt(self, instruction: &str, input: &str) -> String {
+        // The instruction is put in last, so that braces in it are left alone.
+        match (self, input.is_empty()) {
+            (Self::Short, true) => format!("{instruction}\n"),
+            (Self::Short, false) => format!("{instruction}\n{input}\n"),
+            (Self::Alpaca, true) => fill(ALPACA_WITHOUT_INPUT, &[("{instruction}", instruction)]),
+            (Self::Alpaca, false) => fill(ALPACA_WITH_INPUT, &[("{instruction}", instruction), ("{input}", input)]),
+        }
+    }
+}
+
+/// Replaces each placeholder, in the order of the template, once: what is put in is not searched again.
+fn fill(template: &str, fields: &[(&str, &str)]) -> String {
+    let (mut text, mut rest) = (String::new(), template);
+    for (placeholder, value) in fields {
+        if let Some((before, after)) = rest.split_once(placeholder) {
+            text += before;
+            text += value;
+            rest = after;
+        }
+    }
+    text + rest
+}
+
+impl Record {
+    /// The pieces of the example's text, in order.
+    pub fn segments(&self, template: Template) -> Vec<Segment> {
+        let piece = |text: String, learned| Segment { text, learned };
+        match self {
+            Self::Instruction { instruction, input, output } => {
+                vec![piece(template.prompt(instruction, input), false), piece(output.clone(), true)]
+            }
+            Self::Messages(messages) => {
+                let one = |message: &Message| match message.role.as_str() {
+                    "assistant" => piece(message.content.clone(), true),
+                    _ => piece(format!("{}\n", message.content), false),
+                };
+                messages.iter().map(one).collect()
+            }
+            Self::Text(text) => vec![piece(text.clone(), true)],
+        }
+    }
+
+    /// What a model is given, and what it should say: the last learned piece, with all before it. `None` for plain text.
+    pub fn question_and_answer(&self, template: Template) -> Option<(Vec<Segment>, String)> {
+        let mut segments = self.segments(template);
+        let answer = segments.iter().rposition(|segment| segment.learned)?;
+        if answer == 0 {
+            return None;
+        }
+        segments.truncate(answer + 1);
+        segments.pop().map(|last| (segments, last.text))
+    }
+
+    /// Recognises one JSON object; the error says what was found and what is known.
+    pub fn from_json(json: &Value) -> Result<Self, String> {
+        let Some(object) = json.as_object() else { return Err(format!("expected a JSON object, found {}", kind(json))) };
+        let text = |field: &str| required_text(object, field);
+        if object.contains_key("messages") {
+            return messages(object);
+        }
+        if object.contains_key("instruction") {
+            let input = match object.get("input") {
+                None | Some(Value::Null) => String::new(),
+                Some(_) => text("input")?,
+            };
+            return Ok(Self::Instruction { instruction: text("instruction")?, input, output: text("output")? });
+        }
+        if object.contains_key("question") {
+            return Ok(Self::Instruction { instruction: text("question")?, input: String::new(), output: text("answer")? });
+        }
+        if object.contains_key("text") {
+            return Ok(Self::Text(text("text")?));
+        }
+        let found = object.keys().take(8).cloned().collect::<Vec<_>>().join(", ");
+        Err(format!(
+            "found the fields {{{found}}}, but an example has \"instruction\" and \"output\", \"question\" and \"answer\", \"messages\", or \"text\""
+        ))
+    }
+}
+
+fn kind(json: &Value) -> &'static str {
+    match json {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn required_text(object: &Map<String, Value>, field: &str) -> Result<String, String> {
+    match object.get(field) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(other) => Err(format!("\"{field}\" is {}, but must be a string", kind(other))),
+        None => Err(format!("\"{field}\" is missing")),
+    }
+}
+
+fn messages(object: &Map<String, Value>) -> Result<Record, String> {
+    let list = object.get("messages").cloned().unwrap_or_default();
+    let messages: Vec<Message> = serde_json::from_value(list)
+        .map_err(|error| format!("\"messages\" must be a list of {{\"role\", \"content\"}}: {error}"))?;
+    if let Some(other) = messages.iter().find(|m| !["system", "user", "assistant"].contains(&m.role.as_str())) {
+        return Err(format!("the role is \"{}\", but must be \"system\", \"user\" or \"assistant\"", other.role));
+    }
+    if !messages.iter().any(|message| message.role == "assistant") {
+        return Err("\"messages\" holds nothing an assistant says, so there is nothing to learn".into());
+    }
+    Ok(Record::Messages(messages))
+}
+
+/// Reads a file of JSON lines. Empty lines are allowed; a file without an example is not.
+pub fn read_jsonl(path: &Path) -> Result<Vec<Record>, DataError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| DataError::File { path: path.into(), reason: error.to_string() })?;
+    let mut records = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let refuse = |reason| DataError::Line { path: path.into(), line: index + 1, reason };
+        let json: Value = serde_json::from_str(line).map_err(|error| refuse(format!("not JSON: {error}")))?;
+        records.push(Record::from_json(&json).map_err(refuse)?);
+    }
+    if records.is_empty() {
+        return Err(DataError::Empty { path: path.into() });
+    }
+    Ok(records)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn text(json: Value, template: Template) -> (String, String) {
+        let record = Record::from_json(&json).unwrap();
+        let (prompt, answer) = record.question_and_answer(template).unwrap();
+        (prompt.into_iter().map(|segment| segment.text).collect(), answer)
+    }
+
+    #[test]
+    fn every_form_is_recognised() {
+        let pair = |a: &str, b: &str| (a.to_string(), b.to_string());
+        let alpaca = json!({ "instruction": "Add.", "input": "1 2", "output": "3" });
+        assert_eq!(text(alpaca, Template::Short), pair("Add.\n1 2\n", "3"));
+        let no_input = json!({ "instruction": "Say hello.", "output": "hello" });
+        assert_eq!(text(no_input, Template::Short), pair("Say hello.\n", "hello"));
+        assert_eq!(text(json!({ "question": "1+1?", "answer": "2" }), Template::Short), pair("1+1?\n", "2"));
+        let messages = json!({ "messages": [
+            { "role": "system", "content": "Be kind." }, { "role": "user", "content": "Hi" },
+            { "role": "assistant", "content": "Hello" }] });
+        assert_eq!(text(messages, Template::Short), pair("Be kind.\nHi\n", "Hello"));
+        let plain = Record::from_json(&json!({ "text": "Once." })).unwrap();
+        assert_eq!(plain.segments(Template::Short), [Segment { text: "Once.".into(), learned: true }]);
+    }
+
+    #[test]
+    fn the_alpaca_prompt_is_the_published_one_and_leaves_braces_alone() {
+        let (prompt, _) = text(json!({ "instruction": "use {input}", "input": "x", "output": "y" }), Template::Alpaca);
+        assert!(prompt.starts_with("Below is an instruction that describes a task, paired with an input"));
+        assert!(prompt.ends_with("### Instruction:\nuse {input}\n\n### Input:\nx\n\n### Response:\n"), "{prompt}");
+    }
+
+    #[test]
+    fn a_line_that_is_no_example_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.jsonl");
+        let cases = [
+            ("{\"prompt\": 1, \"completion\": 2}", "found the fields {completion, prompt}"),
+            ("[1]", "found a list"),
+            ("{\"question\": 3, \"answer\": \"x\"}", "\"question\" is a number"),
+            ("{\"instruction\": \"x\"}", "\"output\" is missing"),
+            ("{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}", "nothing an assistant says"),
+            ("{\"messages\": [{\"role\": \"bot\", \"content\": \"x\"}]}", "the role is \"bot\""),
+            ("{\"text\"", "not JSON"),
+        ];
+        for (line, expected) in cases {
+            std::fs::write(&path, format!("{{\"text\": \"fine\"}}\n\n{line}\n")).unwrap();
+            let error = read_jsonl(&path).unwrap_err().to_string();
+            assert!(error.contains("d.jsonl:3: ") && error.contains(expected), "{error}");
+        }
+        std::fs::write(&path, "\n").unwrap();
+        assert!(read_jsonl(&path).unwrap_err().to_string().ends_with("holds no example"));
+    }
+}

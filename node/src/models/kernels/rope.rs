@@ -1,0 +1,111 @@
+//! Rotary positions, half-split as Hugging Face does it: element `i` of a head turns with element `i + head_dim / 2`.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+use super::vector::vectorised;
+use super::{Values, values};
+
+/// Cosines and sines of every position, rows of `head_dim / 2`.
+#[derive(Debug)]
+pub struct RopeTable {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    pairs: usize,
+}
+
+impl RopeTable {
+    /// `frequencies`: radians per position for each pair.
+    pub fn new(frequencies: &[f64], positions: usize) -> Self {
+        // Angles in f32, as Hugging Face computes them: position times frequency rounded, then its cosine.
+        let angles = |f: fn(f32) -> f32| -> Vec<f32> {
+            let row = |position: usize| frequencies.iter().map(move |w| f(position as f32 * *w as f32));
+            (0..positions).flat_map(row).collect()
+        };
+        Self { cos: angles(f32::cos), sin: angles(f32::sin), pairs: frequencies.len() }
+    }
+
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.pairs
+    }
+}
+
+/// Turns `x (sequences * length, heads * head_dim)`; the first row of each sequence stands at position `offset`.
+pub fn rope(x: &Tensor, table: &Arc<RopeTable>, length: usize, offset: usize) -> Result<Tensor> {
+    if offset + length > table.positions() {
+        bail!("position {} lies beyond the table of {}", offset + length - 1, table.positions());
+    }
+    x.apply_op1(Rope { table: table.clone(), length, offset, direction: 1.0 })
+}
+
+struct Rope {
+    table: Arc<RopeTable>,
+    length: usize,
+    offset: usize,
+    /// 1 turns forward, -1 back: the gradient of a rotation is the rotation back.
+    direction: f32,
+}
+
+vectorised! {
+    fn turn(x: &[f32], y: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+        let pairs = cos.len();
+        for (x, y) in x.chunks_exact(2 * pairs).zip(y.chunks_exact_mut(2 * pairs)) {
+            let (x1, x2) = x.split_at(pairs);
+            let (y1, y2) = y.split_at_mut(pairs);
+            for i in 0..pairs {
+                let s = direction * sin[i];
+                y1[i] = x1[i] * cos[i] - x2[i] * s;
+                y2[i] = x2[i] * cos[i] + x1[i] * s;
+            }
+        }
+    }
+}
+
+impl Rope {
+    fn apply(&self, x: &[f32], width: usize) -> Vec<f32> {
+        let pairs = self.table.pairs;
+        let mut y = vec![0.0; x.len()];
+        for (row, (x, y)) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).enumerate() {
+            let at = (self.offset + row % self.length) * pairs;
+            turn(x, y, &self.table.cos[at..at + pairs], &self.table.sin[at..at + pairs], self.direction);
+        }
+        y
+    }
+}
+
+impl CustomOp1 for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, width) = layout.shape().dims2()?;
+        Ok((CpuStorage::F32(self.apply(values(x, layout)?, width)), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let gradient = gradient.contiguous()?;
+        let back = Rope { table: self.table.clone(), direction: -self.direction, ..*self };
+        let dx = back.apply(&Values::of(&gradient)?, x.dim(1)?);
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn gradients_agree_with_finite_differences() {
+        let table = Arc::new(RopeTable::new(&[1.0, 0.3, 0.1], 8));
+        check_gradients(&[noise_var(1, &[6, 12])], |v| rope(&v[0], &table, 3, 2));
+    }
+
+    #[test]
+    fn a_position_beyond_the_table_is_refused() {
+        let table = Arc::new(RopeTable::new(&[1.0], 4));
+        assert!(rope(&noise_var(1, &[5, 2]), &table, 5, 0).is_err());
+    }
+}
