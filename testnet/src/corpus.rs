@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_bytes_for_ever() {
         // The golden number changes only when the generator does; the embedded base must then be made anew.
-        assert_eq!(digest(&written_out(1, 500)), 11_722_652_150_862_308_523);
+        assert_eq!(digest(&written_out(1, 500)), 1_504_930_142_634_760_129);
         assert_ne!(written_out(1, 20), written_out(2, 20));
     }
 
