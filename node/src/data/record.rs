@@ -161,8 +161,8 @@ fn required_text(object: &Map<String, Value>, field: &str) -> Result<String, Str
 
 fn messages(object: &Map<String, Value>) -> Result<Record, String> {
     let list = object.get("messages").cloned().unwrap_or_default();
-    let messages: Vec<Message> = serde_json::from_value(list)
-        .map_err(|error| format!("\"messages\" must be a list of {{\"role\", \"content\"}}: {error}"))?;
+    let messages: Vec<Message> =
+        serde_json::from_value(list).map_err(|error| format!("\"messages\" must be a list of {{\"role\", \"content\"}}: {error}"))?;
     if let Some(other) = messages.iter().find(|m| !["system", "user", "assistant"].contains(&m.role.as_str())) {
         return Err(format!("the role is \"{}\", but must be \"system\", \"user\" or \"assistant\"", other.role));
     }
@@ -174,8 +174,7 @@ fn messages(object: &Map<String, Value>) -> Result<Record, String> {
 
 /// Reads a file of JSON lines. Empty lines are allowed; a file without an example is not.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Record>, DataError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| DataError::File { path: path.into(), reason: error.to_string() })?;
+    let text = std::fs::read_to_string(path).map_err(|error| DataError::File { path: path.into(), reason: error.to_string() })?;
     let mut records = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let refuse = |reason| DataError::Line { path: path.into(), line: index + 1, reason };

@@ -15,12 +15,7 @@ pub struct Generation {
 }
 
 /// Continues `prompt` until `is_end` says so; returns the new tokens, the ending one not among them.
-pub fn generate(
-    decoder: &Decoder,
-    prompt: &[u32],
-    generation: &Generation,
-    is_end: impl Fn(u32) -> bool,
-) -> Result<Vec<u32>, ModelError> {
+pub fn generate(decoder: &Decoder, prompt: &[u32], generation: &Generation, is_end: impl Fn(u32) -> bool) -> Result<Vec<u32>, ModelError> {
     let mut sampler = LogitsProcessor::from_sampling(generation.seed, generation.sampling.clone());
     let room = decoder.config().positions_max.saturating_sub(prompt.len());
     let mut cache = KvCache::default();

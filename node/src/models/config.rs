@@ -179,13 +179,7 @@ impl Fields<'_> {
         ModelError::Unsupported { path: self.path.into(), field, found: found.into(), supported }
     }
 
-    fn must_be(
-        &self,
-        field: &'static str,
-        known: &[&str],
-        supported: &'static str,
-        default: Option<&str>,
-    ) -> Result<(), ModelError> {
+    fn must_be(&self, field: &'static str, known: &[&str], supported: &'static str, default: Option<&str>) -> Result<(), ModelError> {
         match self.json.get(field).and_then(Value::as_str).or(default) {
             Some(found) if known.contains(&found) => Ok(()),
             found => Err(self.unsupported(field, &format!("\"{}\"", found.unwrap_or("missing")), supported)),

@@ -139,9 +139,7 @@ impl Decoder {
         let frozen = |weight| Linear { weight, lora: None, trained: false };
         let mut blocks = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
-            let mut linear = |part: &str| {
-                read(&format!("model.layers.{layer}.{part}.weight"), &module_dims(&config, part)).map(frozen)
-            };
+            let mut linear = |part: &str| read(&format!("model.layers.{layer}.{part}.weight"), &module_dims(&config, part)).map(frozen);
             let (q, k) = (linear("self_attn.q_proj")?, linear("self_attn.k_proj")?);
             let (v, o) = (linear("self_attn.v_proj")?, linear("self_attn.o_proj")?);
             let (gate, up, down) = (linear("mlp.gate_proj")?, linear("mlp.up_proj")?, linear("mlp.down_proj")?);
@@ -160,11 +158,7 @@ impl Decoder {
     }
 
     /// A decoder whose every weight is a variable with the value `start` gives for its name and shape.
-    pub fn all_variables(
-        config: ModelConfig,
-        device: &Device,
-        start: Source,
-    ) -> Result<(Self, Vec<(String, Var)>), ModelError> {
+    pub fn all_variables(config: ModelConfig, device: &Device, start: Source) -> Result<(Self, Vec<(String, Var)>), ModelError> {
         let mut variables = Vec::new();
         let mut decoder = Self::build(config, device, &mut |name, dims| {
             // A copy: training must not change the base it starts from.
@@ -192,10 +186,8 @@ impl Decoder {
 
     /// All weights by tensor name, adapters not among them. A tied head is not listed.
     pub fn weights(&self) -> Vec<(String, Tensor)> {
-        let mut all = vec![
-            ("model.embed_tokens.weight".to_string(), self.embedding.clone()),
-            ("model.norm.weight".to_string(), self.norm.clone()),
-        ];
+        let mut all =
+            vec![("model.embed_tokens.weight".to_string(), self.embedding.clone()), ("model.norm.weight".to_string(), self.norm.clone())];
         if !self.config.tied {
             all.push(("lm_head.weight".to_string(), self.head.weight.clone()));
         }

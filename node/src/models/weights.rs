@@ -83,8 +83,8 @@ impl Weights {
         }
         let mut bytes = Vec::new();
         place.stream(|part| bytes.extend_from_slice(part))?;
-        let values = widen(place.dtype, &bytes)
-            .ok_or_else(|| ModelError::Dtype { name: name.into(), found: format!("{:?}", place.dtype) })?;
+        let values =
+            widen(place.dtype, &bytes).ok_or_else(|| ModelError::Dtype { name: name.into(), found: format!("{:?}", place.dtype) })?;
         Ok(Tensor::from_vec(values, dims, device)?)
     }
 

@@ -115,8 +115,8 @@ pub fn read(dir: &Path) -> Result<Adapter, PeftError> {
         if rank != config.rank {
             return Err(refuse(format!("has rank {rank}, but the configuration says {}", config.rank)));
         }
-        let values = widen(view.dtype(), view.data())
-            .ok_or_else(|| refuse(format!("has type {:?}, but must be F32, F16 or BF16", view.dtype())))?;
+        let values =
+            widen(view.dtype(), view.data()).ok_or_else(|| refuse(format!("has type {:?}, but must be F32, F16 or BF16", view.dtype())))?;
         tensors.push(AdapterTensor { name: name.into(), dims: [rows, columns], values });
     }
     if tensors.is_empty() {
@@ -143,12 +143,7 @@ pub fn to_safetensors(adapter: &Adapter) -> Result<Vec<u8>, PeftError> {
 pub fn write(dir: &Path, adapter: &Adapter, base: Option<&str>) -> Result<(), PeftError> {
     let explain = |path: &Path, error: std::io::Error| PeftError::File { path: path.into(), reason: error.to_string() };
     std::fs::create_dir_all(dir).map_err(|error| explain(dir, error))?;
-    let config = AdapterConfig {
-        rank: adapter.rank,
-        alpha: adapter.alpha,
-        targets: adapter.targets(),
-        base: base.map(String::from),
-    };
+    let config = AdapterConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets(), base: base.map(String::from) };
     let text = format!("{:#}\n", config.to_json());
     for (name, bytes) in [(WEIGHTS, to_safetensors(adapter)?), (CONFIG, text.into_bytes())] {
         let path = dir.join(name);

@@ -64,7 +64,10 @@ pub enum Control {
 pub enum Outcome<T> {
     Finished(T),
     /// Stopped when asked; a later call with the same arguments goes on from the checkpoint.
-    Stopped { step: usize, steps: usize },
+    Stopped {
+        step: usize,
+        steps: usize,
+    },
 }
 
 /// Mean loss over labelled tokens, measured without training.

@@ -88,7 +88,7 @@ impl Heads {
         }
     }
 
-    fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+    pub(crate) fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
         let (t, d) = (self.length, self.head_dim);
         let (q_width, kv_width) = (self.heads * d, self.kv_heads * d);
         assert!(q.len() == self.sequences * t * q_width && k.len() == self.sequences * t * kv_width && v.len() == k.len());
@@ -120,7 +120,7 @@ impl Heads {
         }
     }
 
-    fn backward(&self, q: &[f32], k: &[f32], v: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    pub(crate) fn backward(&self, q: &[f32], k: &[f32], v: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let (t, d) = (self.length, self.head_dim);
         let (q_width, kv_width) = (self.heads * d, self.kv_heads * d);
         assert!(g.len() == q.len() && q.len() == self.sequences * t * q_width && k.len() == self.sequences * t * kv_width);
@@ -147,9 +147,7 @@ impl Heads {
                 for i in (0..t).step_by(TILE) {
                     let n = TILE.min(t - i);
                     let (ds, k) = (Matrix::rows(&dp[i * t..], t), Matrix::rows(k, kv_width));
-                    unsafe {
-                        multiply_raw((n, d, i + n), dq_to.0.add(q_at + i * q_width), q_width, Into::Overwrite, ds, k, 1.0)
-                    }
+                    unsafe { multiply_raw((n, d, i + n), dq_to.0.add(q_at + i * q_width), q_width, Into::Overwrite, ds, k, 1.0) }
                 }
                 for j in (0..t).step_by(TILE) {
                     let n = TILE.min(t - j);
@@ -221,8 +219,7 @@ mod tests {
         let plain = || -> Result<Tensor> {
             let q = inputs[0].reshape((t, 2, d))?.transpose(0, 1)?.contiguous()?;
             let (k, v) = (inputs[1].unsqueeze(0)?.repeat((2, 1, 1))?, inputs[2].unsqueeze(0)?.repeat((2, 1, 1))?);
-            let mask: Vec<f32> =
-                (0..t * t).map(|at| if at % t > at / t { f32::NEG_INFINITY } else { 0.0 }).collect();
+            let mask: Vec<f32> = (0..t * t).map(|at| if at % t > at / t { f32::NEG_INFINITY } else { 0.0 }).collect();
             let mask = Tensor::from_vec(mask, (t, t), q.device())?;
             let scores = (q.matmul(&k.t()?.contiguous()?)? * f64::from(heads.scale()))?.broadcast_add(&mask)?;
             let p = candle_nn::ops::softmax(&scores, 2)?;

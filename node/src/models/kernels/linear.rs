@@ -103,8 +103,7 @@ impl CustomOp3 for Lora {
         let (outputs, inputs) = self.weight.dims2()?;
         let rank = a.dim(0)?;
         let rows = x_values.len() / inputs;
-        let (x_rows, a_rows, b_rows) =
-            (Matrix::rows(&x_values, inputs), Matrix::rows(&a_values, inputs), Matrix::rows(&b_values, rank));
+        let (x_rows, a_rows, b_rows) = (Matrix::rows(&x_values, inputs), Matrix::rows(&a_values, inputs), Matrix::rows(&b_values, rank));
         let g = Matrix::rows(&g_values, outputs);
         // u = x Aᵀ is computed again: cheaper than to keep it.
         let u = product((rows, rank, inputs), x_rows, a_rows.transposed(), 1.0);
@@ -129,13 +128,7 @@ impl CustomOp2 for Trained {
         "trained-linear"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, x: &CpuStorage, x_layout: &Layout, weight: &CpuStorage, weight_layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, weight) = (values(x, x_layout)?, values(weight, weight_layout)?);
         let (outputs, inputs) = weight_layout.shape().dims2()?;
         let rows = x.len() / inputs;
