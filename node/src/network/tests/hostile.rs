@@ -216,8 +216,14 @@ async fn a_silent_provider_loses_its_connection_and_the_next_one_serves() {
     while !(closed && fetched) {
         reader
             .expect("the end of it", |event| match event {
-                NetworkEvent::PeerDisconnected(peer) if peer == silent.id => Some(closed = true),
-                NetworkEvent::BlobFetched { .. } => Some(fetched = true),
+                NetworkEvent::PeerDisconnected(peer) if peer == silent.id => {
+                    closed = true;
+                    Some(())
+                }
+                NetworkEvent::BlobFetched { .. } => {
+                    fetched = true;
+                    Some(())
+                }
                 _ => None,
             })
             .await;
