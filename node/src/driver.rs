@@ -59,8 +59,11 @@ pub enum Work {
     /// An adapter made elsewhere.
     Publish(Prepared),
     /// An adapter to be trained now.
-    Train(Box<dyn FnOnce(&TrainingDesk) -> Result<Prepared> + Send>),
+    Train(Training),
 }
+
+/// What makes an adapter when it is called, on a thread of its own.
+pub type Training = Box<dyn FnOnce(&TrainingDesk) -> Result<Prepared> + Send>;
 
 /// An adapter file ready to be announced.
 #[derive(Clone, Debug)]

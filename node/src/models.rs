@@ -7,6 +7,7 @@
 //! It refuses what it would compute wrongly: other model types, biased attention, other activations, rope types it does
 //! not know. It knows nothing of rounds, peers or adapters on the wire.
 
+pub mod backward;
 pub mod config;
 pub mod decoder;
 pub mod kernels;

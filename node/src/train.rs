@@ -12,8 +12,12 @@ mod gradients;
 mod lora;
 pub mod memory;
 mod optimiser;
+#[cfg(test)]
+mod reference;
 mod session;
 pub mod settings;
+#[cfg(test)]
+mod tests;
 
 pub use full::{TrainedModel, random_decoder, train_full};
 pub use lora::{Start, TrainedAdapter, seeded_draw, train_lora};

@@ -18,7 +18,7 @@ pub use header::{HEADER_BYTES_MAX, canonical_header, header_length};
 pub use layout::{Layout, Placed};
 pub use shape::{LoraShape, Module, Tensor, TensorList};
 pub use values::ValueScan;
-pub(crate) use values::{Cursor, RUN_ELEMENTS_MAX, Run, check_values};
+pub(crate) use values::{Cursor, RUN_ELEMENTS_MAX, check_largest};
 
 pub use crate::number::{Dtype, MAGNITUDE_MAX};
 

@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_higher_sequence_supersedes_and_an_older_one_changes_nothing() {
         let (first, second) = (announce(1, 1, b"a"), announce(1, 2, b"b"));
-        let mut ledger = ledger(&[first.clone()]);
+        let mut ledger = ledger(std::slice::from_ref(&first));
         assert_eq!(ledger.insert(second.clone()), Change::Kept { displaced: vec![first.id()] });
         let before = ledger.clone();
         assert_eq!(ledger.insert(first), Change::Stale { held: 2 });

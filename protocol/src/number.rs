@@ -154,13 +154,27 @@ pub fn widened(dtype: Dtype, bytes: &[u8]) -> impl Iterator<Item = f32> {
     })
 }
 
-/// The inner loop of every merge: `sums += weight * quantise(elements)`. Wrapping is exact here: sums stay inside an
-/// `i64` by the bound on the total weight, and a sum that went out and came back would still be right.
+/// The inner loop of every merge: `sums = step(sums, weight * quantise(elements))`, where `step` adds or subtracts, and the
+/// magnitude bits of the largest element. Unfit elements leave
+/// sums without meaning; the caller looks at the largest and gives them up.
+///
+/// Wrapping is exact here: sums stay inside an `i64` by the bound on the total weight, and a sum that went out and came
+/// back would still be right. A weight of 32 bits lets AVX2, which cannot multiply 64 by 64 bits, do with less.
 #[inline(always)]
-fn fold_each<const N: usize>(sums: &mut [i64], elements: &[[u8; N]], widen: impl Fn([u8; N]) -> f32, weight: i64) {
+fn fold_each<const N: usize>(
+    sums: &mut [i64],
+    elements: &[[u8; N]],
+    widen: impl Fn([u8; N]) -> f32,
+    weight: u32,
+    step: impl Fn(i64, i64) -> i64,
+) -> u32 {
+    let mut largest = 0;
     for (sum, element) in sums.iter_mut().zip(elements) {
-        *sum = sum.wrapping_add(quantise(widen(*element)).wrapping_mul(weight));
+        let bits = widen(*element).to_bits();
+        largest = largest.max(bits & MAGNITUDE_BITS);
+        *sum = step(*sum, quantise(f32::from_bits(bits)).wrapping_mul(i64::from(weight)));
     }
+    largest
 }
 
 /// The magnitude bits of the largest element; above those of [`MAGNITUDE_MAX`] when any element is unfit.

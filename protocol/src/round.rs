@@ -218,10 +218,10 @@ fn check(manifest: &Manifest) -> Result<(), RoundError> {
     if !crate::merge::weights_fit(weight_max, u64::from(manifest.member_max)) {
         return Err(RoundError::Overflow { weight_max, member_max: manifest.member_max });
     }
-    if let Roster::Members(members) = &manifest.roster {
-        if members.is_empty() || members.len() as u64 > u64::from(manifest.member_max) {
-            return field("the roster's length", members.len().to_string(), format!("1 to the member cap of {}", manifest.member_max));
-        }
+    if let Roster::Members(members) = &manifest.roster
+        && (members.is_empty() || members.len() as u64 > u64::from(manifest.member_max))
+    {
+        return field("the roster's length", members.len().to_string(), format!("1 to the member cap of {}", manifest.member_max));
     }
     Ok(())
 }

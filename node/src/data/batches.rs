@@ -16,7 +16,7 @@ impl Draw {
         Self(hasher.finalize_xof())
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         let mut word = [0; 8];
         self.0.fill(&mut word);
         u64::from_le_bytes(word)
@@ -24,12 +24,12 @@ impl Draw {
 
     /// Uniform in [0, 1).
     pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        (self.word() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Uniform below `bound` (its bias, below 2⁻⁶⁴ times the bound, is of no consequence here).
     pub fn below(&mut self, bound: usize) -> usize {
-        ((u128::from(self.next()) * bound as u128) >> 64) as usize
+        ((u128::from(self.word()) * bound as u128) >> 64) as usize
     }
 
     /// Fisher and Yates.

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use super::DataError;
@@ -79,14 +80,8 @@ impl Tokens {
 
     /// All examples that keep at least one label after cutting. Compare lengths to learn how many were dropped.
     pub fn examples(&self, records: &[Record], template: Template, length_max: usize) -> Result<Vec<TokenizedExample>, DataError> {
-        let mut examples = Vec::with_capacity(records.len());
-        for record in records {
-            let example = self.example(record, template, length_max)?;
-            if example.labels() > 0 {
-                examples.push(example);
-            }
-        }
-        Ok(examples)
+        let all: Vec<_> = records.par_iter().map(|record| self.example(record, template, length_max)).collect::<Result<_, _>>()?;
+        Ok(all.into_iter().filter(|example| example.labels() > 0).collect())
     }
 
     /// Each segment is tokenised by itself, so that a prompt's tokens do not depend on the answer that follows.
@@ -101,5 +96,101 @@ impl Tokens {
             example.learned.resize(example.tokens.len(), segment.learned);
         }
         Ok(example)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::models::config::RopeScaling;
+
+    /// Words of a counting language; `truncation` asks for what the trainer must not do.
+    pub fn write_tokenizer(dir: &Path) {
+        let words = ["<unk>", "<s>", "</s>", "count", "from", "one", "two", "three", "four", "five", "\n"];
+        let vocabulary: serde_json::Map<_, _> = words.iter().enumerate().map(|(id, word)| (word.to_string(), id.into())).collect();
+        let special = |id: u32, word: &str| {
+            serde_json::json!({ "id": id, "content": word, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true })
+        };
+        let json = serde_json::json!({
+            "version": "1.0", "padding": null, "normalizer": null, "post_processor": null, "decoder": null,
+            "truncation": { "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0 },
+            "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+            "pre_tokenizer": { "type": "Split", "pattern": { "String": " " }, "behavior": "Removed", "invert": false },
+            "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>" },
+        });
+        std::fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
+    }
+
+    pub fn config(vocabulary: usize) -> ModelConfig {
+        ModelConfig {
+            hidden: 16,
+            intermediate: 24,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 4,
+            vocabulary,
+            positions_max: 64,
+            norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope: RopeScaling::Default,
+            tied: true,
+            bos: Some(1),
+            eos: vec![2],
+        }
+    }
+
+    fn record(instruction: &str, output: &str) -> Record {
+        Record::Instruction { instruction: instruction.into(), input: String::new(), output: output.into() }
+    }
+
+    #[test]
+    fn the_prompt_carries_no_label_and_the_end_does() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tokenizer(dir.path());
+        let tokens = Tokens::read(dir.path(), &config(11)).unwrap();
+        // The template's line end sticks to the word before it here, which this vocabulary does not know.
+        let example = tokens.example(&record("count from one", "two three four"), Template::Short, 64).unwrap();
+        assert_eq!(example.tokens, [1, 3, 4, 0, 6, 7, 8, 2]);
+        assert_eq!(example.learned, [false, false, false, false, true, true, true, true]);
+        assert_eq!(example.labels(), 4);
+        let (prompt, _) = record("count from one", "two").question_and_answer(Template::Short).unwrap();
+        assert_eq!(tokens.prompt(&prompt).unwrap(), [1, 3, 4, 0], "as in training");
+        assert!(tokens.is_end(2) && !tokens.is_end(1));
+    }
+
+    #[test]
+    fn long_examples_are_cut_and_those_without_a_label_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tokenizer(dir.path());
+        let tokens = Tokens::read(dir.path(), &config(11)).unwrap();
+        let records = [record("count from one", "two three four"), record("count", "two")];
+        let examples = tokens.examples(&records, Template::Short, 4).unwrap();
+        assert_eq!(examples.len(), 1);
+        assert_eq!(examples[0].tokens, [1, 0, 6, 2]);
+    }
+
+    #[test]
+    fn several_turns_are_learnt_where_the_assistant_speaks() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tokenizer(dir.path());
+        let tokens = Tokens::read(dir.path(), &config(11)).unwrap();
+        let json = serde_json::json!({ "messages": [
+            { "role": "user", "content": "count" }, { "role": "assistant", "content": "one two" },
+            { "role": "user", "content": "from" }, { "role": "assistant", "content": "three" }] });
+        let example = tokens.example(&Record::from_json(&json).unwrap(), Template::Short, 64).unwrap();
+        assert_eq!(example.tokens, [1, 0, 5, 6, 2, 0, 7, 2]);
+        assert_eq!(example.learned, [false, false, true, true, true, false, true, true]);
+    }
+
+    #[test]
+    fn a_tokenizer_of_another_model_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tokenizer(dir.path());
+        let tokens = Tokens::read(dir.path(), &config(6)).unwrap();
+        assert!(tokens.encode("count five").unwrap_err().to_string().contains("gives token 9"));
+        std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+        assert!(Tokens::read(dir.path(), &config(6)).is_err());
     }
 }

@@ -12,6 +12,7 @@ use super::kernels::cross_entropy::{IGNORED, cross_entropy};
 use super::kernels::rms_norm::rms_norm;
 use super::kernels::rope::{RopeTable, rope};
 use super::kernels::rows::rows;
+use super::kernels::sum::sum;
 use super::kernels::swiglu::swiglu;
 use super::linear::Linear;
 use super::{ModelConfig, ModelError};
@@ -121,7 +122,8 @@ impl Decoder {
         Ok(x)
     }
 
-    fn embed(&self, tokens: &[u32], end: usize) -> std::result::Result<Tensor, ModelError> {
+    /// Refuses tokens outside the vocabulary and positions beyond the model's.
+    pub(crate) fn check_tokens(&self, tokens: &[u32], end: usize) -> std::result::Result<(), ModelError> {
         let vocabulary = self.config.vocabulary;
         if end > self.rope.positions() {
             return Err(ModelError::TooLong { found: end, max: self.rope.positions() });
@@ -129,6 +131,11 @@ impl Decoder {
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
             return Err(ModelError::Token { token: *token, vocabulary });
         }
+        Ok(())
+    }
+
+    fn embed(&self, tokens: &[u32], end: usize) -> std::result::Result<Tensor, ModelError> {
+        self.check_tokens(tokens, end)?;
         Ok(rows(&self.embedding, tokens.iter().map(|token| *token as usize).collect())?)
     }
 
@@ -148,14 +155,14 @@ impl Decoder {
         let v = block.v.forward(&y)?;
         let heads = Heads { sequences, length, heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim };
         let attended = causal_attention(&q, &k, &v, heads)?;
-        let x = (x + block.o.forward(&attended)?)?;
+        let x = sum(x, &block.o.forward(&attended)?)?;
         self.feed_forward(block, &x)
     }
 
     fn feed_forward(&self, block: &Block, x: &Tensor) -> Result<Tensor> {
         let y = self.normalise(x, &block.feed_norm)?;
         let z = swiglu(&block.gate.forward(&y)?, &block.up.forward(&y)?)?;
-        x + block.down.forward(&z)?
+        sum(x, &block.down.forward(&z)?)
     }
 }
 
@@ -219,7 +226,7 @@ impl Decoder {
             Some(slot) => *slot = (k, v),
             None => cache.blocks.push((k, v)),
         }
-        let x = (x + block.o.forward(&attended)?)?;
+        let x = sum(x, &block.o.forward(&attended)?)?;
         self.feed_forward(block, &x)
     }
 }

@@ -12,11 +12,12 @@ pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod linear;
-mod product;
+pub(crate) mod product;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 
+pub mod sum;
 pub mod swiglu;
 mod vector;
 

@@ -5,11 +5,13 @@ use rayon::prelude::*;
 
 use super::TrainError;
 use crate::data::{TokenizedExample, batch};
-use crate::models::Decoder;
+use crate::models::backward::variable_indices;
 use crate::models::decoder::TokenBatch;
+use crate::models::kernels::sum::add_to;
+use crate::models::{Decoder, ModelError};
 
 /// Padded tokens a slice should have: enough for the GEMM to run well, few enough to stay in the processor's cache.
-const SLICE_TOKENS: usize = 384;
+const SLICE_TOKENS: usize = 192;
 /// Candle walks a graph recursively: its depth must fit the stack of the thread.
 const STACK_BYTES: usize = 64 << 20;
 
@@ -47,18 +49,9 @@ pub fn batch_gradients(
     let slices = slices(examples);
     let labels: usize = slices.iter().map(TokenBatch::labelled).sum();
     let denominator = labels.max(1) as f64;
-    let one = |slice: &TokenBatch| -> Result<(f32, Vec<Option<Vec<f32>>>), TrainError> {
-        let loss = decoder.loss(slice, denominator)?;
-        let value = loss.to_scalar::<f32>()?;
-        let mut store = loss.backward()?;
-        let mut gradients = Vec::with_capacity(variables.len());
-        for (_, variable) in variables {
-            let gradient = store.remove(variable).map(|gradient| gradient.flatten_all()?.to_vec1::<f32>());
-            gradients.push(gradient.transpose()?);
-        }
-        Ok((value, gradients))
-    };
-    let done: Vec<_> = pool.install(|| slices.par_iter().map(one).collect::<Result<_, _>>())?;
+    let indices = variable_indices(variables);
+    let one = |slice: &TokenBatch| decoder.loss_and_gradients(slice, denominator, &indices);
+    let done: Vec<_> = pool.install(|| slices.par_iter().map(one).collect::<Result<_, ModelError>>())?;
     let mut total = BatchGradients {
         loss: 0.0,
         gradients: variables.iter().map(|(_, variable)| vec![0.0; variable.elem_count()]).collect(),
@@ -67,9 +60,7 @@ pub fn batch_gradients(
     for (loss, gradients) in done {
         total.loss += loss;
         for (sum, gradient) in total.gradients.iter_mut().zip(gradients) {
-            for (sum, gradient) in sum.iter_mut().zip(gradient.iter().flatten()) {
-                *sum += gradient;
-            }
+            add_to(sum, gradient.as_deref().unwrap_or_default());
         }
     }
     Ok(total)

@@ -235,6 +235,13 @@ fn every_unfit_value_is_refused_with_its_place() {
         let mut scan = layout.scan();
         let by_byte = layout.data_of(&file).iter().try_for_each(|byte| scan.push(&[*byte]));
         assert_eq!(by_byte, check(&file, &small_shape()).map(|_| ()));
+        // No further data makes up for it.
+        let mut at_once = layout.scan();
+        at_once.push(layout.data_of(&file)).unwrap_err();
+        for scan in [&mut scan, &mut at_once] {
+            assert!(scan.finish().is_err());
+            assert!((0..file.len()).all(|_| scan.push(&[0]).is_err() && scan.finish().is_err()));
+        }
         by_byte.unwrap_err()
     };
     let single = |x: f32| unfit(Dtype::F32, x.to_le_bytes().to_vec());

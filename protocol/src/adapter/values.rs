@@ -33,7 +33,7 @@ pub(crate) struct Cursor {
 
 impl Cursor {
     /// Hands the elements in `piece` on, in runs of at most `run_max` elements. Fails when there is more data than the
-    /// layout has, or with the first failure of `each`.
+    /// layout has, or with the first failure of `each`; after a failure it never finishes.
     pub fn advance<E: From<AdapterError>>(
         &mut self,
         layout: &Layout,
@@ -62,7 +62,7 @@ impl Cursor {
                     return Ok(());
                 }
                 self.cut_length = 0;
-                run(self.element, self.cut.get(..size).unwrap_or_default())?;
+                run(self.element, self.cut.get(..size).unwrap_or_default()).inspect_err(|_| self.place = usize::MAX)?;
                 1
             } else {
                 let here = piece.len().checked_div(size).unwrap_or(0);
@@ -71,7 +71,7 @@ impl Cursor {
                 let (head, rest) = piece.split_at_checked(bytes).unwrap_or((piece, &[]));
                 piece = rest;
                 self.passed = self.passed.saturating_add(bytes as u64);
-                run(self.element, head)?;
+                run(self.element, head).inspect_err(|_| self.place = usize::MAX)?;
                 run_length
             };
             self.element = self.element.saturating_add(run_length);
@@ -93,10 +93,11 @@ impl Cursor {
     }
 }
 
-/// Refuses a run with an element that is NaN, infinite or too large, naming the first such element.
+/// Refuses a run whose largest element has these magnitude bits, naming the first element that is NaN, infinite or too
+/// large.
 #[inline]
-pub(crate) fn check_values(lanes: Lanes, layout: &Layout, run: &Run<'_>) -> Result<(), AdapterError> {
-    if largest(lanes, run.dtype, run.bytes) <= MAGNITUDE_MAX.to_bits() {
+pub(crate) fn check_largest(magnitude: u32, layout: &Layout, run: &Run<'_>) -> Result<(), AdapterError> {
+    if magnitude <= MAGNITUDE_MAX.to_bits() {
         return Ok(());
     }
     let elements = widened(run.dtype, run.bytes).enumerate();
@@ -119,7 +120,7 @@ pub struct ValueScan {
     lanes: Lanes,
 }
 
-/// Elements checked at a time: 32 KiB at most, so that the fold finds them still in the first cache.
+/// Elements checked or folded at a time: enough that the calls are nothing, few enough to name one of them quickly.
 pub(crate) const RUN_ELEMENTS_MAX: usize = 8192;
 
 impl ValueScan {
@@ -130,7 +131,7 @@ impl ValueScan {
     /// The next bytes of the data; the first piece begins at [`Layout::data_start`].
     pub fn push(&mut self, piece: &[u8]) -> Result<(), AdapterError> {
         let (layout, lanes) = (&self.layout, self.lanes);
-        self.cursor.advance(layout, piece, RUN_ELEMENTS_MAX, |run| check_values(lanes, layout, &run))
+        self.cursor.advance(layout, piece, RUN_ELEMENTS_MAX, |run| check_largest(largest(lanes, run.dtype, run.bytes), layout, &run))
     }
 
     /// Succeeds when every byte of the file has passed.

@@ -2,8 +2,8 @@
 
 use super::TOTAL_WEIGHT_LIMIT;
 use super::error::MergeError;
-use crate::adapter::{Cursor, Layout, LoraShape, RUN_ELEMENTS_MAX, Run, TensorList, check_values};
-use crate::number::dispatch::{Lanes, fold};
+use crate::adapter::{Cursor, Layout, LoraShape, RUN_ELEMENTS_MAX, TensorList, check_largest};
+use crate::number::dispatch::{Lanes, fold, unfold};
 
 /// Whether an adapter enters the mean or leaves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,34 +79,26 @@ impl Accumulator {
     /// Begins to fold a file in, piece by piece. Scan its values first ([`Layout::scan`]): an unfit value found half-way
     /// leaves a torn accumulator, which refuses everything from then on.
     pub fn begin(&mut self, layout: &Layout, weight: u64, direction: Direction) -> Result<Fold<'_>, MergeError> {
-        let &mut Self { members, total_weight: total, torn, .. } = self;
-        if torn {
+        self.begin_all(&[(layout, weight, direction)])
+    }
+
+    /// Begins to fold several files at once. Sums are most of the memory that a fold moves, so a peer that has many
+    /// adapters to catch up with does well to push a small piece of each in turn, while those sums are in its caches.
+    pub fn begin_all(&mut self, files: &[(&Layout, u64, Direction)]) -> Result<Fold<'_>, MergeError> {
+        if self.torn {
             return Err(MergeError::Torn);
         }
-        if *layout.tensors() != self.tensors {
-            return Err(MergeError::OtherShape);
+        let (mut members, mut total) = (self.members, self.total_weight);
+        let mut parts = Vec::new();
+        for &(layout, weight, direction) in files {
+            if *layout.tensors() != self.tensors {
+                return Err(MergeError::OtherShape);
+            }
+            let factor;
+            (members, total, factor) = count(members, total, weight, direction)?;
+            parts.push(Part { layout: layout.clone(), cursor: Cursor::default(), direction, weight: factor });
         }
-        let factor = i64::try_from(weight).ok().filter(|_| weight < TOTAL_WEIGHT_LIMIT);
-        let (members, total, factor) = match (direction, factor) {
-            _ if weight == 0 => return Err(MergeError::ZeroWeight),
-            (Direction::Add, factor) => {
-                let sum = total.checked_add(weight).filter(|sum| *sum < TOTAL_WEIGHT_LIMIT);
-                let (Some(sum), Some(factor)) = (sum, factor) else {
-                    return Err(MergeError::TotalWeight { total, adding: weight });
-                };
-                (members.saturating_add(1), sum, factor)
-            }
-            (Direction::Retract, factor) => {
-                let rest = total.checked_sub(weight).zip(members.checked_sub(1));
-                // Weights are at least 1, so members that remain need weight that remains, and the other way round.
-                let rest = rest.filter(|(total, members)| total >= members && (*total == 0) == (*members == 0));
-                let (Some((total, members)), Some(factor)) = (rest, factor) else {
-                    return Err(MergeError::NotAdded { weight, members, total });
-                };
-                (members, total, factor.wrapping_neg())
-            }
-        };
-        Ok(Fold { accumulator: self, layout: layout.clone(), cursor: Cursor::default(), members, total, factor })
+        Ok(Fold { accumulator: self, parts, members, total })
     }
 
     /// The sums of a merge that can be finalised.
@@ -123,46 +115,84 @@ impl Accumulator {
     }
 }
 
-/// One adapter on its way in or out. Dropped before [`Fold::finish`], it leaves a torn accumulator, unless nothing was
+/// Members and total weight after one more adapter, and its weight in the fewer bits that the limit leaves it.
+fn count(members: u64, total: u64, weight: u64, direction: Direction) -> Result<(u64, u64, u32), MergeError> {
+    if weight == 0 {
+        return Err(MergeError::ZeroWeight);
+    }
+    let (counted, refusal) = match direction {
+        Direction::Add => {
+            let sum = total.checked_add(weight).filter(|sum| *sum < TOTAL_WEIGHT_LIMIT);
+            (sum.zip(members.checked_add(1)), MergeError::TotalWeight { total, adding: weight })
+        }
+        Direction::Retract => {
+            let rest = total.checked_sub(weight).zip(members.checked_sub(1));
+            // Weights are at least 1, so members that remain need weight that remains, and the other way round.
+            let rest = rest.filter(|(total, members)| total >= members && (*total == 0) == (*members == 0));
+            (rest, MergeError::NotAdded { weight, members, total })
+        }
+    };
+    match (counted, u32::try_from(weight)) {
+        (Some((total, members)), Ok(weight)) => Ok((members, total, weight)),
+        _ => Err(refusal),
+    }
+}
+
+/// Adapters on their way in or out. Dropped before [`Fold::finish`], it leaves a torn accumulator, unless nothing was
 /// pushed yet.
 #[derive(Debug)]
 pub struct Fold<'a> {
     accumulator: &'a mut Accumulator,
-    layout: Layout,
-    cursor: Cursor,
+    parts: Vec<Part>,
     /// What `finish` will set.
     members: u64,
     total: u64,
-    factor: i64,
+}
+
+/// One file of a fold, and how far it has come.
+#[derive(Debug)]
+struct Part {
+    layout: Layout,
+    cursor: Cursor,
+    direction: Direction,
+    weight: u32,
 }
 
 impl Fold<'_> {
-    /// The next bytes of the file's data, any number of them; the first piece begins at [`Layout::data_start`].
+    /// The next bytes of the only file's data, any number of them; the first piece begins at [`Layout::data_start`].
     pub fn push(&mut self, piece: &[u8]) -> Result<(), MergeError> {
-        let Self { accumulator: Accumulator { sums, torn, lanes, .. }, layout, cursor, factor, .. } = self;
+        self.push_to(0, piece)
+    }
+
+    /// The next bytes of one file's data, the files counted as they were given to [`Accumulator::begin_all`].
+    pub fn push_to(&mut self, file: usize, piece: &[u8]) -> Result<(), MergeError> {
+        let Accumulator { sums, torn, lanes, .. } = &mut *self.accumulator;
+        let Some(Part { layout, cursor, direction, weight }) = self.parts.get_mut(file) else {
+            return Err(MergeError::NoSuchFile { file, begun: self.parts.len() });
+        };
+        let step = match direction {
+            Direction::Add => fold,
+            Direction::Retract => unfold,
+        };
         *torn = true;
         cursor.advance(layout, piece, RUN_ELEMENTS_MAX, |run| {
+            // Runs come from a layout of the same shape as the sums, so the slice is always there.
+            let Some(sums) = sums.get_mut(run.tensor).and_then(|sums| sums.get_mut(run.first..)) else {
+                return Err(MergeError::OtherShape);
+            };
+            let largest = step(*lanes, run.dtype, sums, run.bytes, *weight);
             // Checked again although scanned before: a fold of NaN would be silent.
-            check_values(*lanes, layout, &run)?;
-            fold_run(*lanes, sums, &run, *factor);
-            Ok(())
+            Ok(check_largest(largest, layout, &run)?)
         })
     }
 
-    /// Counts the adapter in or out, once all its data has passed.
+    /// Counts the adapters in or out, once all their data has passed.
     pub fn finish(self) -> Result<(), MergeError> {
-        self.cursor.finish(&self.layout)?;
+        self.parts.iter().try_for_each(|part| part.cursor.finish(&part.layout))?;
         let Self { accumulator, members, total, .. } = self;
         accumulator.members = members;
         accumulator.total_weight = total;
         accumulator.torn = false;
         Ok(())
-    }
-}
-
-/// Runs come from a layout of the same shape as the sums, so the slice is always there.
-fn fold_run(lanes: Lanes, sums: &mut [Vec<i64>], run: &Run<'_>, factor: i64) {
-    if let Some(sums) = sums.get_mut(run.tensor).and_then(|sums| sums.get_mut(run.first..)) {
-        fold(lanes, run.dtype, sums, run.bytes, factor);
     }
 }

@@ -17,6 +17,8 @@ pub enum MergeError {
     NotAdded { weight: u64, members: u64, total: u64 },
     #[error("the adapter was checked against another shape than that of this merge")]
     OtherShape,
+    #[error("there is no file {file} in a fold of {begun} files")]
+    NoSuchFile { file: usize, begun: usize },
     #[error("there is no adapter to merge")]
     Empty,
     #[error("an adapter was only half folded in, so this merge must be started anew")]

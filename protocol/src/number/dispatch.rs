@@ -86,13 +86,24 @@ macro_rules! compiled_for_lanes {
 }
 
 compiled_for_lanes! {
-    /// `sums += weight * quantise(elements)`, element by element up to the shorter of the two. The elements must be
-    /// fit ([`largest`]); a negative weight retracts.
-    fn fold(dtype: Dtype, sums: &mut [i64], elements: &[u8], weight: i64) {
+    /// `sums += weight * quantise(elements)`, element by element up to the shorter of the two. Returns what [`largest`]
+    /// returns: above the limit, the sums have lost their meaning.
+    fn fold(dtype: Dtype, sums: &mut [i64], elements: &[u8], weight: u32) -> u32 {
         match dtype {
-            Dtype::F32 => fold_each(sums, elements.as_chunks().0, f32::from_le_bytes, weight),
-            Dtype::Bf16 => fold_each(sums, elements.as_chunks().0, widen_bf16, weight),
-            Dtype::F16 => fold_each(sums, elements.as_chunks().0, widen_f16, weight),
+            Dtype::F32 => fold_each(sums, elements.as_chunks().0, f32::from_le_bytes, weight, i64::wrapping_add),
+            Dtype::Bf16 => fold_each(sums, elements.as_chunks().0, widen_bf16, weight, i64::wrapping_add),
+            Dtype::F16 => fold_each(sums, elements.as_chunks().0, widen_f16, weight, i64::wrapping_add),
+        }
+    }
+}
+
+compiled_for_lanes! {
+    /// The exact inverse of [`fold`], for elements that are fit.
+    fn unfold(dtype: Dtype, sums: &mut [i64], elements: &[u8], weight: u32) -> u32 {
+        match dtype {
+            Dtype::F32 => fold_each(sums, elements.as_chunks().0, f32::from_le_bytes, weight, i64::wrapping_sub),
+            Dtype::Bf16 => fold_each(sums, elements.as_chunks().0, widen_bf16, weight, i64::wrapping_sub),
+            Dtype::F16 => fold_each(sums, elements.as_chunks().0, widen_f16, weight, i64::wrapping_sub),
         }
     }
 }

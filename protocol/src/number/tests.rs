@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use super::dispatch::{Lanes, finalise, fold, largest};
+use super::dispatch::{Lanes, finalise, fold, largest, unfold};
 use super::*;
 
 #[derive(Deserialize)]
@@ -112,8 +112,11 @@ fn dispatched_loops_agree_bit_for_bit() {
             .into_iter()
             .map(|lanes| {
                 let mut sums = start.clone();
-                fold(lanes, dtype, &mut sums, &fit, (1 << 31) - 1);
-                fold(lanes, dtype, &mut sums, &fit, -77);
+                let seen = fold(lanes, dtype, &mut sums, &fit, (1 << 31) - 1);
+                assert_eq!(seen, unfold(lanes, dtype, &mut sums, &fit, 77));
+                assert_eq!(seen, largest(lanes, dtype, &fit));
+                let mut spoilt = vec![0; bytes.len() / dtype.bytes()];
+                assert_eq!(fold(lanes, dtype, &mut spoilt, &bytes, 1), largest(lanes, dtype, &bytes));
                 let mut out = vec![0u8; 4 * count];
                 finalise(lanes, &sums, 1_000_003, &mut out);
                 (sums, out, largest(lanes, dtype, &fit), largest(lanes, dtype, &bytes))

@@ -88,7 +88,7 @@ impl Heads {
         }
     }
 
-    fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+    pub(crate) fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
         let (t, d) = (self.length, self.head_dim);
         let (q_width, kv_width) = (self.heads * d, self.kv_heads * d);
         assert!(q.len() == self.sequences * t * q_width && k.len() == self.sequences * t * kv_width && v.len() == k.len());
@@ -120,7 +120,7 @@ impl Heads {
         }
     }
 
-    fn backward(&self, q: &[f32], k: &[f32], v: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    pub(crate) fn backward(&self, q: &[f32], k: &[f32], v: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let (t, d) = (self.length, self.head_dim);
         let (q_width, kv_width) = (self.heads * d, self.kv_heads * d);
         assert!(g.len() == q.len() && q.len() == self.sequences * t * q_width && k.len() == self.sequences * t * kv_width);

@@ -47,6 +47,34 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// `x = scale * softmax(x)`; `out = [max, sum of exp(x - max)]`.
+    fn softmax_in_place(x: &mut [f32], scale: f32, out: &mut [f32; 2]) {
+        let most = max(x);
+        let sum = exp_in_place(x, most, 1.0);
+        let factor = scale / sum;
+        for x in x.iter_mut() {
+            *x *= factor;
+        }
+        *out = [most, sum];
+    }
+}
+
+/// Replaces logits by their gradient and returns the loss, both divided by `denominator`. Every row must carry a label
+/// within the vocabulary.
+pub(crate) fn loss_and_gradient(logits: &mut [f32], vocabulary: usize, labels: &[usize], denominator: f64) -> f64 {
+    let scale = (1.0 / denominator) as f32;
+    let mut sum = 0f64;
+    for (x, label) in logits.chunks_exact_mut(vocabulary).zip(labels) {
+        let mut out = [0.0; 2];
+        let labelled = x[*label];
+        softmax_in_place(x, scale, &mut out);
+        x[*label] -= scale;
+        sum += f64::from(out[0]) + f64::from(out[1]).ln() - f64::from(labelled);
+    }
+    sum / denominator
+}
+
 impl CustomOp1 for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross-entropy"

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::vector::{dot, vectorised};
+use super::vector::{dot, dot_of_three, vectorised};
 use super::{Values, values};
 
 /// `x (n, width)`, `weight (width)`. With `train_weight` the weight gets a gradient too.
@@ -16,7 +16,7 @@ struct RmsNorm {
 }
 
 vectorised! {
-    fn forward(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    pub(crate) fn forward(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
         let width = weight.len();
         for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
             let r = 1.0 / (dot(x, x) / width as f32 + eps).sqrt();
@@ -28,24 +28,22 @@ vectorised! {
 }
 
 vectorised! {
-    /// `dx = r (w g) - x r³ mean(w g x)`.
-    fn backward(x: &[f32], weight: &[f32], g: &[f32], eps: f32, dx: &mut [f32]) {
+    /// `dx += r (w g) - x r³ mean(w g x)`.
+    pub(crate) fn backward(x: &[f32], weight: &[f32], g: &[f32], eps: f32, dx: &mut [f32]) {
         let width = weight.len();
         for ((x, g), dx) in x.chunks_exact(width).zip(g.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
             let r = 1.0 / (dot(x, x) / width as f32 + eps).sqrt();
-            for ((dx, g), w) in dx.iter_mut().zip(g).zip(weight) {
-                *dx = g * w;
-            }
-            let c = dot(dx, x) * r * r * r / width as f32;
-            for (dx, x) in dx.iter_mut().zip(x) {
-                *dx = *dx * r - x * c;
+            let c = dot_of_three(weight, g, x) * r * r * r / width as f32;
+            for (((dx, g), w), x) in dx.iter_mut().zip(g).zip(weight).zip(x) {
+                *dx += g * w * r - x * c;
             }
         }
     }
 }
 
 vectorised! {
-    fn backward_weight(x: &[f32], g: &[f32], eps: f32, dw: &mut [f32]) {
+    /// `dw += sum over rows of r x g`.
+    pub(crate) fn backward_weight(x: &[f32], g: &[f32], eps: f32, dw: &mut [f32]) {
         let width = dw.len();
         for (x, g) in x.chunks_exact(width).zip(g.chunks_exact(width)) {
             let r = 1.0 / (dot(x, x) / width as f32 + eps).sqrt();

@@ -48,28 +48,34 @@ struct Rope {
 }
 
 vectorised! {
-    fn turn(x: &[f32], y: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+    fn turn(row: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
         let pairs = cos.len();
-        for (x, y) in x.chunks_exact(2 * pairs).zip(y.chunks_exact_mut(2 * pairs)) {
-            let (x1, x2) = x.split_at(pairs);
-            let (y1, y2) = y.split_at_mut(pairs);
-            for i in 0..pairs {
-                let s = direction * sin[i];
-                y1[i] = x1[i] * cos[i] - x2[i] * s;
-                y2[i] = x2[i] * cos[i] + x1[i] * s;
+        for head in row.chunks_exact_mut(2 * pairs) {
+            let (first, second) = head.split_at_mut(pairs);
+            for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                let (x, y, s) = (*a, *b, direction * s);
+                *a = x * c - y * s;
+                *b = y * c + x * s;
             }
+        }
+    }
+}
+
+impl RopeTable {
+    /// Turns rows of `width` in place; the rows of each sequence stand at `offset` and on. `direction` is 1, or -1 for the
+    /// way back.
+    pub(crate) fn turn_rows(&self, x: &mut [f32], width: usize, length: usize, offset: usize, direction: f32) {
+        for (row, x) in x.chunks_exact_mut(width).enumerate() {
+            let at = (offset + row % length) * self.pairs;
+            turn(x, &self.cos[at..at + self.pairs], &self.sin[at..at + self.pairs], direction);
         }
     }
 }
 
 impl Rope {
     fn apply(&self, x: &[f32], width: usize) -> Vec<f32> {
-        let pairs = self.table.pairs;
-        let mut y = vec![0.0; x.len()];
-        for (row, (x, y)) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).enumerate() {
-            let at = (self.offset + row % self.length) * pairs;
-            turn(x, y, &self.table.cos[at..at + pairs], &self.table.sin[at..at + pairs], self.direction);
-        }
+        let mut y = x.to_vec();
+        self.table.turn_rows(&mut y, width, self.length, self.offset, self.direction);
         y
     }
 }

@@ -13,7 +13,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 struct SwiGlu;
 
 vectorised! {
-    fn forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    pub(crate) fn forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
         for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
             *y = gate * sigmoid(*gate) * up;
         }
@@ -21,7 +21,7 @@ vectorised! {
 }
 
 vectorised! {
-    fn backward(gate: &[f32], up: &[f32], g: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+    pub(crate) fn backward(gate: &[f32], up: &[f32], g: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
         for i in 0..g.len().min(gate.len()).min(up.len()).min(d_gate.len()).min(d_up.len()) {
             let s = sigmoid(gate[i]);
             d_up[i] = g[i] * gate[i] * s;

@@ -56,6 +56,22 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
+/// Sum of `a b c`.
+#[inline(always)]
+pub(crate) fn dot_of_three(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut sums = [0f32; LANES];
+    let (a_whole, a_rest) = a.as_chunks::<LANES>();
+    let (b_whole, b_rest) = b.as_chunks::<LANES>();
+    let (c_whole, c_rest) = c.as_chunks::<LANES>();
+    for ((a, b), c) in a_whole.iter().zip(b_whole).zip(c_whole) {
+        for lane in 0..LANES {
+            sums[lane] = (a[lane] * b[lane]).mul_add(c[lane], sums[lane]);
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).zip(c_rest).fold(0.0, |sum, ((a, b), c)| (a * b).mul_add(*c, sum));
+    sums.iter().sum::<f32>() + rest
+}
+
 #[inline(always)]
 pub(crate) fn max(row: &[f32]) -> f32 {
     let mut most = [f32::NEG_INFINITY; LANES];

@@ -1,0 +1,224 @@
+//! `mingle-testnet make-base`: makes the embedded base, from nothing but this repository and a seed.
+//!
+//! Generates the corpus, trains the tokenizer on its beginning, packs the documents into sequences of one length and
+//! trains a small Llama from random weights with the trainer of the node (every weight, AdamW, warm-up and cosine). The
+//! same options give the same files on one machine. `testnet/base/README.md` says how the shipped one was made.
+//!
+//! Refuses to overwrite nothing: the folder asked for is written at the end, file by file, whatever stands in it; an
+//! interrupted run goes on from its checkpoint (`OUT/checkpoint`), which is removed when the base is written.
+
+pub mod vocabulary;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use candle_core::Device;
+use clap::Args;
+use mingle::data::{Record, Template, TokenizedExample};
+use mingle::models::ModelConfig;
+use mingle::models::config::RopeScaling;
+use mingle::train::{Control, Outcome, Progress, Schedule, TrainData, TrainSettings, checkpoint, random_decoder, train_full};
+use tokenizers::Tokenizer;
+
+use crate::corpus::{Corpus, Document};
+use vocabulary::{END, START, save_tokenizer, train_tokenizer};
+
+/// Positions the base is made for; fine-tuning examples must be shorter.
+pub const POSITIONS_MAX: usize = 512;
+/// Tokens a pre-training sequence feeds.
+const SEQUENCE_TOKENS: usize = 256;
+/// Documents the tokenizer is trained on.
+const TOKENIZER_DOCUMENTS: usize = 30_000;
+/// Documents tokenised together.
+const DOCUMENTS_AT_ONCE: usize = 4_096;
+/// Sequences of the stream "check" that the loss is measured on before and after.
+const CHECK_SEQUENCES: usize = 128;
+
+/// Makes a small pre-trained base from the repository's own text generator.
+///
+/// Example: mingle-testnet make-base --out testnet/base --steps 3000
+#[derive(Args, Clone, Debug)]
+pub struct MakeBase {
+    /// Folder that gets config.json, tokenizer.json, tokenizer_config.json and model.safetensors.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Gradient steps; each feeds `--batch` sequences of 256 tokens that were not fed before.
+    #[arg(long, default_value_t = 3_000)]
+    pub steps: usize,
+    /// Sequences of one step. A multiple of twice the threads keeps all of them busy.
+    #[arg(long, default_value_t = 32)]
+    pub batch: usize,
+    /// Highest learning rate.
+    #[arg(long, default_value_t = 3e-3)]
+    pub learning_rate: f64,
+    /// Seed of the text, of the first weights and of the order of the batches.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Threads; all processors when left out.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Steps between checkpoints; 0 writes none. The same command goes on from the last one.
+    #[arg(long, default_value_t = 500)]
+    pub checkpoint_every: usize,
+    /// Width of the model: a multiple of 32.
+    #[arg(long, default_value_t = 128)]
+    pub hidden: usize,
+    #[arg(long, default_value_t = 5)]
+    pub layers: usize,
+    /// Entries of the tokenizer.
+    #[arg(long, default_value_t = 1_536)]
+    pub vocabulary: usize,
+}
+
+/// What was made.
+#[derive(Clone, Debug)]
+pub struct MadeBase {
+    pub parameters: usize,
+    /// Tokens fed over all steps.
+    pub tokens: u64,
+    pub seconds: f64,
+    /// Mean loss over the tokens of text that was not trained on, in nats.
+    pub loss_before: f64,
+    pub loss_after: f64,
+}
+
+impl MakeBase {
+    /// Generates, trains and writes; tells its progress on standard error.
+    ///
+    /// # Errors
+    /// When the training refuses its settings or diverges, or a file cannot be written.
+    pub fn run(&self) -> anyhow::Result<MadeBase> {
+        std::fs::create_dir_all(&self.out).with_context(|| format!("creating {}", self.out.display()))?;
+        eprintln!("tokenizer: {} entries from {TOKENIZER_DOCUMENTS} documents", self.vocabulary);
+        let beginning: Vec<String> = training_texts(self.seed, "train").take(TOKENIZER_DOCUMENTS).collect();
+        let tokenizer = train_tokenizer(&beginning, self.vocabulary)?;
+        drop(beginning);
+
+        let sequences = self.steps * self.batch;
+        eprintln!("text: {sequences} sequences of {SEQUENCE_TOKENS} tokens");
+        let train = packed_sequences(&tokenizer, self.seed, "train", sequences)?;
+        let held_out = packed_sequences(&tokenizer, self.seed, "check", CHECK_SEQUENCES)?;
+
+        let (decoder, variables) = random_decoder(self.config(), self.seed, &Device::Cpu)?;
+        let parameters = variables.iter().map(|(_, variable)| variable.elem_count()).sum();
+        eprintln!("model: {parameters} parameters, {} steps", self.steps);
+        let folder = self.out.join("checkpoint");
+        let data = TrainData { train: &train, held_out: &held_out };
+        let outcome = train_full(&decoder, &variables, data, &self.settings(), Some(&folder), &mut tell)?;
+        let Outcome::Finished(trained) = outcome else { bail!("the training stopped before its last step") };
+
+        decoder.save(&self.out)?;
+        save_tokenizer(&tokenizer, &self.out)?;
+        checkpoint::remove(&folder)?;
+        // Only if empty: whatever else stands there is not ours.
+        let _ = std::fs::remove_dir(&folder);
+        let losses = trained.losses;
+        eprintln!(
+            "loss on unseen text: {:.4} before, {:.4} after {} tokens in {:.0} s; written to {}",
+            losses.before,
+            losses.after,
+            trained.tokens,
+            trained.seconds,
+            self.out.display()
+        );
+        let (tokens, seconds) = (trained.tokens, trained.seconds);
+        Ok(MadeBase { parameters, tokens, seconds, loss_before: losses.before, loss_after: losses.after })
+    }
+
+    /// Llama with grouped queries and a tied head.
+    fn config(&self) -> ModelConfig {
+        ModelConfig {
+            hidden: self.hidden,
+            intermediate: self.hidden * 3,
+            layers: self.layers,
+            heads: self.hidden / 32,
+            kv_heads: (self.hidden / 64).max(1),
+            head_dim: 32,
+            vocabulary: self.vocabulary,
+            positions_max: POSITIONS_MAX,
+            norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope: RopeScaling::Default,
+            tied: true,
+            bos: Some(1),
+            eos: vec![2],
+        }
+    }
+
+    fn settings(&self) -> TrainSettings {
+        TrainSettings {
+            epochs: 1,
+            batch_size: self.batch,
+            learning_rate: self.learning_rate,
+            schedule: Schedule::Cosine,
+            warmup_ratio: 0.02,
+            weight_decay: 0.05,
+            beta2: 0.95,
+            length_max: SEQUENCE_TOKENS + 1,
+            seed: self.seed,
+            checkpoint_every_steps: self.checkpoint_every,
+            threads: self.threads,
+            ..TrainSettings::default()
+        }
+    }
+}
+
+/// One line every twenty steps, and the last.
+fn tell(progress: &Progress) -> Control {
+    if progress.step.is_multiple_of(20) || progress.step == progress.steps {
+        let left = progress.remaining.as_secs();
+        let _ = writeln!(
+            std::io::stderr(),
+            "step {:>5}/{} loss {:.3} rate {:.2e} {:>6.0} tokens/s, {}:{:02} left",
+            progress.step,
+            progress.steps,
+            progress.loss,
+            progress.learning_rate,
+            progress.tokens_per_second,
+            left / 60,
+            left % 60
+        );
+    }
+    Control::Continue
+}
+
+/// The corpus as plain text, one document an item; exchanges in the data room's own prompt form.
+pub fn training_texts(seed: u64, stream: &str) -> impl Iterator<Item = String> + use<> {
+    Corpus::new(seed, stream).map(|document| {
+        let record = match document {
+            Document::Text(text) => Record::Text(text),
+            Document::Exchange(exchange) => {
+                let (instruction, input, output) = (exchange.instruction, exchange.input, exchange.output);
+                Record::Instruction { instruction, input, output }
+            }
+        };
+        record.segments(Template::default()).into_iter().map(|segment| segment.text).collect()
+    })
+}
+
+/// `count` sequences of one length: documents between start and end marks, one after the other, cut wherever a sequence
+/// is full. Every token is learned, prompts too: the base should know questions as well as answers.
+fn packed_sequences(tokenizer: &Tokenizer, seed: u64, stream: &str, count: usize) -> anyhow::Result<Vec<TokenizedExample>> {
+    let mark = |word| tokenizer.token_to_id(word).with_context(|| format!("the tokenizer has no {word}"));
+    let (start, end) = (mark(START)?, mark(END)?);
+    let mut texts = training_texts(seed, stream);
+    let mut sequences = Vec::with_capacity(count);
+    let mut waiting: Vec<u32> = Vec::new();
+    while sequences.len() < count {
+        let documents: Vec<String> = texts.by_ref().take(DOCUMENTS_AT_ONCE).collect();
+        let encoded = tokenizer.encode_batch(documents, false).map_err(|reason| anyhow::anyhow!("tokenising: {reason}"))?;
+        for document in encoded {
+            waiting.push(start);
+            waiting.extend_from_slice(document.get_ids());
+            waiting.push(end);
+        }
+        // One token more than is fed, since the last is only predicted.
+        let whole = waiting.len() / (SEQUENCE_TOKENS + 1) * (SEQUENCE_TOKENS + 1);
+        for tokens in waiting[..whole].chunks_exact(SEQUENCE_TOKENS + 1).take(count - sequences.len()) {
+            sequences.push(TokenizedExample { tokens: tokens.to_vec(), learned: vec![true; tokens.len()] });
+        }
+        waiting.drain(..whole);
+    }
+    Ok(sequences)
+}
