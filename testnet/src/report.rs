@@ -107,13 +107,12 @@ impl Report {
             (false, false) => format!("Here merging does not help: members alone reach {mean:.4} in the mean.\n"),
         };
         if let Some(multi) = self.scores.multi_round {
-            let (gain, rest) = (self.scores.base - multi, self.scores.base - merged);
+            let (gain, rest, rounds) = (self.scores.base - multi, self.scores.base - merged, self.setup.rounds);
             if gain > 0.0 {
                 let _ = writeln!(
                     text,
-                    "One round reaches {:.1} % of what {} rounds gain over the base, for 1/{0} of the traffic.",
-                    100.0 * rest / gain,
-                    self.setup.rounds
+                    "One round reaches {:.1} % of what {rounds} rounds gain over the base, for 1/{rounds} of the traffic.",
+                    100.0 * rest / gain
                 );
             }
         }
