@@ -8,7 +8,7 @@ mod averaging;
 mod event;
 mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -142,6 +142,9 @@ struct Driver<F> {
     training: Option<std::thread::JoinHandle<()>>,
     /// Records to be made durable before the next effect that depends on them.
     unsaved: Vec<SignedRecord>,
+    /// Fetches the network would not take.
+    unstarted: Vec<ContentHash>,
+    /// Verified bytes at hand of each adapter.
     have: BTreeMap<ContentHash, u64>,
     merged: Option<(Receipt, PathBuf)>,
     listening: Vec<String>,
@@ -211,6 +214,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             stop: Arc::default(),
             training: None,
             unsaved: Vec::new(),
+            unstarted: Vec::new(),
             have: BTreeMap::new(),
             merged: None,
             listening: Vec::new(),
@@ -235,7 +239,10 @@ impl<F: FnMut(&Event)> Driver<F> {
         match work {
             Work::Read | Work::Serve => {}
             Work::Publish(prepared) => self.announce(prepared)?,
-            Work::Train(_) if stands => self.phase = Phase::Announced,
+            Work::Train(_) if stands => {
+                self.phase = Phase::Announced;
+                self.forget_training()?;
+            }
             Work::Train(train) => {
                 self.phase = Phase::Training;
                 let desk = TrainingDesk { stop: self.stop.clone(), jobs: jobs.clone() };
@@ -310,7 +317,12 @@ impl<F: FnMut(&Event)> Driver<F> {
         for output in outputs {
             self.perform(output, origin.as_ref())?;
         }
-        self.save()
+        self.save()?;
+        // A fetch that could not even start has failed, and is tried again after a pause.
+        match self.unstarted.pop() {
+            Some(adapter) => self.handle(Input::BlobFailed { adapter }),
+            None => Ok(()),
+        }
     }
 
     fn perform(&mut self, output: Output<PeerId>, origin: Option<&Origin>) -> Result<()> {
@@ -326,8 +338,8 @@ impl<F: FnMut(&Event)> Driver<F> {
                     self.send(|network| network.report(message.clone(), *from, verdict_of(verdict)));
                 }
             }
-            Output::Gossip(bytes) => self.send(|network| network.publish(bytes)),
-            Output::Request { to, bytes } => self.send(|network| network.sync_request(to, bytes)),
+            Output::Gossip(bytes) => _ = self.send(|network| network.publish(bytes)),
+            Output::Request { to, bytes } => _ = self.send(|network| network.sync_request(to, bytes)),
             Output::Respond(bytes) => {
                 if let Some(Origin::Question(token)) = origin {
                     self.send(|network| network.sync_respond(*token, bytes));
@@ -336,9 +348,11 @@ impl<F: FnMut(&Event)> Driver<F> {
             Output::Fetch { adapter, size } => {
                 let announcers = self.machine.ledger().admitted().filter(|entry| entry.adapter == adapter);
                 let providers = announcers.filter_map(|entry| network::peer_of(&entry.member)).collect();
-                self.send(|network| network.fetch(adapter, size, providers));
+                if !self.send(|network| network.fetch(adapter, size, providers)) {
+                    self.unstarted.push(adapter);
+                }
             }
-            Output::CancelFetch(adapter) => self.send(|network| network.cancel_fetch(adapter)),
+            Output::CancelFetch(adapter) => _ = self.send(|network| network.cancel_fetch(adapter)),
             Output::Merge(set) => {
                 let admitting = |record: &&SignedRecord| set.iter().any(|entry| entry.record == record.id());
                 let records = self.machine.ledger().records().filter(admitting).cloned().collect();
@@ -360,15 +374,22 @@ impl<F: FnMut(&Event)> Driver<F> {
         Ok(())
     }
 
-    /// A network that takes no command now is caught up with by reconciliation.
-    fn send(&mut self, command: impl FnOnce(&NetworkHandle) -> Result<(), network::NetworkError>) {
-        if let Err(error) = command(&self.network) {
-            (self.observe)(&Event::Trouble { why: error.to_string() });
+    /// Whether the network has taken the command. Records and questions it does not take now are caught up with by
+    /// reconciliation.
+    fn send(&mut self, command: impl FnOnce(&NetworkHandle) -> Result<(), network::NetworkError>) -> bool {
+        match command(&self.network) {
+            Ok(()) => true,
+            Err(error) => {
+                (self.observe)(&Event::Trouble { why: error.to_string() });
+                false
+            }
         }
     }
 
     fn notice(&mut self, notice: Notice) {
         let event = match notice {
+            // Its own announcement is told of when it is made.
+            Notice::Recorded(record) if record.record().member() == self.key.member() => return,
             Notice::Recorded(record) => Event::heard(&record),
             Notice::Conflict(record) => Event::Conflict { member: record.record().member(), sequence: record.record().sequence() },
             Notice::RecordRefused(error) => Event::RecordRefused { why: error.to_string() },
@@ -468,7 +489,22 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Unusable::Lost { adapter } => self.lost(adapter)?,
             }
         }
+        self.collect_garbage()?;
         self.write_status();
+        Ok(())
+    }
+
+    /// Drops blobs that are neither admitted nor, until the merger has taken them out, in the merged adapter.
+    fn collect_garbage(&mut self) -> Result<()> {
+        let in_merge = self.merged.iter().flat_map(|(receipt, _)| &receipt.admitted).map(|entry| entry.adapter);
+        let needed: BTreeSet<ContentHash> = self.machine.ledger().admitted().map(|entry| entry.adapter).chain(in_merge).collect();
+        for (adapter, _) in self.store.blobs()? {
+            if !needed.contains(&adapter) {
+                self.store.remove_blob(adapter)?;
+                self.have.remove(&adapter);
+                self.handle(Input::BlobLost { adapter })?;
+            }
+        }
         Ok(())
     }
 
@@ -500,7 +536,12 @@ impl<F: FnMut(&Event)> Driver<F> {
         self.handle(Input::Publish(record))?;
         (self.observe)(&Event::Announced { adapter, sequence, weight });
         self.write_status();
-        Ok(())
+        self.forget_training()
+    }
+
+    /// A checkpoint is needed until the announcement is durable, and then no more.
+    fn forget_training(&self) -> Result<()> {
+        Ok(crate::train::checkpoint::remove(&self.home.training())?)
     }
 
     fn write_status(&mut self) {
