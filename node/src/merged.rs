@@ -124,7 +124,7 @@ enum Unwritten {
 }
 
 /// Plain LoRA as PEFT reads it. Every member has the round's alpha and rank, so has the mean.
-fn config_text(round: &Round) -> String {
+pub fn config_text(round: &Round) -> String {
     let shape = round.shape();
     let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
     let targets: std::collections::BTreeSet<String> = shape.modules.iter().map(|module| last(&module.name)).collect();

@@ -49,18 +49,19 @@ impl Dialer {
         Self { local, bootstrap, book: HashMap::new(), order: VecDeque::new() }
     }
 
-    /// Remembers where a peer says it listens.
-    pub fn learn(&mut self, peer: PeerId, addresses: impl IntoIterator<Item = Multiaddr>, now: Instant) {
+    /// Remembers where a peer says it listens; `true` when that was not known.
+    pub fn learn(&mut self, peer: PeerId, addresses: impl IntoIterator<Item = Multiaddr>, now: Instant) -> bool {
         if peer == self.local {
-            return;
+            return false;
         }
         let addresses: Vec<_> = addresses.into_iter().take(ADDRESSES_PER_PEER_MAX).collect();
         if addresses.is_empty() {
-            return;
+            return false;
         }
         if let Some(known) = self.book.get_mut(&peer) {
+            let news = known.addresses != addresses;
             known.addresses = addresses;
-            return;
+            return news;
         }
         if self.book.len() >= ADDRESS_BOOK_MAX
             && let Some(oldest) = self.order.pop_front()
@@ -69,6 +70,7 @@ impl Dialer {
         }
         self.book.insert(peer, Known { addresses, not_before: now });
         self.order.push_back(peer);
+        true
     }
 
     /// The dials of bootstrap peers that are due; each is to be reported with `established` or `failed`.

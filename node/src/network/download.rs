@@ -170,14 +170,15 @@ impl Download {
         }
     }
 
-    /// The least busy provider that may be asked now: a named one, else any connected peer.
+    /// The least busy provider that may be asked now. Peers that nobody named are asked when every named one has work
+    /// already: they may hold the blob by now, and one slow provider must not be all there is.
     fn choose(&mut self) -> Option<PeerId> {
-        if !self.providers.iter().any(|provider| provider.named && provider.ready()) {
+        if !self.providers.iter().any(|provider| provider.named && provider.active == 0 && provider.ready()) {
             let connected = self.context.connected.borrow().clone();
             connected.into_iter().for_each(|peer| self.add(peer, false));
         }
         let ready = self.providers.iter_mut().filter(|provider| provider.ready());
-        let chosen = ready.min_by_key(|provider| (!provider.named, provider.active, provider.failures))?;
+        let chosen = ready.min_by_key(|provider| (provider.active, !provider.named, provider.failures))?;
         chosen.active += 1;
         Some(chosen.peer)
     }

@@ -24,7 +24,9 @@ use super::dialer::{Dialer, believable};
 use super::download::{Context, Ended};
 use super::downloads::Downloads;
 use super::gossip::{Gossip, acceptance};
-use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, SYNC_WAITING_MAX};
+use super::limits::{
+    ADDRESSES_PER_PEER_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, SYNC_WAITING_MAX,
+};
 use super::sync_codec::SYNC_PROTOCOL;
 use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
@@ -202,7 +204,9 @@ impl Service {
                     let _ = behaviour.sync.send_response(channel, bytes);
                 }
             }
-            Command::Fetch { hash, size, providers } => {
+            Command::Fetch { hash, size, mut providers } => {
+                let local = self.local_peer();
+                providers.retain(|peer| *peer != local);
                 if let Err(why) = self.downloads.fetch(hash, size, providers, &mut self.tasks) {
                     self.tell(NetworkEvent::BlobFailed { hash, why });
                 }
@@ -331,13 +335,18 @@ impl Service {
     fn identified(&mut self, connection: ConnectionId, peer: PeerId, info: identify::Info) {
         let Some(remote) = self.swarm.behaviour().blobs.remote(connection).cloned() else { return };
         let addresses: Vec<Multiaddr> = info.listen_addrs.into_iter().filter(|address| believable(address, &remote)).collect();
-        self.dialer.learn(peer, addresses.clone(), Instant::now());
+        let news = self.dialer.learn(peer, addresses.clone(), Instant::now());
         // Routing tables are for peers that speak to us; others are only let in.
         if !info.protocols.contains(&SYNC_PROTOCOL) {
             return;
         }
-        for address in addresses.into_iter().take(super::limits::ADDRESSES_PER_PEER_MAX) {
-            self.swarm.behaviour_mut().kad.add_address(&peer, address);
+        if news || !self.ready.contains(&peer) {
+            let kad = &mut self.swarm.behaviour_mut().kad;
+            // Replaced, not added to: Kademlia itself would keep whatever a peer ever claimed.
+            kad.remove_peer(&peer);
+            for address in addresses.into_iter().take(ADDRESSES_PER_PEER_MAX) {
+                kad.add_address(&peer, address);
+            }
         }
         if self.ready.insert(peer) {
             self.show_connected();

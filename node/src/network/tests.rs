@@ -13,8 +13,8 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// Longer than anything here takes on two slow cores.
-const PATIENCE: Duration = Duration::from_secs(9);
+/// Ten times what anything here takes on two slow cores, because other tests train models beside it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const TCP: &str = "/ip4/127.0.0.1/tcp/0";
 const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
@@ -36,7 +36,7 @@ fn config(secret: u8, listen: &str, bootstrap: &[&Multiaddr]) -> NetworkConfig {
         mdns: false,
         topic: "/mingle/records/test/1".to_owned(),
         allowed: None,
-        limits: Limits { stall_window: Duration::from_millis(1500), ..Limits::default() },
+        limits: Limits { stall_window: Duration::from_secs(2), ..Limits::default() },
     }
 }
 

@@ -24,6 +24,9 @@ use super::{
 /// 8 MiB: what a crash may cost of a download; small against any adapter, large against the price of an fsync.
 const COMMIT_BYTES: u64 = 8 << 20;
 
+/// Two hashes of 32 bytes: one node of the outboard.
+const NODE_BYTES: u64 = 64;
+
 /// Why a stream could not be absorbed. What was verified before the failure is kept.
 #[derive(Debug, thiserror::Error)]
 pub enum AbsorbError {
@@ -164,7 +167,7 @@ impl PartialBlob {
                 // Nodes inside a group have no place in the outboard.
                 let Some(place) = self.tree.pre_order_offset(parent.node) else { return Ok(()) };
                 let pair = [parent.pair.0.as_bytes().as_slice(), parent.pair.1.as_bytes()].concat();
-                self.outboard.write_all_at(&pair, place * 64).map_err(failed(PART_OUTBOARD))
+                self.outboard.write_all_at(&pair, place * NODE_BYTES).map_err(failed(PART_OUTBOARD))
             }
             BaoContentItem::Leaf(leaf) => {
                 self.data.write_all_at(&leaf.data, leaf.offset).map_err(failed(PART))?;
