@@ -53,9 +53,8 @@ impl Merged {
     }
 
     fn verify(&self, arguments: &[&str]) -> Said {
-        let directory = self.path("merged");
-        let all = ["verify", &directory.to_string_lossy()].into_iter().chain(arguments.iter().copied()).map(String::from);
-        let said = run(PROGRAM, &self.path("home"), all.collect::<Vec<String>>());
+        let directory = self.path("merged").to_string_lossy().into_owned();
+        let said = run(PROGRAM, &self.path("home"), ["verify", &directory].iter().chain(arguments));
         let folder = self.folder.path().to_string_lossy().into_owned();
         Said { out: said.out.replace(&folder, "DIR"), err: said.err.replace(&folder, "DIR"), ..said }
     }
