@@ -4,13 +4,13 @@
 //! trains a small Llama from random weights with the trainer of the node (every weight, AdamW, warm-up and cosine). The
 //! same options give the same files on one machine. `testnet/base/README.md` says how the shipped one was made.
 //!
-//! Refuses to overwrite nothing: the folder asked for is written at the end, file by file, whatever stands in it; an
-//! interrupted run goes on from its checkpoint (`OUT/checkpoint`), which is removed when the base is written.
+//! An interrupted run goes on from its checkpoint (`OUT/checkpoint`), bit for bit; the checkpoint is removed when the
+//! base is written. Refuses a checkpoint of other options, and any text but the generator's.
 
 pub mod vocabulary;
 
-use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use candle_core::Device;
@@ -37,20 +37,20 @@ const CHECK_SEQUENCES: usize = 128;
 
 /// Makes a small pre-trained base from the repository's own text generator.
 ///
-/// Example: mingle-testnet make-base --out testnet/base --steps 3000
+/// Example: mingle-testnet make-base --out testnet/base --threads 8
 #[derive(Args, Clone, Debug)]
 pub struct MakeBase {
     /// Folder that gets config.json, tokenizer.json, tokenizer_config.json and model.safetensors.
     #[arg(long)]
     pub out: PathBuf,
     /// Gradient steps; each feeds `--batch` sequences of 256 tokens that were not fed before.
-    #[arg(long, default_value_t = 3_000)]
+    #[arg(long, default_value_t = 2_000)]
     pub steps: usize,
-    /// Sequences of one step. A multiple of twice the threads keeps all of them busy.
-    #[arg(long, default_value_t = 32)]
+    /// Sequences of one step. Threads share them out one by one, so at least one for each thread.
+    #[arg(long, default_value_t = 8)]
     pub batch: usize,
     /// Highest learning rate.
-    #[arg(long, default_value_t = 3e-3)]
+    #[arg(long, default_value_t = 2e-3)]
     pub learning_rate: f64,
     /// Seed of the text, of the first weights and of the order of the batches.
     #[arg(long, default_value_t = 1)]
@@ -64,6 +64,7 @@ pub struct MakeBase {
     /// Width of the model: a multiple of 32.
     #[arg(long, default_value_t = 128)]
     pub hidden: usize,
+    /// Blocks of the model.
     #[arg(long, default_value_t = 5)]
     pub layers: usize,
     /// Entries of the tokenizer.
@@ -105,7 +106,7 @@ impl MakeBase {
         eprintln!("model: {parameters} parameters, {} steps", self.steps);
         let folder = self.out.join("checkpoint");
         let data = TrainData { train: &train, held_out: &held_out };
-        let outcome = train_full(&decoder, &variables, data, &self.settings(), Some(&folder), &mut tell)?;
+        let outcome = train_full(&decoder, &variables, data, &self.settings(), Some(&folder), &mut teller())?;
         let Outcome::Finished(trained) = outcome else { bail!("the training stopped before its last step") };
 
         decoder.save(&self.out)?;
@@ -164,23 +165,31 @@ impl MakeBase {
     }
 }
 
-/// One line every twenty steps, and the last.
-fn tell(progress: &Progress) -> Control {
-    if progress.step.is_multiple_of(20) || progress.step == progress.steps {
-        let left = progress.remaining.as_secs();
-        let _ = writeln!(
-            std::io::stderr(),
-            "step {:>5}/{} loss {:.3} rate {:.2e} {:>6.0} tokens/s, {}:{:02} left",
-            progress.step,
-            progress.steps,
-            progress.loss,
-            progress.learning_rate,
-            progress.tokens_per_second,
-            left / 60,
-            left % 60
-        );
+/// A line of progress every ten seconds and after the last step, on a terminal or not.
+fn teller() -> impl FnMut(&Progress) -> Control {
+    const QUIET: Duration = Duration::from_secs(10);
+    let mut told = Instant::now();
+    move |progress| {
+        if told.elapsed() >= QUIET || progress.step == progress.steps {
+            told = Instant::now();
+            tell(progress);
+        }
+        Control::Continue
     }
-    Control::Continue
+}
+
+fn tell(progress: &Progress) {
+    let left = progress.remaining.as_secs();
+    eprintln!(
+        "step {:>5}/{} loss {:.3} rate {:.2e} {:>6.0} tokens/s, {}:{:02} left",
+        progress.step,
+        progress.steps,
+        progress.loss,
+        progress.learning_rate,
+        progress.tokens_per_second,
+        left / 60,
+        left % 60
+    );
 }
 
 /// The corpus as plain text, one document an item; exchanges in the data room's own prompt form.
@@ -221,4 +230,48 @@ fn packed_sequences(tokenizer: &Tokenizer, seed: u64, stream: &str, count: usize
         waiting.drain(..whole);
     }
     Ok(sequences)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequences_are_full_and_follow_each_other() {
+        let texts: Vec<String> = training_texts(1, "train").take(300).collect();
+        let tokenizer = train_tokenizer(&texts, 512).expect("a tokenizer");
+        let sequences = packed_sequences(&tokenizer, 1, "train", 20).expect("sequences");
+        assert_eq!(sequences.len(), 20);
+        assert!(sequences.iter().all(|sequence| sequence.tokens.len() == SEQUENCE_TOKENS + 1));
+        assert_eq!(sequences[0].tokens[0], 1, "the first document begins with the start mark");
+        let joined: Vec<u32> = sequences.iter().flat_map(|sequence| sequence.tokens.clone()).collect();
+        let end = joined.iter().position(|token| *token == 2).expect("a document ends within twenty sequences");
+        assert_eq!(tokenizer.decode(&joined[..end], true).expect("decoded"), texts[0]);
+        assert_eq!(joined[end + 1], 1, "the next document begins where the last one ended");
+    }
+
+    #[test]
+    fn a_tiny_base_is_made_twice_alike_and_learns() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let make = |name: &str| {
+            let out = folder.path().join(name);
+            let options = MakeBase {
+                out: out.clone(),
+                steps: 6,
+                batch: 2,
+                learning_rate: 5e-3,
+                seed: 1,
+                threads: Some(2),
+                checkpoint_every: 0,
+                hidden: 32,
+                layers: 1,
+                vocabulary: 320,
+            };
+            let made = options.run().expect("made");
+            assert!(made.loss_after < made.loss_before - 0.1, "{made:?}");
+            ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+                .map(|file| std::fs::read(out.join(file)).expect("written"))
+        };
+        assert!(make("one") == make("two"), "the same options give the same files");
+    }
 }

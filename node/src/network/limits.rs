@@ -4,9 +4,9 @@ use std::time::Duration;
 
 /// 16 KiB: a signed record is at most 4 KiB, with room for the kinds of record to come.
 pub const GOSSIP_BYTES_MAX: usize = 16 * 1024;
-/// 256 KiB: 1,000 ids of 32 bytes, or 60 records of 4 KiB.
+/// What the protocol's largest request needs.
 pub const SYNC_REQUEST_BYTES_MAX: usize = mingle_protocol::sync::REQUEST_BYTES_MAX;
-/// 1 MiB: one page of records; more is asked for again.
+/// What the protocol's largest answer needs.
 pub const SYNC_RESPONSE_BYTES_MAX: usize = mingle_protocol::sync::RESPONSE_BYTES_MAX;
 /// Requests in flight per connection, both ways together: memory stays below 64 MiB a connection.
 pub const SYNC_STREAMS_MAX: usize = 16;

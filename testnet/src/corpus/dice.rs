@@ -18,12 +18,12 @@ impl Dice {
             state = (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
         let mut dice = Dice { state };
-        dice.next();
+        dice.bits();
         dice
     }
 
     /// The next 64 bits (SplitMix64, Steele, Lea and Flood 2014).
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.state;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -33,7 +33,7 @@ impl Dice {
 
     /// A whole number below `bound`, which must not be zero. The bias of the multiply-shift is below 2^-32 here.
     pub fn below(&mut self, bound: usize) -> usize {
-        let high = self.next() >> 32;
+        let high = self.bits() >> 32;
         ((high * bound as u64) >> 32) as usize
     }
 
@@ -75,7 +75,7 @@ mod tests {
     fn streams_are_repeatable_and_apart() {
         let draw = |seed, name| {
             let mut dice = Dice::new(seed, name);
-            (0..4).map(|_| dice.next()).collect::<Vec<_>>()
+            (0..4).map(|_| dice.bits()).collect::<Vec<_>>()
         };
         assert_eq!(draw(7, "corpus"), draw(7, "corpus"));
         assert_ne!(draw(7, "corpus"), draw(7, "held-out"));
