@@ -100,7 +100,7 @@ impl TrainingDesk {
 /// When a run ends by itself. Without a goal it runs until it is stopped.
 #[derive(Clone, Debug, Default)]
 pub struct Goal {
-    /// As soon as the merged adapter holds this many and all that is known.
+    /// As soon as the merged adapter holds this many and all that neighbours hand over.
     pub adapters: Option<usize>,
     /// At the latest after this.
     pub deadline: Option<Duration>,
@@ -238,6 +238,10 @@ impl<F: FnMut(&Event)> Driver<F> {
     /// Starts what this peer contributes, unless it already stands in the ledger.
     fn begin(&mut self, work: Work, jobs: mpsc::Sender<Job>) -> Result<()> {
         let stands = matches!(self.machine.own_slot(&self.key.member()), Some(SlotState::Adapter(_)));
+        if !matches!(work, Work::Read) {
+            let trained = self.home.adapter().join(crate::peft::WEIGHTS);
+            self.store_again(&trained)?;
+        }
         match work {
             Work::Read | Work::Serve => {}
             Work::Publish(prepared) => self.announce(prepared)?,
@@ -303,7 +307,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         }
         let wanted = self.goal.adapters?;
         let (receipt, _) = self.merged.as_ref()?;
-        let complete = self.machine.is_complete() && receipt.admitted == self.machine.merge_set();
+        let complete = self.machine.is_settled() && receipt.admitted == self.machine.merge_set();
         (complete && receipt.admitted.len() >= wanted).then(|| self.outcome(true))
     }
 }

@@ -35,6 +35,8 @@ pub const FETCHES_MAX: usize = 4;
 /// First and longest wait before a blob is tried again.
 const FETCH_RETRY_MS: u64 = 1_000;
 const FETCH_RETRY_MS_MAX: u64 = 30_000;
+/// Failed tries after which nobody seems to have a blob.
+const TRIES_SETTLED: u32 = 3;
 
 /// One peer in one round.
 pub struct Machine<P> {
@@ -100,6 +102,12 @@ impl<P: Clone + Ord> Machine<P> {
     /// Whether every admitted adapter is stored or refused.
     pub fn is_complete(&self) -> bool {
         self.wants.is_empty()
+    }
+
+    /// Whether all that can be had now is here: what is missing was asked for in vain again and again. Without this, one
+    /// announced adapter that nobody hands over could keep readers waiting for ever.
+    pub fn is_settled(&self) -> bool {
+        self.wants.values().all(|want| want.tries >= TRIES_SETTLED)
     }
 
     /// Takes one input; pushes what has to be done to `out`.

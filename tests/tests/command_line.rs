@@ -200,12 +200,8 @@ fn an_adapter_that_does_not_fit_the_round_cannot_be_announced() {
     desk.run(publish).wrong(1, &[&format!("{refused}: the file is {found} bytes long, but its header describes {size}")]);
     let wider = adapters::round("fits", 1, 5, []);
     desk.adapter("adapter", &wider, 1);
-    desk.run(publish).wrong(
-        1,
-        &[&format!("{refused}: the tensor {named} has shape [4, 5], but the round's adapter shape needs [4, 4]")
-            .replace('"', "")
-            .replace("round fits:", "round \"fits\":")],
-    );
+    let shape = "has shape [4, 5], but the round's adapter shape needs [4, 4]";
+    desk.run(publish).wrong(1, &[&format!("{refused}: the tensor {named} {shape}")]);
     std::fs::rename(desk.path("adapter/adapter_model.safetensors"), desk.path("adapter/adapter_model.bin")).expect("renamed");
     desk.run(publish).wrong(
         1,

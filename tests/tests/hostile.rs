@@ -286,11 +286,13 @@ fn adapters_that_do_not_fit_the_round_are_fetched_once_and_never_merged() {
         (b"not a tensor file at all".to_vec(), "the header is 7310503696657575790 bytes long, but at most 1048576 are allowed".into()),
     ];
     // Each from a member of its own, so that every one of them counts until it is looked at.
-    let hostile: Vec<Hostile> = vec![scene.hostile(3)];
+    let hostile = scene.hostile(3);
     for ((blob, _), number) in cases.iter().zip(3..) {
-        hostile[0].store.put_blob(blob).expect("a blob");
-        hostile[0].gossip(forged(&Record::Announcement(scene.announcement(number, blob)), number));
+        hostile.store.put_blob(blob).expect("a blob");
+        hostile.gossip(forged(&Record::Announcement(scene.announcement(number, blob)), number));
     }
+    // And one that nobody has: readers must not wait for it for ever.
+    hostile.gossip(forged(&Record::Announcement(scene.announcement(ROSTER, b"never made")), ROSTER));
     for (_, why) in &cases {
         scene.refused("adapter_refused", why);
     }

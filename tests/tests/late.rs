@@ -115,3 +115,18 @@ fn two_groups_that_never_met_become_one_through_one_peer() {
     let mut all: Vec<Peer> = left.into_iter().chain(right).chain([bridge]).collect();
     assert_eq!(agree(&mut all, 5).merged_hash, scene.expected(&[1, 2, 3, 4, 5]));
 }
+
+#[test]
+fn a_member_whose_disk_lost_its_adapter_stores_it_again() {
+    let scene = Scene::new("lost");
+    let mut peers = vec![scene.member(1, &address(Transport::Tcp), &[])];
+    let merged = agree(&mut peers, 1);
+    peers[0].kill();
+    let adapter = ContentHash::of(&adapters::adapter_file(&scene.round, 1));
+    let blob = peers[0].round_home().store().join("blobs").join(format!("{adapter}.blob"));
+    std::fs::remove_file(&blob).expect("the blob was there");
+    // Nobody else has it.
+    peers[0].start();
+    assert_eq!(agree(&mut peers, 1).merged_hash, merged.merged_hash);
+    assert!(blob.exists() && peers[0].slots().iter().all(|slot| slot.sequence == 1));
+}

@@ -1,6 +1,7 @@
 //! What the network, the training and the merger report to the loop, and what becomes of it.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
@@ -10,7 +11,7 @@ use mingle_protocol::record::{Announcement, Losses, Record, SignedRecord};
 
 use super::effects::Origin;
 use super::{Driver, Event, Job, MergedStatus, Phase, Prepared, averaging};
-use crate::merger::{CheckedAdapter, Unusable};
+use crate::merger::{CheckedAdapter, Unusable, hash_of};
 use crate::network::NetworkEvent;
 
 impl<F: FnMut(&Event)> Driver<F> {
@@ -123,6 +124,18 @@ impl<F: FnMut(&Event)> Driver<F> {
         Ok(())
     }
 
+    /// Stores what this member announced once more from its file, where the disk has lost it: nobody else may have it.
+    pub(super) fn store_again(&mut self, weights: &Path) -> Result<()> {
+        let Some(SlotState::Adapter(said)) = self.machine.own_slot(&self.key.member()) else { return Ok(()) };
+        let announced = said.adapter;
+        if self.store.has_blob(announced)? || !weights.exists() || hash_of(weights)? != announced {
+            return Ok(());
+        }
+        let (adapter, size) = tokio::task::block_in_place(|| self.store.put_blob_from_file(weights))?;
+        self.have.insert(adapter, size);
+        self.handle(Input::BlobStored { adapter, size })
+    }
+
     /// Stores the adapter, signs for it, and tells the network; in this order.
     pub(super) fn announce(&mut self, prepared: Prepared) -> Result<()> {
         let Self { store, machine, key, .. } = self;
@@ -135,7 +148,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         if let Some(SlotState::Adapter(said)) = machine.own_slot(&member)
             && said.adapter == checked.hash
         {
-            return Ok(());
+            return self.store_again(&prepared.weights);
         }
         let (adapter, size) = tokio::task::block_in_place(|| store.put_blob_from_file(&prepared.weights))?;
         anyhow::ensure!(adapter == checked.hash, "{} changed while it was read", prepared.weights.display());

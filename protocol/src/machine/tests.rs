@@ -85,6 +85,7 @@ fn a_refused_blob_leaves_the_set_and_is_not_fetched_again() {
     let outputs = handle(&mut machine, Input::BlobRefused { adapter, why: "nan".into() }, 0);
     assert_eq!(merges(&outputs), [0]);
     assert!(!outputs.iter().any(|output| matches!(output, Output::Fetch { .. })));
+    assert_eq!(handle(&mut machine, Input::BlobRefused { adapter, why: "nan".into() }, 0), [], "people are told once");
 }
 
 #[test]
@@ -111,6 +112,23 @@ fn failed_fetches_wait_longer_each_time_and_a_new_neighbour_ends_the_wait() {
     assert_eq!(fetches(&handle(&mut machine, Input::BlobFailed { adapter }, 1_000)), 0);
     assert_eq!(fetches(&handle(&mut machine, Input::Tick, 2_999)), 0);
     assert_eq!(fetches(&handle(&mut machine, Input::Connected(8), 2_999)), 1);
+}
+
+#[test]
+fn what_nobody_hands_over_is_not_waited_for_until_somebody_new_comes() {
+    let mut machine = machine();
+    handle(&mut machine, Input::Connected(7), 0);
+    let record = announce(1, 1, b"a");
+    gossip(&mut machine, &record);
+    let adapter = record.announcement().unwrap().adapter;
+    for tried in 0..TRIES_SETTLED {
+        assert!(!machine.is_settled(), "after {tried} tries");
+        handle(&mut machine, Input::BlobFailed { adapter }, 0);
+        handle(&mut machine, Input::Tick, 40_000);
+    }
+    assert!(machine.is_settled() && !machine.is_complete());
+    handle(&mut machine, Input::Connected(8), 50_000);
+    assert!(!machine.is_settled(), "a new neighbour may have it");
 }
 
 #[test]
