@@ -1,1 +1,110 @@
-//! Room `cli`.
+//! The `mingle` program: one file a verb, one way to end.
+//!
+//! Exit codes: 0 done; 1 failed, with a sentence and where possible a hint on standard error; 2 the command line is
+//! wrong; 3 stopped or out of time before the goal was reached; 4 a verification found something false.
+
+mod args;
+mod eval;
+mod fetch;
+mod hint;
+mod key;
+mod merge;
+mod publish;
+mod round;
+mod run;
+mod status;
+mod train;
+mod verify;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub const EXIT_UNREACHED: u8 = 3;
+pub const EXIT_FALSE: u8 = 4;
+
+const EXAMPLES: &str = "\
+Examples:
+  mingle key new                                    make this institution's key
+  mingle round new --base ./base --out round.json   agree on what is trained
+  mingle run --round round.json --base ./base --data notes.jsonl --peer /ip4/10.0.0.7/tcp/4001
+  mingle fetch --round round.json --peer /ip4/10.0.0.7/tcp/4001 --adapters 3 --out ./merged
+  mingle verify ./merged
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 goal not reached in time, 4 verification found something false";
+
+/// Fine-tune one foundation model together, with no server.
+#[derive(Parser)]
+#[command(name = "mingle", version, about, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Make or show this institution's key
+    #[command(subcommand)]
+    Key(key::Verb),
+    /// Make or show a round: what its members agree on
+    #[command(subcommand)]
+    Round(round::Verb),
+    /// Run a member: train, announce, fetch, merge, and keep serving
+    Run(run::Args),
+    /// Train here only and write a PEFT directory
+    Train(train::Args),
+    /// Announce a PEFT directory made by any trainer, and keep serving it
+    Publish(publish::Args),
+    /// Read only: fetch the adapters, verify and merge them, and write the result
+    Fetch(fetch::Args),
+    /// Merge PEFT directories offline with the same exact arithmetic
+    Merge(merge::Args),
+    /// Check a merged directory: signatures, set root and, with the adapters, every byte of the merge
+    Verify(verify::Args),
+    /// Measure a base or an adapter on held-out data
+    Eval(eval::Args),
+    /// Show what a peer is doing
+    Status(status::Args),
+}
+
+/// Runs the program on this process's arguments.
+pub fn main() -> ExitCode {
+    main_with(std::env::args_os())
+}
+
+/// Runs the program on given arguments, the first being its name.
+pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed pipe is no reason to fail over a help text.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MINGLE_LOG").unwrap_or_else(|_| "off".into());
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let done = match cli.verb {
+        Verb::Key(verb) => key::run(verb),
+        Verb::Round(verb) => round::run(verb),
+        Verb::Run(args) => run::run(args),
+        Verb::Train(args) => train::run(args),
+        Verb::Publish(args) => publish::run(args),
+        Verb::Fetch(args) => fetch::run(args),
+        Verb::Merge(args) => merge::run(args),
+        Verb::Verify(args) => verify::run(args),
+        Verb::Eval(args) => eval::run(args),
+        Verb::Status(args) => status::run(args),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            if let Some(hint) = hint::hint(&error) {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -2,10 +2,14 @@
 //! peers could take differently lives in `mingle_protocol`.
 
 pub mod cli;
-pub mod config;
+pub mod console;
+pub mod contribution;
 pub mod data;
 pub mod driver;
 pub mod evaluate;
+pub mod files;
+pub mod home;
+pub mod merged;
 pub mod merger;
 pub mod models;
 pub mod network;

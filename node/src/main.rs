@@ -1,1 +1,5 @@
-fn main() {}
+//! The `mingle` program.
+
+fn main() -> std::process::ExitCode {
+    mingle::cli::main()
+}

@@ -7,7 +7,7 @@ mod config;
 mod directory;
 
 pub use config::AdapterConfig;
-pub use directory::{Adapter, AdapterTensor, read, read_config, to_safetensors, write};
+pub use directory::{Adapter, AdapterTensor, CONFIG, WEIGHTS, read, read_config, to_safetensors, write};
 
 use std::path::PathBuf;
 

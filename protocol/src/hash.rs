@@ -94,11 +94,7 @@ impl<'de> Deserialize<'de> for ContentHash {
 
 /// Fixed-size bytes: hex in human-readable formats, a byte string in CBOR.
 pub(crate) fn serialize_key<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    if serializer.is_human_readable() {
-        serializer.serialize_str(&encode_hex(bytes))
-    } else {
-        serializer.serialize_bytes(bytes)
-    }
+    if serializer.is_human_readable() { serializer.serialize_str(&encode_hex(bytes)) } else { serializer.serialize_bytes(bytes) }
 }
 
 pub(crate) fn deserialize_key<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; N], D::Error> {
@@ -115,11 +111,7 @@ pub(crate) fn deserialize_key<'de, const N: usize, D: Deserializer<'de>>(deseria
             parse_hex(text).map_err(E::custom)
         }
     }
-    if deserializer.is_human_readable() {
-        deserializer.deserialize_str(Visitor::<N>)
-    } else {
-        deserializer.deserialize_bytes(Visitor::<N>)
-    }
+    if deserializer.is_human_readable() { deserializer.deserialize_str(Visitor::<N>) } else { deserializer.deserialize_bytes(Visitor::<N>) }
 }
 
 /// Hashes a structured value field by field. Integers are little-endian `u64`; strings, byte strings and lists are

@@ -1,1 +1,403 @@
-//! Room `machine`.
+//! The peer's state machine: inputs in, outputs out. It never waits, never reads a clock and never touches a socket or
+//! a file, so the same code runs in a node and in a simulation.
+//!
+//! The order of outputs is part of the contract: a record is kept (durably) before it is passed on, so nothing this
+//! peer has vouched for is lost when it is killed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::hash::ContentHash;
+use crate::ledger::{Admitted, Change, Ledger, SlotState};
+use crate::record::{RecordError, RecordId, SignedRecord, UnverifiedRecord};
+use crate::round::Round;
+use crate::sync;
+
+/// Milliseconds since a moment of the driver's choosing. Only differences matter, and none enters a decision that two
+/// peers could take differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Millis(pub u64);
+
+impl Millis {
+    fn after(self, wait: u64) -> Self {
+        Self(self.0.saturating_add(wait))
+    }
+}
+
+/// How often a peer reconciles with some of its neighbours although nothing happened.
+pub const SYNC_INTERVAL_MS: u64 = 30_000;
+/// Neighbours it then reconciles with.
+const SYNC_FANOUT: usize = 4;
+/// Blobs fetched at a time.
+pub const FETCHES_MAX: usize = 4;
+/// First and longest wait before a blob is tried again.
+const FETCH_RETRY_MS: u64 = 1_000;
+const FETCH_RETRY_MS_MAX: u64 = 30_000;
+
+/// What happened to this peer. `P` names a neighbour.
+#[derive(Clone, Debug)]
+pub enum Input<P> {
+    Connected(P),
+    Disconnected(P),
+    /// A record by gossip. The first output is its [`Output::Verdict`], except for what must be durable before.
+    Gossip {
+        bytes: Vec<u8>,
+    },
+    /// Answered by exactly one [`Output::Respond`].
+    SyncRequest {
+        bytes: Vec<u8>,
+    },
+    SyncResponse {
+        from: P,
+        bytes: Vec<u8>,
+    },
+    /// A record of this peer's own.
+    Publish(SignedRecord),
+    /// A blob is on disk, verified against its hash, and durable.
+    BlobStored {
+        adapter: ContentHash,
+        size: u64,
+    },
+    BlobFailed {
+        adapter: ContentHash,
+    },
+    /// The blob is what its hash says, but not an adapter of this round; every peer that reads it finds the same.
+    BlobRefused {
+        adapter: ContentHash,
+        why: String,
+    },
+    /// A blob that was stored is gone or damaged.
+    BlobLost {
+        adapter: ContentHash,
+    },
+    Tick,
+}
+
+/// What gossip should do with the message just handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// New and right: pass it on.
+    Accept,
+    /// The sender's own fault: drop it and think less of the sender.
+    Reject,
+    /// Nothing new.
+    Ignore,
+}
+
+/// What the driver has to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output<P> {
+    /// Make the record durable before the next output.
+    Keep(SignedRecord),
+    Forget(RecordId),
+    Verdict(Verdict),
+    Gossip(Vec<u8>),
+    Request {
+        to: P,
+        bytes: Vec<u8>,
+    },
+    Respond(Vec<u8>),
+    Fetch {
+        adapter: ContentHash,
+        size: u64,
+    },
+    CancelFetch(ContentHash),
+    /// The set to be merged has changed to this, in order of the members' keys.
+    Merge(Vec<Admitted>),
+    Notice(Notice),
+}
+
+/// What people want to hear about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A record entered the ledger.
+    Recorded(SignedRecord),
+    /// A member said two things at one sequence.
+    Conflict(SignedRecord),
+    RecordRefused(RecordError),
+    SyncRefused(String),
+    AdapterRefused {
+        adapter: ContentHash,
+        why: String,
+    },
+}
+
+/// One peer in one round.
+pub struct Machine<P> {
+    round: Round,
+    ledger: Ledger,
+    neighbours: BTreeSet<P>,
+    /// The neighbour after which the next periodic reconciliation starts.
+    last_synced: Option<P>,
+    next_sync: Millis,
+    /// Stored blobs and their true sizes.
+    stored: BTreeMap<ContentHash, u64>,
+    refused: BTreeMap<ContentHash, String>,
+    wants: BTreeMap<ContentHash, Want>,
+    merged: Vec<Admitted>,
+}
+
+/// A blob this peer wants to have.
+struct Want {
+    size: u64,
+    in_flight: bool,
+    tries: u32,
+    retry_at: Millis,
+}
+
+impl<P: Clone + Ord> Machine<P> {
+    /// A peer that remembers `records` and, through later [`Input::BlobStored`], the blobs it stored.
+    pub fn new(round: Round, records: impl IntoIterator<Item = SignedRecord>) -> Self {
+        let mut ledger = Ledger::new(&round);
+        for record in records {
+            ledger.insert(record);
+        }
+        Self {
+            round,
+            ledger,
+            neighbours: BTreeSet::new(),
+            last_synced: None,
+            next_sync: Millis::default(),
+            stored: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            wants: BTreeMap::new(),
+            merged: Vec::new(),
+        }
+    }
+
+    pub fn round(&self) -> &Round {
+        &self.round
+    }
+
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Adapters that were fetched and found not to fit the round, with the reason.
+    pub fn refused(&self) -> &BTreeMap<ContentHash, String> {
+        &self.refused
+    }
+
+    /// The set the merge is meant to hold now.
+    pub fn merge_set(&self) -> &[Admitted] {
+        &self.merged
+    }
+
+    /// Whether every admitted adapter is stored or refused.
+    pub fn is_complete(&self) -> bool {
+        self.wants.is_empty()
+    }
+
+    /// Takes one input; pushes what has to be done to `out`.
+    pub fn handle(&mut self, input: Input<P>, now: Millis, out: &mut Vec<Output<P>>) {
+        match input {
+            Input::Connected(peer) => self.connected(peer, out),
+            Input::Disconnected(peer) => {
+                self.neighbours.remove(&peer);
+            }
+            Input::Gossip { bytes } => self.gossip(&bytes, out),
+            Input::SyncRequest { bytes } => self.sync_request(&bytes, out),
+            Input::SyncResponse { from, bytes } => self.sync_response(from, &bytes, out),
+            Input::Publish(record) => {
+                self.admit(record.clone(), out);
+                out.push(Output::Gossip(record.bytes().to_vec()));
+            }
+            Input::BlobStored { adapter, size } => {
+                self.stored.insert(adapter, size);
+            }
+            Input::BlobFailed { adapter } => self.blob_failed(adapter, now),
+            Input::BlobRefused { adapter, why } => {
+                self.stored.remove(&adapter);
+                self.refused.insert(adapter, why.clone());
+                out.push(Output::Notice(Notice::AdapterRefused { adapter, why }));
+            }
+            Input::BlobLost { adapter } => {
+                self.stored.remove(&adapter);
+            }
+            Input::Tick => self.periodic_sync(now, out),
+        }
+        self.settle(now, out);
+    }
+
+    fn connected(&mut self, peer: P, out: &mut Vec<Output<P>>) {
+        self.compare_with(peer.clone(), out);
+        self.neighbours.insert(peer);
+        // A new neighbour may hold what nobody had until now.
+        for want in self.wants.values_mut() {
+            want.tries = 0;
+            want.retry_at = Millis::default();
+        }
+    }
+
+    fn gossip(&mut self, bytes: &[u8], out: &mut Vec<Output<P>>) {
+        let verdict = match UnverifiedRecord(bytes).verify(&self.round) {
+            Ok(record) => {
+                if self.admit(record, out) {
+                    Verdict::Accept
+                } else {
+                    Verdict::Ignore
+                }
+            }
+            Err(error) => {
+                out.push(Output::Notice(Notice::RecordRefused(error)));
+                Verdict::Reject
+            }
+        };
+        out.push(Output::Verdict(verdict));
+    }
+
+    /// Shows the ledger a verified record; whether it was news.
+    fn admit(&mut self, record: SignedRecord, out: &mut Vec<Output<P>>) -> bool {
+        let (displaced, notice) = match self.ledger.insert(record.clone()) {
+            Change::Kept { displaced } => (displaced, Notice::Recorded(record.clone())),
+            Change::Conflict { displaced } => (displaced, Notice::Conflict(record.clone())),
+            Change::Known | Change::Stale { .. } | Change::Redundant | Change::Full => return false,
+        };
+        out.push(Output::Keep(record));
+        out.extend(displaced.into_iter().map(Output::Forget));
+        out.push(Output::Notice(notice));
+        true
+    }
+
+    fn compare_with(&self, peer: P, out: &mut Vec<Output<P>>) {
+        self.request(peer, &sync::Request::compare(self.round.id(), &self.ledger), out);
+    }
+
+    fn request(&self, to: P, request: &sync::Request, out: &mut Vec<Output<P>>) {
+        match request.to_bytes() {
+            Ok(bytes) => out.push(Output::Request { to, bytes }),
+            Err(error) => out.push(Output::Notice(Notice::SyncRefused(error.to_string()))),
+        }
+    }
+
+    fn sync_request(&mut self, bytes: &[u8], out: &mut Vec<Output<P>>) {
+        let response = match sync::Request::from_bytes(bytes) {
+            Ok(sync::Request::Compare { round, .. } | sync::Request::Exchange { round, .. }) if round != self.round.id() => {
+                sync::Response::WrongRound(self.round.id())
+            }
+            Ok(sync::Request::Compare { count, fingerprint, .. }) => sync::compare(&self.ledger, count, fingerprint),
+            Ok(sync::Request::Exchange { wanted, records, .. }) => {
+                // Answer from what was held before: the asker need not be told what it has just said.
+                let response = sync::supply(&self.ledger, &wanted);
+                self.absorb(&records, out);
+                response
+            }
+            Err(error) => {
+                out.push(Output::Notice(Notice::SyncRefused(error.to_string())));
+                sync::Response::Same
+            }
+        };
+        out.push(Output::Respond(response.to_bytes().unwrap_or_default()));
+    }
+
+    fn sync_response(&mut self, from: P, bytes: &[u8], out: &mut Vec<Output<P>>) {
+        match sync::Response::from_bytes(bytes) {
+            Ok(sync::Response::Same) => {}
+            Ok(sync::Response::Ids(ids)) => {
+                if let Some(request) = sync::exchange(self.round.id(), &self.ledger, &ids) {
+                    self.request(from, &request, out);
+                }
+            }
+            Ok(sync::Response::Records(records)) => {
+                // More may wait behind a full batch; a peer that sends nothing new is not asked again at once.
+                if self.absorb(&records, out) && records.len() >= sync::BATCH_MAX {
+                    self.compare_with(from, out);
+                }
+            }
+            Ok(sync::Response::WrongRound(found)) => {
+                out.push(Output::Notice(Notice::SyncRefused(format!("neighbour is in round {found}, not in this one"))));
+            }
+            Err(error) => out.push(Output::Notice(Notice::SyncRefused(error.to_string()))),
+        }
+    }
+
+    /// Takes records from a reconciliation; whether any was news. News is gossiped on, so that a member that was cut
+    /// off reaches everybody through the first peer it meets.
+    fn absorb(&mut self, records: &[sync::RawRecord], out: &mut Vec<Output<P>>) -> bool {
+        let mut news = false;
+        for sync::RawRecord(bytes) in records {
+            match UnverifiedRecord(bytes).verify(&self.round) {
+                Ok(record) => {
+                    if self.admit(record, out) {
+                        news = true;
+                        out.push(Output::Gossip(bytes.clone()));
+                    }
+                }
+                Err(error) => out.push(Output::Notice(Notice::RecordRefused(error))),
+            }
+        }
+        news
+    }
+
+    fn blob_failed(&mut self, adapter: ContentHash, now: Millis) {
+        if let Some(want) = self.wants.get_mut(&adapter) {
+            want.in_flight = false;
+            want.tries = want.tries.saturating_add(1);
+            let wait = FETCH_RETRY_MS.checked_shl(want.tries.saturating_sub(1)).unwrap_or(FETCH_RETRY_MS_MAX);
+            want.retry_at = now.after(wait.clamp(FETCH_RETRY_MS, FETCH_RETRY_MS_MAX));
+        }
+    }
+
+    fn periodic_sync(&mut self, now: Millis, out: &mut Vec<Output<P>>) {
+        if now < self.next_sync {
+            return;
+        }
+        self.next_sync = now.after(SYNC_INTERVAL_MS);
+        let ahead = self.neighbours.iter().filter(|peer| self.last_synced.as_ref().is_none_or(|last| *peer > last));
+        let peers: Vec<P> = ahead.chain(&self.neighbours).take(SYNC_FANOUT.min(self.neighbours.len())).cloned().collect();
+        self.last_synced = peers.last().cloned();
+        for peer in peers {
+            self.compare_with(peer, out);
+        }
+    }
+
+    /// Brings wants, fetches and the merge set in step with ledger and store.
+    fn settle(&mut self, now: Millis, out: &mut Vec<Output<P>>) {
+        let admitted: Vec<Admitted> = self.ledger.admitted().collect();
+        self.settle_wants(&admitted, out);
+        self.start_fetches(now, out);
+        let set: Vec<Admitted> = admitted.into_iter().filter(|entry| self.stored.get(&entry.adapter) == Some(&entry.size)).collect();
+        if set != self.merged {
+            self.merged.clone_from(&set);
+            out.push(Output::Merge(set));
+        }
+    }
+
+    fn settle_wants(&mut self, admitted: &[Admitted], out: &mut Vec<Output<P>>) {
+        let missing: BTreeMap<ContentHash, u64> = admitted
+            .iter()
+            .filter(|entry| !self.stored.contains_key(&entry.adapter) && !self.refused.contains_key(&entry.adapter))
+            .map(|entry| (entry.adapter, entry.size))
+            .collect();
+        self.wants.retain(|adapter, want| {
+            let keep = missing.get(adapter) == Some(&want.size);
+            if !keep && want.in_flight {
+                out.push(Output::CancelFetch(*adapter));
+            }
+            keep
+        });
+        for (adapter, size) in missing {
+            self.wants.entry(adapter).or_insert(Want { size, in_flight: false, tries: 0, retry_at: Millis::default() });
+        }
+    }
+
+    fn start_fetches(&mut self, now: Millis, out: &mut Vec<Output<P>>) {
+        if self.neighbours.is_empty() {
+            return;
+        }
+        let busy = self.wants.values().filter(|want| want.in_flight).count();
+        let idle = self.wants.iter_mut().filter(|(_, want)| !want.in_flight && want.retry_at <= now);
+        for (adapter, want) in idle.take(FETCHES_MAX.saturating_sub(busy)) {
+            want.in_flight = true;
+            out.push(Output::Fetch { adapter: *adapter, size: want.size });
+        }
+    }
+
+    /// The member's own announcement in this round, if it stands.
+    pub fn own_slot(&self, member: &crate::identity::MemberKey) -> Option<SlotState<'_>> {
+        self.ledger.slot(member)
+    }
+}
+
+#[cfg(test)]
+#[path = "machine/tests.rs"]
+mod tests;

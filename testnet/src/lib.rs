@@ -2,5 +2,13 @@
 
 pub mod base;
 pub mod corpus;
+pub mod live;
+pub mod options;
+pub mod peer;
 pub mod pretrain;
+pub mod report;
+pub mod round;
+pub mod run;
+pub mod scores;
+pub mod setting;
 pub mod tasks;

@@ -1,22 +1,69 @@
-//! Many mingle peers on one machine: real processes on loopback, real training, one report.
+//! The `mingle-testnet` program. Started with the hidden verb `peer` it is `mingle` itself, so one build is enough.
 
-use clap::{Parser, Subcommand};
-use mingle_testnet::pretrain::MakeBase;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    verb: Verb,
-}
+use anyhow::{Context, Result};
+use clap::Parser;
+use mingle_testnet::options::{Options, Verb};
+use mingle_testnet::peer::{PEER_VERB, Program};
+use mingle_testnet::report::Report;
 
-#[derive(Subcommand)]
-enum Verb {
-    /// Make the embedded base anew.
-    MakeBase(MakeBase),
-}
-
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().verb {
-        Verb::MakeBase(make) => make.run().map(drop),
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "mingle".into());
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == PEER_VERB) {
+        return mingle::cli::main_with(std::iter::once(name).chain(arguments.skip(1)));
     }
+    match run(Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all peers agreed.
+fn run(options: Options) -> Result<bool> {
+    if let Some(Verb::MakeBase(make)) = &options.verb {
+        make.run()?;
+        return Ok(true);
+    }
+    let folder = tempfile::Builder::new().prefix("mingle-testnet-").tempdir().context("cannot make a temporary folder")?;
+    let outcome = mingle_testnet::run::run(&options, &Program::this()?, folder.path());
+    if let Ok(report) = &outcome {
+        print!("{}", report.table());
+        write_results(&options, report, folder.path())?;
+    }
+    if options.keep {
+        eprintln!("the peers' homes and logs are kept in {}", folder.keep().display());
+    }
+    Ok(outcome?.hash_equal)
+}
+
+fn write_results(options: &Options, report: &Report, folder: &Path) -> Result<()> {
+    if let Some(path) = &options.json {
+        report.write_json(path)?;
+    }
+    if let Some(target) = &options.report {
+        std::fs::create_dir_all(target).with_context(|| format!("cannot create {}", target.display()))?;
+        report.write_json(&target.join("report.json"))?;
+        std::fs::write(target.join("report.txt"), report.table())?;
+        copy_merged(&folder.join("one-round/member-1/rounds"), report, &target.join("merged"))?;
+    }
+    Ok(())
+}
+
+/// Leaves the merged adapter, with its receipt, in the report.
+fn copy_merged(rounds: &Path, report: &Report, target: &Path) -> Result<()> {
+    let round: String = report.round.chars().take(16).collect();
+    let merged: PathBuf = rounds.join(round).join("merged/current");
+    std::fs::create_dir_all(target)?;
+    for entry in std::fs::read_dir(&merged).with_context(|| format!("cannot read {}", merged.display()))? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), target.join(entry.file_name()))?;
+    }
+    Ok(())
 }

@@ -64,16 +64,7 @@ impl BaseModel {
     /// The linear modules whose last name part (`q_proj`), or whole name, is among `targets`; sorted by name. Targets
     /// that name nothing are refused.
     pub fn modules(&self, targets: &[String]) -> Result<Vec<LinearModule>, ModelError> {
-        let all = all_modules(self.config());
-        let hit = |name: &str, target: &str| name == target || name.rsplit('.').next() == Some(target);
-        for target in targets {
-            if !all.iter().any(|module| hit(&module.name, target)) {
-                let last = |name: &&str| name.rsplit('.').next().unwrap_or_default().to_string();
-                let known = BLOCK_MODULES.iter().map(last).collect::<Vec<_>>().join(", ");
-                return Err(ModelError::UnknownTarget { target: target.clone(), known });
-            }
-        }
-        Ok(all.into_iter().filter(|module| targets.iter().any(|target| hit(&module.name, target))).collect())
+        self.config().modules(targets)
     }
 
     /// The base with LoRA: `lora` gives, per module name, A `(rank, inputs)`, B `(outputs, rank)` and alpha / rank. The
@@ -102,6 +93,23 @@ impl BaseModel {
         Decoder::all_variables(self.config().clone(), self.device(), &mut |name, _| {
             values.remove(name).ok_or_else(|| ModelError::MissingTensor { path: self.dir.clone(), name: name.into() })
         })
+    }
+}
+
+impl ModelConfig {
+    /// The linear modules whose last name part (`q_proj`), or whole name, is among `targets`; sorted by name. Needs no
+    /// weights. Targets that name nothing are refused.
+    pub fn modules(&self, targets: &[String]) -> Result<Vec<LinearModule>, ModelError> {
+        let all = all_modules(self);
+        let hit = |name: &str, target: &str| name == target || name.rsplit('.').next() == Some(target);
+        for target in targets {
+            if !all.iter().any(|module| hit(&module.name, target)) {
+                let last = |name: &&str| name.rsplit('.').next().unwrap_or_default().to_string();
+                let known = BLOCK_MODULES.iter().map(last).collect::<Vec<_>>().join(", ");
+                return Err(ModelError::UnknownTarget { target: target.clone(), known });
+            }
+        }
+        Ok(all.into_iter().filter(|module| targets.iter().any(|target| hit(&module.name, target))).collect())
     }
 }
 

@@ -190,9 +190,9 @@ pub fn to_bf16_safetensors(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Result
 }
 
 /// Writes `bytes` as `path` so that a crash leaves the old file or the new one: temporary file, fsync, rename, fsync of
-/// the folder.
+/// the folder. One writer a file: the temporary name is fixed, so that what a killed process left is overwritten.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
+    let temporary = path.with_extension("partial");
     let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;

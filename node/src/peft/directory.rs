@@ -12,8 +12,8 @@ use crate::models::weights::{widen, write_atomically};
 use crate::models::{BaseModel, Decoder, ModelError};
 
 const PREFIX: &str = "base_model.model.";
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub const CONFIG: &str = "adapter_config.json";
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// One tensor of an adapter.
 #[derive(Debug, Clone, PartialEq)]

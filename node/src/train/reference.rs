@@ -64,6 +64,7 @@ fn agrees_with_torch(name: &str) {
 
     let logits = decoder.logits(&batch.tokens, batch.sequences).unwrap();
     let worst = largest_difference(&flat(&logits), &flat(&tensors["logits"]));
+    println!("{name}: logits within {worst:e}");
     assert!(worst < 1e-4, "{name}: logits differ by {worst}");
 
     let settings = TrainSettings {
@@ -76,10 +77,12 @@ fn agrees_with_torch(name: &str) {
     };
     let losses: Vec<f64> = serde_json::from_value(reference["losses"].clone()).unwrap();
     let indices = variable_indices(&variables);
+    let (mut furthest, mut gradient_error) = (0f64, 0f32);
     let mut optimiser = Optimiser::new(&variables);
     for (step, expected) in losses.iter().enumerate() {
         let loss = decoder.loss(&batch, batch.labelled() as f64).unwrap();
         let found = f64::from(loss.to_scalar::<f32>().unwrap());
+        furthest = furthest.max((found - expected).abs());
         assert!((found - expected).abs() < 1e-3, "{name}: loss {found} at step {step}, torch says {expected}");
         let store = loss.backward().unwrap();
         let gradients: Vec<Vec<f32>> = variables.iter().map(|(_, v)| flat(store.get(v).expect("has a gradient"))).collect();
@@ -91,6 +94,7 @@ fn agrees_with_torch(name: &str) {
                 let expected = flat(&tensors[&format!("grad.{parameter}")]);
                 let size = expected.iter().fold(0f32, |most, g| most.max(g.abs()));
                 let worst = largest_difference(gradient, &expected);
+                gradient_error = gradient_error.max(worst / size);
                 assert!(worst < 1e-4 * size, "{name}: gradient of {parameter} differs by {worst}, its size is {size}");
             }
         }
@@ -98,12 +102,16 @@ fn agrees_with_torch(name: &str) {
             optimiser.step(&variables, &by_hand, &settings, step, losses.len() - 1).unwrap();
         }
     }
+    println!("{name}: gradients within {gradient_error:e} of their size, losses within {furthest:e}");
     let end = peft::read(&path.join("adapter_end")).unwrap();
+    let mut adapter_error = 0f32;
     for ((name, variable), expected) in variables.iter().zip(&end.tensors) {
         assert_eq!(*name, expected.name);
         let worst = largest_difference(&flat(variable), &expected.values);
+        adapter_error = adapter_error.max(worst);
         assert!(worst < 1e-3, "{name} ends {worst} away");
     }
+    println!("{name}: the trained adapter within {adapter_error:e}");
 }
 
 #[test]

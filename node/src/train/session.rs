@@ -55,7 +55,7 @@ pub struct Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {
     Continue,
-    /// Write a checkpoint and stop.
+    /// Write a checkpoint, where there is a folder for it, and stop.
     Stop,
 }
 

@@ -308,3 +308,35 @@ fn a_learnt_answer_is_generated_exactly() {
     finished(train_full(&decoder, &variables, data, &settings, None, &mut |_| Control::Continue).unwrap());
     assert_eq!(score().accuracy, 1.0);
 }
+
+#[test]
+fn a_base_that_is_not_whole_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_base(dir.path(), tiny_config());
+    let refused = || BaseModel::load(dir.path(), &Device::Cpu).err().unwrap().to_string();
+    let write = |name: &str, json: serde_json::Value| std::fs::write(dir.path().join(name), json.to_string()).unwrap();
+    let config = tiny_config().to_json();
+    let with = |field: &str, value: usize| {
+        let mut json = config.clone();
+        json[field] = value.into();
+        write("config.json", json);
+    };
+    with("intermediate_size", 25);
+    assert!(refused().contains("has shape [24, 16], but the configuration asks for [25, 16]"), "{}", refused());
+    with("num_hidden_layers", 3);
+    assert!(refused().contains("holds no tensor \"model.layers.2.self_attn.q_proj.weight\""), "{}", refused());
+    write("config.json", config.clone());
+    std::fs::rename(dir.path().join("model.safetensors"), dir.path().join("other.safetensors")).unwrap();
+    assert!(refused().contains("holds neither model.safetensors nor"), "{}", refused());
+    let index = |file: &str, name: &str| {
+        write("model.safetensors.index.json", serde_json::json!({ "weight_map": { name: file } }));
+    };
+    index("../other.safetensors", "model.norm.weight");
+    assert!(refused().contains("which is no file of this directory"), "{}", refused());
+    index("other.safetensors", "model.none.weight");
+    assert!(refused().contains("holds no tensor \"model.none.weight\""), "{}", refused());
+    let mut bytes = std::fs::read(dir.path().join("other.safetensors")).unwrap();
+    bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+    assert!(refused().contains("its header claims 18446744073709551615 bytes"), "{}", refused());
+}

@@ -1,0 +1,170 @@
+//! Groups of options that several verbs share.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use mingle_protocol::round::Round;
+
+use crate::contribution::{HeldOut, TrainingPlan};
+use crate::data::Template;
+use crate::driver::{self, Goal, Outcome, Peer, Work};
+use crate::home::Home;
+use crate::network::Multiaddr;
+use crate::train::TrainSettings;
+
+/// Where the key, the store and the results are kept.
+#[derive(Args, Clone, Debug)]
+pub struct HomeArgs {
+    /// Folder of this peer: its key, what it fetched, what it merged [default: ~/.mingle]
+    #[arg(long, env = "MINGLE_HOME", value_name = "DIR")]
+    pub home: Option<PathBuf>,
+}
+
+impl HomeArgs {
+    pub fn open(&self) -> Result<Home> {
+        match &self.home {
+            Some(folder) => Ok(Home::new(folder)),
+            None => {
+                let user = std::env::home_dir().context("no home folder of the user is known; give --home")?;
+                Ok(Home::new(user.join(".mingle")))
+            }
+        }
+    }
+}
+
+/// Where this peer is reached and whom it dials first.
+#[derive(Args, Clone, Debug)]
+pub struct NetworkArgs {
+    /// Address to listen on; may be given several times [default: any port, TCP and QUIC, all interfaces]
+    #[arg(long, value_name = "MULTIADDR")]
+    pub listen: Vec<Multiaddr>,
+    /// Peer to dial and keep dialling, such as /ip4/10.0.0.7/tcp/4001; may be given several times
+    #[arg(long = "peer", value_name = "MULTIADDR")]
+    pub peers: Vec<Multiaddr>,
+    /// Look for peers on the local network by multicast DNS
+    #[arg(long)]
+    pub mdns: bool,
+}
+
+impl NetworkArgs {
+    fn listen(&self) -> Vec<Multiaddr> {
+        if !self.listen.is_empty() {
+            return self.listen.clone();
+        }
+        ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"].iter().filter_map(|address| address.parse().ok()).collect()
+    }
+}
+
+/// How events are shown.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct OutputArgs {
+    /// One JSON object a line on standard output instead of sentences
+    #[arg(long)]
+    pub json: bool,
+    /// Only trouble
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// What is trained on what, and how.
+#[derive(Args, Clone, Debug)]
+pub struct TrainingArgs {
+    /// Passes over the training data
+    #[arg(long, default_value_t = 3)]
+    pub epochs: usize,
+    /// Examples of one optimiser step
+    #[arg(long, default_value_t = 16)]
+    pub batch_size: usize,
+    /// Highest learning rate, after the warm-up
+    #[arg(long, default_value_t = 3e-4)]
+    pub learning_rate: f64,
+    /// Tokens an example is cut at
+    #[arg(long, default_value_t = 512)]
+    pub max_length: usize,
+    /// Part of the examples kept from training, to measure with
+    #[arg(long, default_value_t = 0.05, value_name = "FRACTION")]
+    pub held_out: f64,
+    /// Seed of shuffling and splitting
+    #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+    pub training_seed: u64,
+    /// Ends the training after so many steps
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<usize>,
+    /// Steps between checkpoints
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    pub checkpoint_every: usize,
+    /// Threads that compute [default: all processors]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// How a prompt is laid out: `short` or `alpaca`
+    #[arg(long, default_value = "short")]
+    pub template: TemplateArg,
+}
+
+/// A prompt template by name.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum TemplateArg {
+    Short,
+    Alpaca,
+}
+
+impl From<TemplateArg> for Template {
+    fn from(template: TemplateArg) -> Self {
+        match template {
+            TemplateArg::Short => Self::Short,
+            TemplateArg::Alpaca => Self::Alpaca,
+        }
+    }
+}
+
+impl TrainingArgs {
+    pub fn plan(&self, base: PathBuf, data: Vec<PathBuf>, start_from: Option<PathBuf>) -> TrainingPlan {
+        let settings = TrainSettings {
+            epochs: self.epochs,
+            batch_size: self.batch_size,
+            learning_rate: self.learning_rate,
+            length_max: self.max_length,
+            seed: self.training_seed,
+            steps_max: self.max_steps,
+            checkpoint_every_steps: self.checkpoint_every,
+            threads: self.threads,
+            ..TrainSettings::default()
+        };
+        TrainingPlan { base, data, held_out: HeldOut(self.held_out), template: self.template.into(), settings, start_from }
+    }
+}
+
+/// Reads a round file.
+pub fn read_round(path: &Path) -> Result<Round> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read the round file {}", path.display()))?;
+    Round::from_json(&text).with_context(|| format!("{} is no round", path.display()))
+}
+
+/// Seconds as people write them.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+/// Runs a peer with this verb's options until its goal is reached.
+pub fn run_peer(home: &Home, round: Round, network: &NetworkArgs, output: OutputArgs, work: Work, goal: Goal) -> Result<Outcome> {
+    let (key, created) = home.key_or_create()?;
+    let mut console = crate::console::Console::new(output.json, output.quiet);
+    if created && !output.json && !output.quiet {
+        console.line(&format!("made a key for this home: {}", home.key_path().display()));
+    }
+    let peer = Peer {
+        home: home.round(round.id()),
+        round,
+        key,
+        listen: network.listen(),
+        bootstrap: network.peers.clone(),
+        mdns: network.mdns,
+        work,
+        goal,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(driver::run(peer, |event| console.show(event)))
+}

@@ -1,0 +1,79 @@
+//! `mingle fetch`: a reader takes the merged adapter and announces nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::EXIT_UNREACHED;
+use super::args::{HomeArgs, NetworkArgs, OutputArgs, read_round, run_peer, seconds};
+use crate::driver::{Goal, Work};
+use crate::files;
+
+const EXAMPLES: &str = "\
+Examples:
+  mingle fetch --round round.json --peer /ip4/10.0.0.7/tcp/4001 --adapters 3 --out ./merged
+  mingle fetch --round round.json --peer /ip4/10.0.0.7/tcp/4001 --adapters 10 --timeout 3600 --out ./merged
+
+Every adapter is fetched, verified against its hash and its member's signature, and merged here: nobody is trusted for it.
+At the deadline what is there is written, and the exit code is 3 if it was fewer than asked for.";
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The round file
+    #[arg(long, value_name = "FILE")]
+    round: PathBuf,
+    /// Wait until at least so many adapters are merged
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    adapters: usize,
+    /// Longest wait, in seconds [default: none]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
+    /// Directory to write: a PEFT adapter with its receipt
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    home: HomeArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    if args.out.exists() {
+        bail!("{} exists already; choose another directory to write", args.out.display());
+    }
+    let round = read_round(&args.round)?;
+    let goal = Goal { adapters: Some(args.adapters.max(1)), deadline: args.timeout };
+    let outcome = run_peer(&args.home.open()?, round, &args.network, args.output, Work::Read, goal)?;
+    let merged = outcome.merged.as_ref();
+    if let Some((_, folder)) = merged {
+        copy_folder(folder, &args.out)?;
+    }
+    let adapters = merged.map_or(0, |(receipt, _)| receipt.admitted.len());
+    if args.output.json {
+        let receipt = merged.map(|(receipt, _)| receipt);
+        println!("{}", serde_json::json!({ "event": "fetched_merge", "reached": outcome.reached, "out": args.out, "receipt": receipt }));
+    } else if adapters > 0 && !args.output.quiet {
+        eprintln!("wrote {} ({adapters} adapters); check it with: mingle verify {}", args.out.display(), args.out.display());
+    }
+    if outcome.reached {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("stopped with {adapters} of {} adapters", args.adapters);
+    Ok(ExitCode::from(EXIT_UNREACHED))
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    let copy = files::unfinished_folder(to)?;
+    for entry in std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let entry = entry?;
+        let target = copy.join(entry.file_name());
+        std::fs::copy(entry.path(), &target).with_context(|| format!("cannot write {}", target.display()))?;
+        std::fs::File::open(&target)?.sync_all()?;
+    }
+    files::replace_folder(&copy, to)
+}

@@ -1,0 +1,46 @@
+//! What to do about an error: facts stay in the errors, advice is added here.
+
+use mingle_protocol::round::RoundError;
+
+use crate::data::DataError;
+use crate::network::NetworkError;
+use crate::store::StoreError;
+use crate::train::TrainError;
+
+/// One sentence of advice, where there is any.
+pub fn hint(error: &anyhow::Error) -> Option<String> {
+    for cause in error.chain() {
+        let found = |text: &str| Some(text.to_owned());
+        if let Some(StoreError::Held { .. }) = cause.downcast_ref() {
+            return found("another mingle process uses this home; stop it, or give this one its own --home");
+        }
+        if let Some(NetworkError::Listen { .. }) = cause.downcast_ref() {
+            return found("another program may use this port; give another --listen address, or port 0 for any");
+        }
+        if let Some(DataError::Line { .. }) = cause.downcast_ref() {
+            return found("each line is one JSON object with instruction/output, question/answer, messages, or text");
+        }
+        if let Some(RoundError::Syntax(_)) = cause.downcast_ref() {
+            return found("a round file is made by `mingle round new` and must not be edited");
+        }
+        if let Some(TrainError::OtherCheckpoint { path }) = cause.downcast_ref() {
+            return Some(format!("go on with the settings it was begun with, or delete {} to begin anew", path.display()));
+        }
+        if let Some(TrainError::Diverged { .. }) = cause.downcast_ref() {
+            return found("try a lower --learning-rate");
+        }
+        if let Some(TrainError::NothingToLearn { .. }) = cause.downcast_ref() {
+            return found("raise --max-length");
+        }
+    }
+    let text = format!("{error:#}");
+    let advice = [
+        ("exists already; choose another directory", "remove it or name another --out"),
+        ("a key is never overwritten", "use `mingle key show`, or another --home for another institution"),
+        ("cannot read the key", "make one with `mingle key new`"),
+        ("is not in the roster", "ask the round's founders to list the key that `mingle key show` prints"),
+        ("needs", "every member must use the same base weights; compare with `mingle round show`"),
+    ];
+    let fits = |(part, _): &&(&str, &str)| text.contains(*part) && (*part != "needs" || text.contains("holds a base with digest"));
+    advice.iter().find(fits).map(|(_, advice)| (*advice).to_owned())
+}

@@ -1,0 +1,44 @@
+//! `mingle publish`: announce an adapter that any trainer made.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::args::{HomeArgs, NetworkArgs, OutputArgs, read_round, run_peer};
+use crate::contribution::from_directory;
+use crate::driver::{Goal, Work};
+
+const EXAMPLES: &str = "\
+Examples:
+  mingle publish ./my-peft-adapter --round round.json --examples 1200
+  mingle publish ./my-peft-adapter --round round.json --examples 1200 --peer /ip4/10.0.0.7/tcp/4001
+
+The directory holds adapter_config.json and adapter_model.safetensors, plain LoRA of the round's rank, alpha and modules.
+A second adapter published in the same round supersedes the first.";
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// PEFT directory
+    directory: PathBuf,
+    /// The round file
+    #[arg(long, value_name = "FILE")]
+    round: PathBuf,
+    /// Training examples the adapter saw
+    #[arg(long, value_name = "N")]
+    examples: u64,
+    #[command(flatten)]
+    home: HomeArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let round = read_round(&args.round)?;
+    let prepared = from_directory(&args.directory, &round, args.examples)?;
+    run_peer(&args.home.open()?, round, &args.network, args.output, Work::Publish(prepared), Goal::default())?;
+    Ok(ExitCode::SUCCESS)
+}

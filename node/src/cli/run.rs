@@ -1,0 +1,65 @@
+//! `mingle run`: a member's daemon.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use super::args::{HomeArgs, NetworkArgs, OutputArgs, TrainingArgs, read_round, run_peer};
+use crate::contribution::check_base;
+use crate::driver::{Goal, Work};
+
+const EXAMPLES: &str = "\
+Examples:
+  mingle run --round round.json --base ./tinyllama --data notes.jsonl
+  mingle run --round round.json --base ./tinyllama --data a.jsonl --data b.jsonl --peer /dns4/peer.example/tcp/4001
+  mingle run --round round.json                     serve what was announced before
+
+Data is JSON lines: instruction/input/output, question/answer, messages, or text.
+It runs until it is stopped (Ctrl-C); killed at any point, it goes on where it was.";
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The round file
+    #[arg(long, value_name = "FILE")]
+    round: PathBuf,
+    /// Hugging Face directory of the round's base
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    /// Private training data, JSON lines; may be given several times
+    #[arg(long, value_name = "FILE")]
+    data: Vec<PathBuf>,
+    /// Merged directory of the parent round [default: the one this home has]
+    #[arg(long, value_name = "DIR")]
+    start_from: Option<PathBuf>,
+    #[command(flatten)]
+    home: HomeArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    training: TrainingArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let home = args.home.open()?;
+    let round = read_round(&args.round)?;
+    let work = match (args.base, args.data) {
+        (_, data) if data.is_empty() => Work::Serve,
+        (None, _) => bail!("--data needs --base, the directory of the round's base model"),
+        (Some(base), data) => {
+            let plan = args.training.plan(base, data, args.start_from);
+            // What is wrong with base or data is said now, not after joining.
+            check_base(&plan.base, &round)?;
+            for path in &plan.data {
+                crate::data::read_jsonl(path)?;
+            }
+            let (round, home) = (round.clone(), home.clone());
+            Work::Train(Box::new(move |desk| plan.prepare(&round, &home, desk)))
+        }
+    };
+    run_peer(&home, round, &args.network, args.output, work, Goal::default())?;
+    Ok(ExitCode::SUCCESS)
+}

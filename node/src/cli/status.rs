@@ -1,0 +1,91 @@
+//! `mingle status`: what a peer is doing, from the file it leaves in its home.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use super::args::{HomeArgs, read_round};
+use crate::driver::{Phase, Status};
+
+const EXAMPLES: &str = "\
+Examples:
+  mingle status
+  mingle status --round round.json --json";
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The round file [default: the round that was active last]
+    #[arg(long, value_name = "FILE")]
+    round: Option<PathBuf>,
+    #[command(flatten)]
+    home: HomeArgs,
+    /// JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let home = args.home.open()?;
+    let path = match &args.round {
+        Some(file) => home.round(read_round(file)?.id()).status_path(),
+        None => {
+            let rounds = home.rounds();
+            rounds.first().with_context(|| format!("no peer has run in {}", home.folder().display()))?.status_path()
+        }
+    };
+    let status = Status::read(&path)?;
+    if args.json {
+        let mut value = serde_json::to_value(&status)?;
+        value["live"] = status.is_live().into();
+        println!("{value}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    show(&status);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(status: &Status) {
+    println!("round      {}  \"{}\"", status.round, status.name);
+    println!("{:10} {}  (peer {})", status.role, status.member, status.peer);
+    let phase = match (status.is_live(), status.phase, &status.training) {
+        (false, ..) => "not running".to_owned(),
+        (true, Phase::Training, Some(training)) => format!(
+            "training: epoch {}/{}, step {}/{}, loss {:.4}, {:.0} tokens/s, {:.0} s left",
+            training.epoch,
+            training.epochs,
+            training.step,
+            training.steps,
+            training.loss,
+            training.tokens_per_second,
+            training.seconds_left
+        ),
+        (true, Phase::Training, None) => "training: loading".to_owned(),
+        (true, Phase::Announced, _) => "announced its adapter, serving".to_owned(),
+        (true, Phase::Following, _) => "following".to_owned(),
+        (true, Phase::Failed, _) => "training failed".to_owned(),
+    };
+    println!("state      {phase}; {} neighbours", status.neighbours);
+    status.listening.iter().for_each(|address| println!("listening  {address}"));
+    println!("members    {}", status.slots.len());
+    for slot in &status.slots {
+        let note = match (&slot.refused, slot.merged, slot.state.as_str()) {
+            (Some(why), ..) => format!("refused: {why}"),
+            (None, true, _) => "merged".to_owned(),
+            (None, false, "adapter") => format!("{} of {} bytes", slot.have, slot.size),
+            (None, false, state) => state.to_owned(),
+        };
+        let adapter = slot.adapter.map(|adapter| adapter.short()).unwrap_or_default();
+        println!("           {}  adapter {adapter:8}  weight {:6}  {note}", slot.member.short(), slot.weight);
+    }
+    match &status.merged {
+        None => println!("merged     nothing yet"),
+        Some(merged) => {
+            println!("merged     {} adapters, total weight {}", merged.adapters, merged.weight);
+            println!("           merged hash {}", merged.merged_hash);
+            println!("           set root    {}", merged.set_root);
+            println!("           {}", merged.folder.display());
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! `mingle verify`: what a merged directory proves, offline.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use mingle_protocol::hash::ContentHash;
+use mingle_protocol::merge::{Accumulator, Direction, MergeError};
+use serde_json::json;
+
+use super::EXIT_FALSE;
+use super::args::HomeArgs;
+use crate::merged::{CheckedProof, Proof};
+use crate::merger::{CheckedAdapter, hash_of};
+use crate::peft;
+
+const EXAMPLES: &str = "\
+Examples:
+  mingle verify ./merged                         signatures, set root and merged hash; the merge itself where the adapters
+                                                 are in this peer's home
+  mingle verify ./merged --adapters ./adapters   recompute from adapter files in a folder (found by their hash)
+  mingle verify ./merged --json
+
+Exit code 4 if anything is false.";
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Merged directory, with its receipt.json
+    directory: PathBuf,
+    /// Folder with the members' adapter files
+    #[arg(long, value_name = "DIR")]
+    adapters: Option<PathBuf>,
+    #[command(flatten)]
+    home: HomeArgs,
+    /// JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the recomputation of a merge found.
+enum Recomputed {
+    Same,
+    Different {
+        found: ContentHash,
+    },
+    /// Adapters that are not at hand.
+    Missing(Vec<ContentHash>),
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let proof = Proof::read(&args.directory)?;
+    let (checked, recomputed) = match examine(&args, &proof) {
+        Ok(found) => found,
+        Err(error) => {
+            if args.json {
+                println!("{}", json!({ "verified": false, "why": format!("{error:#}") }));
+            }
+            eprintln!("error: {error:#}");
+            return Ok(ExitCode::from(EXIT_FALSE));
+        }
+    };
+    let receipt = &checked.receipt;
+    let recomputation = match &recomputed {
+        Recomputed::Same => "same",
+        Recomputed::Different { .. } => "different",
+        Recomputed::Missing(_) => "not_at_hand",
+    };
+    let verified = !matches!(recomputed, Recomputed::Different { .. });
+    if args.json {
+        let found = json!({ "verified": verified, "recomputed": recomputation, "round": receipt.round, "adapters": receipt.admitted.len(),
+            "weight": receipt.weight(), "set_root": receipt.set_root, "merged_hash": receipt.merged });
+        println!("{found}");
+    } else {
+        tell(&checked, &recomputed);
+    }
+    Ok(if verified { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FALSE) })
+}
+
+fn examine(args: &Args, proof: &Proof) -> Result<(CheckedProof, Recomputed)> {
+    let checked = proof.check()?;
+    let weights = args.directory.join(peft::WEIGHTS);
+    let found = hash_of(&weights).with_context(|| format!("cannot read {}", weights.display()))?;
+    anyhow::ensure!(
+        found == checked.receipt.merged,
+        "{} has hash {found}, but the receipt says {}",
+        weights.display(),
+        checked.receipt.merged
+    );
+    let home = args.home.open()?.round(checked.round.id()).store().join("blobs");
+    let places: Vec<PathBuf> = args.adapters.iter().cloned().chain([args.directory.join("adapters"), home]).collect();
+    let recomputed = recompute(&checked, &places)?;
+    Ok((checked, recomputed))
+}
+
+fn recompute(checked: &CheckedProof, places: &[PathBuf]) -> Result<Recomputed> {
+    let mut average = Accumulator::new(checked.round.shape())?;
+    let mut missing = Vec::new();
+    for entry in &checked.receipt.admitted {
+        match find(entry.adapter, places) {
+            None => missing.push(entry.adapter),
+            Some(path) => {
+                let refused = || format!("the adapter in {} cannot be merged", path.display());
+                let mut adapter = CheckedAdapter::read(File::open(&path)?, checked.round.tensors()).with_context(refused)?;
+                anyhow::ensure!(adapter.hash == entry.adapter, "{} has hash {}, not that of its name", path.display(), adapter.hash);
+                adapter.fold(&mut average, entry.weight, Direction::Add).with_context(refused)?;
+            }
+        }
+    }
+    if !missing.is_empty() {
+        return Ok(Recomputed::Missing(missing));
+    }
+    let mut hasher = blake3::Hasher::new();
+    average.finalise_to(|piece| {
+        hasher.update(piece);
+        Ok::<(), MergeError>(())
+    })?;
+    let found = ContentHash(*hasher.finalize().as_bytes());
+    Ok(if found == checked.receipt.merged { Recomputed::Same } else { Recomputed::Different { found } })
+}
+
+/// A file in one of the places that is named by the hash, with any ending, or that has it.
+fn find(adapter: ContentHash, places: &[PathBuf]) -> Option<PathBuf> {
+    let name = adapter.to_string();
+    let files = || places.iter().flat_map(|place| std::fs::read_dir(place).into_iter().flatten().flatten()).map(|entry| entry.path());
+    let named = |path: &Path| path.file_stem().is_some_and(|stem| stem.to_string_lossy() == name) && is_adapter(path);
+    files()
+        .find(|path| named(path))
+        .or_else(|| files().find(|path| is_safetensors(path) && hash_of(path).is_ok_and(|hash| hash == adapter)))
+}
+
+fn is_adapter(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "blob") || is_safetensors(path)
+}
+
+fn is_safetensors(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "safetensors")
+}
+
+fn tell(checked: &CheckedProof, recomputed: &Recomputed) {
+    let (receipt, manifest) = (&checked.receipt, checked.round.manifest());
+    println!(
+        "This is the merge of {} adapters (total weight {}) of round \"{}\" ({}) for base {}.",
+        receipt.admitted.len(),
+        receipt.weight(),
+        manifest.name,
+        receipt.round,
+        manifest.base.digest
+    );
+    println!("Each of them was announced by its member: every signature is valid and, where the round has a roster, in it.");
+    println!("The set root {} follows from that set, and the file here has the merged hash {}.", receipt.set_root, receipt.merged);
+    match recomputed {
+        Recomputed::Same => println!("Merging the members' adapters again gives the same bytes."),
+        Recomputed::Different { found } => println!("FALSE: merging the members' adapters again gives {found}, not what is here."),
+        Recomputed::Missing(missing) => {
+            println!(
+                "Not shown: that these bytes are the mean of that set, because {} adapters are not at hand (--adapters).",
+                missing.len()
+            );
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What a running peer tells people, as sentences or as JSON lines.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use mingle_protocol::hash::ContentHash;
+use mingle_protocol::identity::MemberKey;
+use mingle_protocol::record::{Record, SignedRecord};
+use serde::Serialize;
+
+/// How far a training is.
+#[derive(Clone, Debug, PartialEq, Serialize, serde::Deserialize)]
+pub struct TrainingStatus {
+    /// Optimiser steps done, of `steps` in all.
+    pub step: u64,
+    pub steps: u64,
+    /// Passes over the data begun, from 1.
+    pub epoch: u64,
+    pub epochs: u64,
+    /// Mean loss of the last step, in nats a labelled token.
+    pub loss: f64,
+    pub tokens_per_second: f64,
+    pub seconds_left: f64,
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    Started { role: &'static str, member: MemberKey, round: String, name: String, home: PathBuf },
+    Listening { address: String },
+    Connected { peer: String, neighbours: usize },
+    Disconnected { peer: String, neighbours: usize },
+    Training(TrainingStatus),
+    Trained { examples: u64, loss_before: Option<f64>, loss_after: Option<f64>, seconds: f64 },
+    Announced { adapter: ContentHash, sequence: u64, weight: u64 },
+    Heard { member: MemberKey, adapter: Option<ContentHash>, sequence: u64, weight: u64, withdrawn: bool },
+    Conflict { member: MemberKey, sequence: u64 },
+    Fetching { adapter: ContentHash, have: u64, size: u64 },
+    Fetched { adapter: ContentHash },
+    AdapterRefused { adapter: ContentHash, why: String },
+    RecordRefused { why: String },
+    Merged { adapters: usize, weight: u64, merged_hash: ContentHash, set_root: ContentHash, folder: PathBuf },
+    Trouble { why: String },
+}
+
+impl Event {
+    /// What a record that entered the ledger says.
+    pub fn heard(record: &SignedRecord) -> Self {
+        let said = record.announcement();
+        Self::Heard {
+            member: record.record().member(),
+            adapter: said.map(|said| said.adapter),
+            sequence: record.record().sequence(),
+            weight: said.map_or(0, |said| said.weight),
+            withdrawn: matches!(record.record(), Record::Withdrawal(_)),
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Started { role, member, round, name, home } => {
+                write!(f, "{role} {} in round \"{name}\" ({}), home {}", member.short(), round.get(..8).unwrap_or(round), home.display())
+            }
+            Self::Listening { address } => write!(f, "listening on {address}"),
+            Self::Connected { peer, neighbours } => write!(f, "connected to {peer} ({neighbours} neighbours)"),
+            Self::Disconnected { peer, neighbours } => write!(f, "lost {peer} ({neighbours} neighbours)"),
+            Self::Training(status) => {
+                write!(
+                    f,
+                    "training: step {} of {}, loss {:.4}, {:.0} tokens/s",
+                    status.step, status.steps, status.loss, status.tokens_per_second
+                )
+            }
+            Self::Trained { examples, loss_before: Some(before), loss_after: Some(after), seconds } => {
+                write!(f, "trained on {examples} examples in {seconds:.1} s: held-out loss {before:.4} -> {after:.4}")
+            }
+            Self::Trained { examples, seconds, .. } => write!(f, "trained on {examples} examples in {seconds:.1} s"),
+            Self::Announced { adapter, sequence, weight } => {
+                write!(f, "announced adapter {} (sequence {sequence}, weight {weight})", adapter.short())
+            }
+            Self::Heard { member, withdrawn: true, .. } => write!(f, "member {} withdrew its adapter", member.short()),
+            Self::Heard { member, adapter, sequence, weight, .. } => {
+                let adapter = adapter.map(|adapter| adapter.short()).unwrap_or_default();
+                write!(f, "member {} announced adapter {adapter} (sequence {sequence}, weight {weight})", member.short())
+            }
+            Self::Conflict { member, sequence } => {
+                write!(f, "member {} signed two records at sequence {sequence}: its slot counts for nothing", member.short())
+            }
+            Self::Fetching { adapter, have, size } => write!(f, "fetching {}: {have} of {size} bytes", adapter.short()),
+            Self::Fetched { adapter } => write!(f, "fetched and verified adapter {}", adapter.short()),
+            Self::AdapterRefused { adapter, why } => write!(f, "adapter {} is refused: {why}", adapter.short()),
+            Self::RecordRefused { why } => write!(f, "a record is refused: {why}"),
+            Self::Merged { adapters, weight, merged_hash, set_root, .. } => {
+                let (hash, root) = (merged_hash.short(), set_root.short());
+                write!(f, "merged {adapters} adapters (total weight {weight}): merged hash {hash}, set root {root}")
+            }
+            Self::Trouble { why } => write!(f, "trouble: {why}"),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `status.json`: what a peer is doing, for `mingle status` and the testnet. Written a few times a second, never read
+//! back by the peer itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use mingle_protocol::hash::ContentHash;
+use mingle_protocol::identity::MemberKey;
+use mingle_protocol::ledger::{Ledger, SlotState};
+use mingle_protocol::receipt::Receipt;
+use serde::{Deserialize, Serialize};
+
+use super::event::TrainingStatus;
+use crate::files;
+
+/// A status older than this belongs to a peer that is gone.
+pub const STALE_MS: u128 = 5_000;
+
+/// What `status.json` holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Milliseconds since 1970.
+    pub updated_unix_ms: u128,
+    pub process: u32,
+    pub role: String,
+    pub member: MemberKey,
+    pub peer: String,
+    pub round: String,
+    pub name: String,
+    pub listening: Vec<String>,
+    pub neighbours: usize,
+    pub phase: Phase,
+    pub training: Option<TrainingStatus>,
+    pub slots: Vec<SlotStatus>,
+    pub merged: Option<MergedStatus>,
+    pub home: PathBuf,
+}
+
+/// What the peer itself is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Training,
+    /// Trained or given an adapter, and announced it.
+    Announced,
+    /// Nothing of its own to announce.
+    Following,
+    Failed,
+}
+
+/// One member as this peer sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SlotStatus {
+    pub member: MemberKey,
+    /// `adapter`, `withdrawn` or `conflict`.
+    pub state: String,
+    pub sequence: u64,
+    pub adapter: Option<ContentHash>,
+    pub weight: u64,
+    pub examples: u64,
+    pub size: u64,
+    /// Verified bytes of the blob at hand.
+    pub have: u64,
+    /// Whether it is in the merged adapter.
+    pub merged: bool,
+    pub refused: Option<String>,
+}
+
+/// The merged adapter at hand.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergedStatus {
+    pub adapters: usize,
+    pub weight: u64,
+    pub merged_hash: ContentHash,
+    pub set_root: ContentHash,
+    pub folder: PathBuf,
+}
+
+impl MergedStatus {
+    pub fn new(receipt: &Receipt, folder: PathBuf) -> Self {
+        Self { adapters: receipt.admitted.len(), weight: receipt.weight(), merged_hash: receipt.merged, set_root: receipt.set_root, folder }
+    }
+}
+
+impl Status {
+    /// # Errors
+    /// No status there, or one of another version.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is not a status of this version", path.display()))
+    }
+
+    /// # Errors
+    /// What the file system says.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        files::write_volatile(path, &serde_json::to_vec_pretty(self)?)
+    }
+
+    /// Whether the peer still runs, by the age of its status.
+    pub fn is_live(&self) -> bool {
+        unix_ms().saturating_sub(self.updated_unix_ms) < STALE_MS
+    }
+}
+
+pub fn unix_ms() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis())
+}
+
+/// The ledger's slots with what this peer has of their adapters.
+pub fn slots(
+    ledger: &Ledger,
+    merged: Option<&Receipt>,
+    have: &BTreeMap<ContentHash, u64>,
+    refused: &BTreeMap<ContentHash, String>,
+) -> Vec<SlotStatus> {
+    let row = |(member, state): (MemberKey, SlotState<'_>)| {
+        let vacant = SlotStatus {
+            member,
+            state: String::new(),
+            sequence: ledger.sequence(&member),
+            adapter: None,
+            weight: 0,
+            examples: 0,
+            size: 0,
+            have: 0,
+            merged: false,
+            refused: None,
+        };
+        match state {
+            SlotState::Withdrawn => SlotStatus { state: "withdrawn".into(), ..vacant },
+            SlotState::Conflict(..) => SlotStatus { state: "conflict".into(), ..vacant },
+            SlotState::Adapter(said) => SlotStatus {
+                state: "adapter".into(),
+                adapter: Some(said.adapter),
+                weight: said.weight,
+                examples: said.examples,
+                size: said.size,
+                have: have.get(&said.adapter).copied().unwrap_or(0),
+                merged: merged.is_some_and(|receipt| receipt.admitted.iter().any(|e| e.member == member && e.adapter == said.adapter)),
+                refused: refused.get(&said.adapter).cloned(),
+                ..vacant
+            },
+        }
+    };
+    ledger.slots().map(row).collect()
+}

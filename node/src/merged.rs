@@ -1,0 +1,203 @@
+//! The merged adapter as people use it: a PEFT directory with a receipt that anyone can check offline.
+//!
+//! `receipt.json` holds the round's manifest, the receipt and the members' signed records, so that `mingle verify` needs
+//! nothing but the directory (and, to recompute the merge, the adapters).
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use mingle_protocol::hash::{ContentHash, decode_hex, encode_hex};
+use mingle_protocol::ledger::Admitted;
+use mingle_protocol::merge::{Accumulator, MergeError};
+use mingle_protocol::receipt::Receipt;
+use mingle_protocol::record::{SignedRecord, UnverifiedRecord};
+use mingle_protocol::round::{Manifest, Round};
+use serde::{Deserialize, Serialize};
+
+use crate::{files, peft};
+
+pub const RECEIPT_FILE: &str = "receipt.json";
+/// A receipt of 16,384 members with their records stays below this.
+const PROOF_BYTES_MAX: u64 = 128 << 20;
+
+/// What `receipt.json` holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proof {
+    pub round: Manifest,
+    pub receipt: Receipt,
+    /// The admitted members' signed announcements as they travelled, in hex, in the receipt's order.
+    pub records: Vec<String>,
+}
+
+/// A proof whose every signature was checked.
+pub struct CheckedProof {
+    pub round: Round,
+    pub receipt: Receipt,
+}
+
+impl Proof {
+    /// Checks the proof against itself: manifest, receipt, and one valid announcement for each entry.
+    ///
+    /// # Errors
+    /// The first contradiction, in one sentence.
+    pub fn check(&self) -> Result<CheckedProof> {
+        let round = Round::new(self.round.clone())?;
+        self.receipt.check(round.id())?;
+        anyhow::ensure!(
+            self.records.len() == self.receipt.admitted.len(),
+            "receipt lists {} adapters, but {} signed records are with it",
+            self.receipt.admitted.len(),
+            self.records.len()
+        );
+        for (entry, text) in self.receipt.admitted.iter().zip(&self.records) {
+            let bytes = decode_hex(text).context("a signed record in the receipt is not hex")?;
+            let record =
+                UnverifiedRecord(&bytes).verify(&round).with_context(|| format!("the record of member {} is refused", entry.member))?;
+            let said = record.announcement().map(|said| (said.member, record.id(), said.adapter, said.size, said.weight));
+            anyhow::ensure!(
+                said == Some((entry.member, entry.record, entry.adapter, entry.size, entry.weight)),
+                "member {} did not announce what the receipt lists for it",
+                entry.member
+            );
+        }
+        Ok(CheckedProof { round, receipt: self.receipt.clone() })
+    }
+
+    /// Reads `receipt.json` of a merged directory.
+    ///
+    /// # Errors
+    /// No such file, or one that is no proof.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(RECEIPT_FILE);
+        let size = std::fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?.len();
+        anyhow::ensure!(size <= PROOF_BYTES_MAX, "{} is {size} bytes long, but at most {PROOF_BYTES_MAX} are allowed", path.display());
+        let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is not a receipt", path.display()))
+    }
+}
+
+/// Writes the average as `target`, a PEFT directory with its receipt: whole or not at all.
+///
+/// # Errors
+/// An empty average, or what the file system says.
+pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admitted>, records: &[SignedRecord]) -> Result<Receipt> {
+    let folder = files::unfinished_folder(target)?;
+    let merged = write_tensors(&folder.join(peft::WEIGHTS), average)?;
+    let receipt = Receipt::new(round.id(), held, merged);
+    let mut proof = Proof { round: round.manifest().clone(), receipt: receipt.clone(), records: Vec::new() };
+    for entry in &receipt.admitted {
+        let record = records.iter().find(|record| record.id() == entry.record).context("an admitted adapter has no record")?;
+        proof.records.push(encode_hex(record.bytes()));
+    }
+    files::write(&folder.join(RECEIPT_FILE), &serde_json::to_vec_pretty(&proof)?)?;
+    files::write(&folder.join(peft::CONFIG), config_text(round).as_bytes())?;
+    files::write(&folder.join("README.md"), card(round, &receipt).as_bytes())?;
+    files::replace_folder(&folder, target)?;
+    Ok(receipt)
+}
+
+/// Writes the average's safetensors file, synced, and returns its hash.
+///
+/// # Errors
+/// An empty average, or what the file system says.
+pub fn write_tensors(path: &Path, average: &Accumulator) -> Result<ContentHash> {
+    let mut hasher = blake3::Hasher::new();
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).with_context(|| format!("cannot write {}", path.display()))?);
+    average.finalise_to(|piece| {
+        hasher.update(piece);
+        file.write_all(piece).map_err(Unwritten::from)
+    })?;
+    file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+    Ok(ContentHash(*hasher.finalize().as_bytes()))
+}
+
+/// Why the average's file could not be written.
+#[derive(Debug, thiserror::Error)]
+enum Unwritten {
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    #[error("cannot write the merged adapter: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Plain LoRA as PEFT reads it. Every member has the round's alpha and rank, so has the mean.
+pub fn config_text(round: &Round) -> String {
+    let shape = round.shape();
+    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
+    let targets: std::collections::BTreeSet<String> = shape.modules.iter().map(|module| last(&module.name)).collect();
+    let config = peft::AdapterConfig {
+        rank: shape.rank as usize,
+        alpha: f64::from(shape.alpha),
+        targets: targets.into_iter().collect(),
+        base: Some(round.manifest().base.name.clone()),
+    };
+    format!("{:#}\n", config.to_json())
+}
+
+/// The text a person finds with the merged adapter.
+fn card(round: &Round, receipt: &Receipt) -> String {
+    let manifest = round.manifest();
+    let mut text = format!(
+        "# {}\n\nA merged LoRA adapter for `{}`, the weighted mean of {} adapters, each trained by one member on its own data.\n\n\
+         | member | weight | adapter (BLAKE3) |\n|---|---|---|\n",
+        manifest.name,
+        manifest.base.name,
+        receipt.admitted.len()
+    );
+    for entry in &receipt.admitted {
+        text += &format!("| `{}` | {} | `{}` |\n", entry.member, entry.weight, entry.adapter);
+    }
+    text + &format!(
+        "\n- round `{}`\n- base digest `{}`\n- set root `{}`\n- merged hash `{}`\n\nCheck it with `mingle verify` on this directory.\n",
+        receipt.round, manifest.base.digest, receipt.set_root, receipt.merged
+    )
+}
+
+/// Writes the average under `merged/`, makes it `current`, and removes what was current before.
+///
+/// # Errors
+/// What the file system says.
+pub fn publish(
+    merged: &Path,
+    round: &Round,
+    average: &Accumulator,
+    held: Vec<Admitted>,
+    records: &[SignedRecord],
+) -> Result<(Receipt, PathBuf)> {
+    std::fs::create_dir_all(merged).with_context(|| format!("cannot create {}", merged.display()))?;
+    let building = merged.join("next");
+    let receipt = write(&building, round, average, held, records)?;
+    // Named by set as well as bytes: two sets may have the same mean.
+    let name: String = [receipt.merged.short(), receipt.set_root.short()].join("-");
+    let folder = merged.join(&name);
+    if folder.exists() {
+        // The same set gave the same bytes, as it must; what is there already stays.
+        std::fs::remove_dir_all(&building)?;
+    } else {
+        files::replace_folder(&building, &folder)?;
+    }
+    files::point(&merged.join("current"), &name)?;
+    for entry in std::fs::read_dir(merged)?.flatten() {
+        if entry.file_name() != *name && entry.file_name() != "current" {
+            // Readers that hold the old one open keep it; a leftover of a crash goes with it.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok((receipt, folder))
+}
+
+/// Takes the merged adapter away: nobody's is left in it.
+///
+/// # Errors
+/// What the file system says.
+pub fn unpublish(merged: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(merged) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", merged.display()))
+        }
+        _ => Ok(()),
+    }
+}

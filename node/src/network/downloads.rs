@@ -1,0 +1,109 @@
+//! The downloads of one peer: a few run, the others wait their turn, each hash at most once.
+
+use std::collections::{HashMap, VecDeque};
+
+use libp2p::PeerId;
+use mingle_protocol::hash::ContentHash;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::download::{self, Context, Ended};
+use super::limits::{DOWNLOADS_MAX, DOWNLOADS_WAITING_MAX, PROVIDERS_MAX};
+use super::service::Report;
+
+struct Wanted {
+    hash: ContentHash,
+    size: u64,
+    providers: Vec<PeerId>,
+}
+
+struct Running {
+    stop: CancellationToken,
+    more: mpsc::Sender<PeerId>,
+    /// Asked for again after it was cancelled: begins when the old one has let go of its files.
+    again: Option<Wanted>,
+}
+
+pub struct Downloads {
+    context: Context,
+    stop: CancellationToken,
+    running: HashMap<ContentHash, Running>,
+    waiting: VecDeque<Wanted>,
+}
+
+impl Downloads {
+    pub fn new(context: Context, stop: CancellationToken) -> Self {
+        Self { context, stop, running: HashMap::new(), waiting: VecDeque::new() }
+    }
+
+    /// Begins, queues, or adds providers. `Err` when too many wait already.
+    pub fn fetch(&mut self, hash: ContentHash, size: u64, mut providers: Vec<PeerId>, tasks: &mut JoinSet<()>) -> Result<(), String> {
+        providers.truncate(PROVIDERS_MAX);
+        let wanted = Wanted { hash, size, providers };
+        if let Some(running) = self.running.get_mut(&hash) {
+            if running.stop.is_cancelled() {
+                running.again = Some(wanted);
+            } else {
+                // Full means that it has plenty of providers to try.
+                for peer in wanted.providers {
+                    let _ = running.more.try_send(peer);
+                }
+            }
+        } else if let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.hash == hash) {
+            waiting.providers.extend(wanted.providers);
+            waiting.providers.truncate(PROVIDERS_MAX);
+        } else if self.waiting.len() >= DOWNLOADS_WAITING_MAX {
+            return Err(format!("{DOWNLOADS_WAITING_MAX} blobs wait to be fetched already"));
+        } else {
+            self.waiting.push_back(wanted);
+        }
+        self.start(tasks);
+        Ok(())
+    }
+
+    pub fn cancel(&mut self, hash: ContentHash) {
+        self.waiting.retain(|waiting| waiting.hash != hash);
+        if let Some(running) = self.running.get_mut(&hash) {
+            running.stop.cancel();
+            running.again = None;
+        }
+    }
+
+    /// A download has let go of its files: the next one may begin.
+    pub fn ended(&mut self, hash: ContentHash, tasks: &mut JoinSet<()>) {
+        if let Some(running) = self.running.remove(&hash) {
+            self.waiting.extend(running.again);
+        }
+        self.start(tasks);
+    }
+
+    fn start(&mut self, tasks: &mut JoinSet<()>) {
+        while self.running.len() < DOWNLOADS_MAX {
+            let Some(Wanted { hash, size, providers }) = self.waiting.pop_front() else { return };
+            let stop = self.stop.child_token();
+            let (more, receiver) = mpsc::channel(PROVIDERS_MAX);
+            self.running.insert(hash, Running { stop: stop.clone(), more, again: None });
+            let context = self.context.clone();
+            tasks.spawn(async move {
+                let reports = context.reports.clone();
+                // A task of its own: whatever happens in it, its place among the running is freed.
+                let running = tokio::spawn(download::run(context, hash, size, providers, receiver, stop));
+                let ended = running.await.unwrap_or_else(|error| Ended::Failed(format!("the download failed: {error}")));
+                // The service is gone only when nobody waits for the news.
+                let _ = reports.send(Report::Ended { hash, ended }).await;
+            });
+        }
+    }
+}
+
+impl Ended {
+    /// What the driver hears of it.
+    pub fn event(self, hash: ContentHash) -> Option<super::NetworkEvent> {
+        match self {
+            Self::Fetched => Some(super::NetworkEvent::BlobFetched { hash }),
+            Self::Failed(why) => Some(super::NetworkEvent::BlobFailed { hash, why }),
+            Self::Cancelled => None,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Every bound of the room, each with its reason.
+
+use std::time::Duration;
+
+/// 16 KiB: a signed record is at most 4 KiB, with room for the kinds of record to come.
+pub const GOSSIP_BYTES_MAX: usize = 16 * 1024;
+/// What the protocol's largest request needs.
+pub const SYNC_REQUEST_BYTES_MAX: usize = mingle_protocol::sync::REQUEST_BYTES_MAX;
+/// What the protocol's largest answer needs.
+pub const SYNC_RESPONSE_BYTES_MAX: usize = mingle_protocol::sync::RESPONSE_BYTES_MAX;
+/// Requests in flight per connection, both ways together: memory stays below 64 MiB a connection.
+pub const SYNC_STREAMS_MAX: usize = 16;
+/// Sync requests that wait for the driver's answer; beyond it, requests are dropped and the peer asks again.
+pub const SYNC_WAITING_MAX: usize = 128;
+/// The driver answers from memory; a peer that hears nothing for so long asks someone else.
+pub const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Commands of the driver that may wait: a burst of verdicts after a partition heals.
+pub const COMMANDS_MAX: usize = 1024;
+/// Events that may wait for the driver before sockets are no longer read.
+pub const EVENTS_MAX: usize = 256;
+/// Messages of downloads and servers to the service.
+pub const REPORTS_MAX: usize = 256;
+/// Own messages that wait until somebody subscribes; the oldest is dropped, and sync carries it.
+pub const OUTBOX_MAX: usize = 256;
+
+/// Half-open connections, each way: a flood of dials must not hold more.
+pub const PENDING_CONNECTIONS_MAX: u32 = 64;
+/// Connections that others opened.
+pub const INBOUND_CONNECTIONS_MAX: u32 = 300;
+/// Connections that we opened.
+pub const OUTBOUND_CONNECTIONS_MAX: u32 = 100;
+/// Never 1: two peers that dial each other at once would both be refused.
+pub const CONNECTIONS_PER_PEER_MAX: u32 = 4;
+/// A connection without a stream for so long is closed.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// yamux streams per connection: gossip 2, sync 16, blobs 16, and the small protocols.
+pub const YAMUX_STREAMS_MAX: usize = 256;
+
+/// Known peers with their addresses, beyond what Kademlia keeps; the oldest is forgotten.
+pub const ADDRESS_BOOK_MAX: usize = 512;
+/// Addresses believed per peer; identify may list any number.
+pub const ADDRESSES_PER_PEER_MAX: usize = 8;
+/// Dials of known peers begun at once when neighbours are missing.
+pub const DIALS_AT_ONCE_MAX: usize = 8;
+/// A peer that could not be dialled is left alone for so long.
+pub const REDIAL_PAUSE: Duration = Duration::from_secs(15);
+/// The first pause before a bootstrap peer is dialled again; it doubles up to the longest.
+pub const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+/// The longest pause between two dials of a bootstrap peer.
+pub const BACKOFF_LONGEST: Duration = Duration::from_secs(30);
+/// How often known peers are dialled while neighbours are missing.
+pub const DISCOVERY_INTERVAL: Duration = Duration::from_secs(2);
+/// Kademlia is asked at the 1st, 2nd, 4th, 8th... of these rounds, and from then on every so many (once a minute): a
+/// network smaller than the target always misses neighbours.
+pub const LOOKUP_ROUNDS: u32 = 30;
+/// How often the dialler looks whether a bootstrap peer is due.
+pub const DIAL_TICK: Duration = Duration::from_millis(250);
+
+/// Blobs fetched at the same time; further ones wait their turn. Several, so that one slow provider holds up little.
+pub const DOWNLOADS_MAX: usize = 8;
+/// Blobs that wait for their turn; beyond it, `BlobFailed` comes at once.
+pub const DOWNLOADS_WAITING_MAX: usize = 4096;
+/// Providers remembered per blob.
+pub const PROVIDERS_MAX: usize = 64;
+/// Ranges of one blob asked for at the same time.
+pub const RANGES_AT_ONCE: usize = 2;
+/// 16 MiB in chunks of 1 KiB: what one request may ask for, so that no stream lives long.
+pub const REQUEST_CHUNKS_MAX: u64 = 16 * 1024;
+/// Separate ranges in one request.
+pub const REQUEST_RANGES_MAX: usize = 64;
+/// Blob streams that one connection may have open towards us; further ones are dropped.
+pub const BLOB_STREAMS_PER_CONNECTION_MAX: usize = 16;
+/// Blob streams open towards us in all; further ones are dropped.
+pub const BLOB_STREAMS_MAX: usize = 256;
+/// Ranges read from disk and sent at the same time (a thread and a buffer each); further requests hear "busy".
+pub const SERVED_AT_ONCE_MAX: usize = 32;
+/// Of those, at most so many to one peer, so that nobody can keep the others from being served.
+pub const SERVED_PER_PEER_MAX: usize = 8;
+/// A blob stream must be negotiated, and its request frame read, within so long.
+pub const BLOB_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// 256 KiB: large writes, or the multiplexer's overhead dominates (a tenth of the speed at 4 KiB).
+pub const BLOB_BUFFER_BYTES: usize = 256 * 1024;
+/// Bytes that must move within `Limits::stall_window`: slower than 13 KiB/s is as good as dead, or meant to be.
+pub const STALL_BYTES_MIN: u64 = 256 * 1024;
+/// The pause before a busy provider is asked again; it doubles `BUSY_DOUBLINGS` times.
+pub const BUSY_PAUSE: Duration = Duration::from_millis(200);
+/// Up to 3.2 s between two questions.
+pub const BUSY_DOUBLINGS: u32 = 4;
+/// How often in a row one provider may be busy before it counts as failed: about a minute in all, after which another
+/// blob may have the download's place.
+pub const BUSY_MAX: u32 = 20;
+/// The least time between two `BlobProgress` of one blob.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The bounds that tests and operators may move.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Neighbours that are looked for actively.
+    pub peers_target: usize,
+    /// Waiting for the other side for so long without `STALL_BYTES_MIN` moving closes a blob stream's connection.
+    pub stall_window: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { peers_target: 12, stall_window: Duration::from_secs(20) }
+    }
+}

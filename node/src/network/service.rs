@@ -1,0 +1,387 @@
+//! The task that owns the swarm: commands and reports in, events out.
+//!
+//! It never waits for the driver. Events that the driver does not take are kept up to a bound; beyond it the sockets are
+//! not read until it does, while commands still are, so that neither side can wait for the other.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use futures::StreamExt;
+use libp2p::multiaddr::Protocol;
+use libp2p::request_response::{InboundRequestId, Message, OutboundRequestId, ResponseChannel};
+use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping, request_response};
+use mingle_protocol::hash::ContentHash;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::behaviour::{Net, NetEvent, swarm};
+use super::blob_serve::Server;
+use super::blob_streams::Opened;
+use super::dialer::{Dialer, believable};
+use super::download::{Context, Ended};
+use super::downloads::Downloads;
+use super::gossip::{Gossip, acceptance};
+use super::limits::{
+    ADDRESSES_PER_PEER_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, SYNC_WAITING_MAX,
+};
+use super::sync_codec::SYNC_PROTOCOL;
+use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, SyncToken, Verdict, keypair_of};
+use crate::store::Store;
+
+/// How long `shutdown` waits for connections and tasks to end.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// From the driver.
+pub enum Command {
+    Publish(Vec<u8>),
+    Report { message_id: MessageId, from: PeerId, verdict: Verdict },
+    SyncRequest { peer: PeerId, bytes: Vec<u8> },
+    SyncRespond { token: SyncToken, bytes: Vec<u8> },
+    Fetch { hash: ContentHash, size: u64, providers: Vec<PeerId> },
+    CancelFetch(ContentHash),
+    Dial(Multiaddr),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// From downloads and servers.
+pub enum Report {
+    Open { peer: PeerId, reply: oneshot::Sender<Opened> },
+    Close(ConnectionId),
+    Progress { hash: ContentHash, have: u64, size: u64, from: PeerId },
+    Ended { hash: ContentHash, ended: Ended },
+    Damaged(ContentHash),
+}
+
+pub struct Service {
+    swarm: Swarm<Net>,
+    gossip: Gossip,
+    dialer: Dialer,
+    downloads: Downloads,
+    server: Server,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+    limits: Limits,
+    /// Rounds of looking for neighbours.
+    rounds: u32,
+    events: mpsc::Sender<NetworkEvent>,
+    /// Not yet taken by the driver.
+    backlog: VecDeque<NetworkEvent>,
+    reports: mpsc::Receiver<Report>,
+    /// Peers that speak sync, as the driver knows them.
+    ready: HashSet<PeerId>,
+    connected: watch::Sender<Vec<PeerId>>,
+    asked: HashMap<OutboundRequestId, PeerId>,
+    unanswered: HashMap<InboundRequestId, ResponseChannel<Vec<u8>>>,
+}
+
+impl Service {
+    pub fn new(
+        config: NetworkConfig,
+        store: Store,
+        events: mpsc::Sender<NetworkEvent>,
+        connected: watch::Sender<Vec<PeerId>>,
+    ) -> Result<Self, NetworkError> {
+        let key = keypair_of(config.secret)?;
+        let (behaviour, gossip) = Gossip::new(&config.topic)?;
+        let mut swarm = swarm(&key, behaviour, config.mdns, config.allowed.as_ref())?;
+        for address in config.listen {
+            let failed = |why: String| NetworkError::Listen { address: address.clone(), why };
+            swarm.listen_on(address.clone()).map_err(|error| failed(error.to_string()))?;
+        }
+        let (report, reports) = mpsc::channel(REPORTS_MAX);
+        let stop = CancellationToken::new();
+        let context =
+            Context { store: store.clone(), limits: config.limits.clone(), reports: report.clone(), connected: connected.subscribe() };
+        Ok(Self {
+            dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),
+            downloads: Downloads::new(context, stop.clone()),
+            server: Server::new(store, config.limits.clone(), stop.clone(), report),
+            swarm,
+            gossip,
+            tasks: JoinSet::new(),
+            stop,
+            limits: config.limits,
+            rounds: 0,
+            events,
+            backlog: VecDeque::new(),
+            reports,
+            ready: HashSet::new(),
+            connected,
+            asked: HashMap::new(),
+            unanswered: HashMap::new(),
+        })
+    }
+
+    pub fn local_peer(&self) -> PeerId {
+        *self.swarm.local_peer_id()
+    }
+
+    pub async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        let mut dial = interval(DIAL_TICK);
+        let mut discover = interval(DISCOVERY_INTERVAL);
+        for timer in [&mut dial, &mut discover] {
+            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        let events = self.events.clone();
+        let done = loop {
+            let has_backlog = !self.backlog.is_empty();
+            let may_read = self.backlog.len() < EVENTS_MAX;
+            tokio::select! {
+                biased; // Our own work before more of theirs.
+                place = events.reserve(), if has_backlog => match (place, self.backlog.pop_front()) {
+                    (Ok(place), Some(event)) => place.send(event),
+                    // The driver has let go of the events; its handle still works until it shuts down.
+                    _ => self.backlog.clear(),
+                },
+                command = inbox.recv() => match command {
+                    Some(Command::Shutdown(done)) => break Some(done),
+                    Some(command) => self.command(command),
+                    None => break None,
+                },
+                Some(report) = self.reports.recv() => self.report(report),
+                Some(ended) = self.tasks.join_next() => if let Err(error) = ended {
+                    tracing::error!(%error, "a network task failed");
+                },
+                _ = dial.tick() => self.dial_bootstrap(),
+                _ = discover.tick() => self.discover(),
+                event = self.swarm.select_next_some(), if may_read => self.swarm_event(event),
+            }
+        };
+        self.close().await;
+        // The store and the queue are let go before the caller hears of it.
+        drop((self, inbox));
+        if let Some(done) = done {
+            let _ = done.send(());
+        }
+    }
+
+    async fn close(&mut self) {
+        self.stop.cancel();
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        let ended = async {
+            while self.swarm.network_info().num_peers() > 0 || !self.tasks.is_empty() {
+                tokio::select! {
+                    _ = self.swarm.select_next_some() => {}
+                    Some(_) = self.tasks.join_next() => {}
+                    // Nobody listens any more: what they report is dropped.
+                    Some(_) = self.reports.recv() => {}
+                }
+            }
+        };
+        if timeout(SHUTDOWN_PATIENCE, ended).await.is_err() {
+            tracing::warn!("some connections did not close in time");
+        }
+    }
+
+    fn tell(&mut self, event: NetworkEvent) {
+        self.backlog.push_back(event);
+    }
+
+    fn command(&mut self, command: Command) {
+        let behaviour = self.swarm.behaviour_mut();
+        match command {
+            Command::Publish(bytes) => self.gossip.publish(&mut behaviour.gossip, bytes),
+            Command::Report { message_id, from, verdict } => {
+                let id = gossipsub::MessageId::from(message_id.0);
+                if !behaviour.gossip.report_message_validation_result(&id, &from, acceptance(verdict)) {
+                    tracing::debug!(%from, "a verdict came too late for its message");
+                }
+            }
+            Command::SyncRequest { peer, bytes } if self.ready.contains(&peer) => {
+                let id = behaviour.sync.send_request(&peer, bytes);
+                self.asked.insert(id, peer);
+            }
+            Command::SyncRequest { peer, .. } => self.tell(NetworkEvent::SyncFailed { from: peer, why: "it is not connected".to_owned() }),
+            Command::SyncRespond { token, bytes } => {
+                if let Some(channel) = self.unanswered.remove(&token.0) {
+                    // The peer may have given up: it asks again.
+                    let _ = behaviour.sync.send_response(channel, bytes);
+                }
+            }
+            Command::Fetch { hash, size, mut providers } => {
+                let local = self.local_peer();
+                providers.retain(|peer| *peer != local);
+                if let Err(why) = self.downloads.fetch(hash, size, providers, &mut self.tasks) {
+                    self.tell(NetworkEvent::BlobFailed { hash, why });
+                }
+            }
+            Command::CancelFetch(hash) => self.downloads.cancel(hash),
+            Command::Dial(address) => {
+                if let Err(error) = self.swarm.dial(address) {
+                    tracing::debug!(%error, "a dial was not begun");
+                }
+            }
+            // Taken by the loop.
+            Command::Shutdown(_) => {}
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::Open { peer, reply } => {
+                if !self.swarm.is_connected(&peer) {
+                    // The download hears "not connected" now and tries again while this is under way.
+                    let dial = self.dialer.wanted(peer);
+                    let _ = self.swarm.dial(dial);
+                }
+                self.swarm.behaviour_mut().blobs.open(peer, reply);
+            }
+            Report::Close(connection) => {
+                self.swarm.close_connection(connection);
+            }
+            Report::Progress { .. } if self.backlog.len() >= EVENTS_MAX => {}
+            Report::Progress { hash, have, size, from } => self.tell(NetworkEvent::BlobProgress { hash, have, size, from }),
+            Report::Damaged(hash) => self.tell(NetworkEvent::BlobDamaged { hash }),
+            Report::Ended { hash, ended } => {
+                self.downloads.ended(hash, &mut self.tasks);
+                if let Some(event) = ended.event(hash) {
+                    self.tell(event);
+                }
+            }
+        }
+    }
+
+    fn dial_bootstrap(&mut self) {
+        let (swarm, dialer) = (&mut self.swarm, &mut self.dialer);
+        for dial in dialer.due(Instant::now(), |peer| swarm.is_connected(peer)) {
+            let connection = dial.connection_id();
+            if swarm.dial(dial).is_err() {
+                dialer.failed(connection, false);
+            }
+        }
+    }
+
+    /// While neighbours are missing: asks Kademlia for a random corner of the network and dials who is known.
+    fn discover(&mut self) {
+        let missing = self.limits.peers_target.saturating_sub(self.ready.len());
+        if missing == 0 {
+            return;
+        }
+        if !self.ready.is_empty() {
+            self.rounds = self.rounds.wrapping_add(1);
+            if self.rounds.is_power_of_two() || self.rounds.is_multiple_of(LOOKUP_ROUNDS) {
+                self.swarm.behaviour_mut().kad.get_closest_peers(PeerId::random());
+            }
+        }
+        let (swarm, dialer) = (&mut self.swarm, &mut self.dialer);
+        for dial in dialer.neighbours(Instant::now(), missing, |peer| swarm.is_connected(peer)) {
+            // Refused when it is being dialled already.
+            let _ = swarm.dial(dial);
+        }
+    }
+
+    fn swarm_event(&mut self, event: SwarmEvent<NetEvent>) {
+        match event {
+            SwarmEvent::Behaviour(event) => self.behaviour_event(event),
+            SwarmEvent::NewListenAddr { address, .. } => {
+                let address = address.with(Protocol::P2p(self.local_peer()));
+                self.tell(NetworkEvent::Listening(address));
+            }
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, .. } => self.dialer.established(connection_id, peer_id),
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
+                self.dialer.disconnected(&peer_id, Instant::now());
+                if self.ready.remove(&peer_id) {
+                    self.show_connected();
+                    self.tell(NetworkEvent::PeerDisconnected(peer_id));
+                }
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
+                tracing::debug!(%error, "a dial failed");
+                self.dialer.failed(connection_id, matches!(error, DialError::LocalPeerId { .. }));
+            }
+            SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "a listener reports an error"),
+            SwarmEvent::ListenerClosed { reason: Err(error), .. } => tracing::warn!(%error, "a listener closed"),
+            _ => {}
+        }
+    }
+
+    fn behaviour_event(&mut self, event: NetEvent) {
+        match event {
+            NetEvent::Identify(identify::Event::Received { connection_id, peer_id, info }) => self.identified(connection_id, peer_id, info),
+            NetEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
+                let message_id = MessageId(message_id.0);
+                self.tell(NetworkEvent::Gossip { message_id, from: propagation_source, bytes: message.data });
+            }
+            NetEvent::Gossip(gossipsub::Event::Subscribed { topic, .. }) => {
+                self.gossip.subscribed(&mut self.swarm.behaviour_mut().gossip, &topic);
+            }
+            NetEvent::Kad(kad::Event::RoutingUpdated { peer, addresses, .. }) => {
+                self.dialer.learn(peer, addresses.into_vec(), Instant::now());
+            }
+            NetEvent::Sync(event) => self.sync_event(event),
+            // A peer that lost its power says nothing; TCP would believe in it for hours.
+            NetEvent::Ping(ping::Event { connection, result: Err(ping::Failure::Timeout | ping::Failure::Other { .. }), .. }) => {
+                self.swarm.close_connection(connection);
+            }
+            NetEvent::Blobs(inbound) => {
+                self.tasks.spawn(self.server.clone().serve(inbound));
+            }
+            NetEvent::Mdns(mdns::Event::Discovered(found)) => {
+                for (peer, address) in found {
+                    self.dialer.learn(peer, [address], Instant::now());
+                }
+                self.discover();
+            }
+            _ => {}
+        }
+    }
+
+    fn identified(&mut self, connection: ConnectionId, peer: PeerId, info: identify::Info) {
+        let Some(remote) = self.swarm.behaviour().blobs.remote(connection).cloned() else { return };
+        let addresses: Vec<Multiaddr> = info.listen_addrs.into_iter().filter(|address| believable(address, &remote)).collect();
+        let news = self.dialer.learn(peer, addresses.clone(), Instant::now());
+        // Routing tables are for peers that speak to us; others are only let in.
+        if !info.protocols.contains(&SYNC_PROTOCOL) {
+            return;
+        }
+        if news || !self.ready.contains(&peer) {
+            let kad = &mut self.swarm.behaviour_mut().kad;
+            // Replaced, not added to: Kademlia itself would keep whatever a peer ever claimed.
+            kad.remove_peer(&peer);
+            for address in addresses.into_iter().take(ADDRESSES_PER_PEER_MAX) {
+                kad.add_address(&peer, address);
+            }
+        }
+        if self.ready.insert(peer) {
+            self.show_connected();
+            self.tell(NetworkEvent::PeerConnected(peer));
+        }
+    }
+
+    fn sync_event(&mut self, event: request_response::Event<Vec<u8>, Vec<u8>>) {
+        use request_response::Event;
+        match event {
+            Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
+                if self.unanswered.len() < SYNC_WAITING_MAX {
+                    self.unanswered.insert(request_id, channel);
+                    self.tell(NetworkEvent::SyncRequest { from: peer, token: SyncToken(request_id), bytes: request });
+                }
+            }
+            Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
+                if self.asked.remove(&request_id).is_some() {
+                    self.tell(NetworkEvent::SyncResponse { from: peer, bytes: response });
+                }
+            }
+            Event::OutboundFailure { peer, request_id, error, .. } => {
+                if self.asked.remove(&request_id).is_some() {
+                    self.tell(NetworkEvent::SyncFailed { from: peer, why: error.to_string() });
+                }
+            }
+            Event::InboundFailure { peer, request_id, error, .. } => {
+                tracing::debug!(%peer, %error, "a sync request failed");
+                self.unanswered.remove(&request_id);
+            }
+            Event::ResponseSent { .. } => {}
+        }
+    }
+
+    fn show_connected(&mut self) {
+        self.connected.send_replace(self.ready.iter().copied().collect());
+    }
+}

@@ -1,0 +1,289 @@
+//! Providers that lie, stop, stall or speak too much, over the real protocols.
+
+use std::sync::{Arc, Mutex};
+
+use futures::{AsyncWriteExt, StreamExt};
+use libp2p::Swarm;
+use libp2p::swarm::SwarmEvent;
+
+use super::super::behaviour::{Net, NetEvent, swarm};
+use super::super::blob_frames::{Answer, Request};
+use super::super::gossip::Gossip;
+use super::*;
+use crate::store::{ChunkRanges, all_chunks};
+
+const SIZE: usize = 8 << 20;
+
+/// What a hostile provider does with one request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Manner {
+    Honest,
+    /// Sends so many bytes of the answer, then closes the stream.
+    Truncates(usize),
+    /// Sends so many bytes, then nothing, for ever.
+    Stalls(usize),
+    /// Flips one byte of the answer.
+    Corrupts(usize),
+    LiesAboutSize,
+    Says(Answer),
+    /// Sends an answer that begins with an unknown status.
+    Babbles,
+}
+
+struct Hostile {
+    id: PeerId,
+    address: Multiaddr,
+    asked: Arc<Mutex<Vec<ChunkRanges>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Hostile {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn bare_swarm(secret: u8) -> Swarm<Net> {
+    let key = keypair_of([secret; 32]).unwrap();
+    let (gossip, _) = Gossip::new("/mingle/records/test/1").unwrap();
+    let mut swarm = swarm(&key, gossip, false, None).unwrap();
+    swarm.listen_on(TCP.parse().unwrap()).unwrap();
+    swarm
+}
+
+async fn address_of(swarm: &mut Swarm<Net>) -> Multiaddr {
+    loop {
+        if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
+            return address.with_p2p(*swarm.local_peer_id()).unwrap();
+        }
+    }
+}
+
+async fn hostile(secret: u8, bytes: &[u8], manner: Manner) -> Hostile {
+    let folder = TempDir::new().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    store.put_blob(bytes).unwrap();
+    let mut swarm = bare_swarm(secret);
+    let address = address_of(&mut swarm).await;
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (id, seen) = (*swarm.local_peer_id(), asked.clone());
+    let task = tokio::spawn(async move {
+        let _folder = folder;
+        loop {
+            let SwarmEvent::Behaviour(NetEvent::Blobs(mut inbound)) = swarm.select_next_some().await else { continue };
+            let (store, seen) = (store.clone(), seen.clone());
+            tokio::spawn(async move {
+                let request = Request::read(&mut inbound.stream).await.unwrap();
+                seen.lock().unwrap().push(request.ranges.clone());
+                let (answer, hangs) = answer(&store, &request, manner);
+                let _ = inbound.stream.write_all(&answer).await;
+                let _ = inbound.stream.flush().await;
+                match hangs {
+                    true => std::future::pending().await,
+                    false => inbound.stream.close().await,
+                }
+            });
+        }
+    });
+    Hostile { id, address, asked, task }
+}
+
+fn answer(store: &Store, request: &Request, manner: Manner) -> (Vec<u8>, bool) {
+    let blob = store.open_blob(request.hash).unwrap();
+    let mut answer = Answer::Ranges { size: blob.size }.to_bytes();
+    blob.encode(&request.ranges, &mut answer).unwrap();
+    match manner {
+        Manner::Honest => {}
+        Manner::Truncates(at) | Manner::Stalls(at) => answer.truncate(at),
+        Manner::Corrupts(at) => answer[at] ^= 1,
+        Manner::LiesAboutSize => answer = Answer::Ranges { size: blob.size + 1 }.to_bytes(),
+        Manner::Says(said) => answer = said.to_bytes(),
+        Manner::Babbles => answer[0] = 77,
+    }
+    (answer, matches!(manner, Manner::Stalls(_)))
+}
+
+/// A reader, connected to `provider`.
+async fn reader(secret: u8, provider: &Hostile) -> Peer {
+    let mut reader = start(config(secret, TCP, &[&provider.address])).await;
+    reader.connected_to(provider.id).await;
+    reader
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_lie_is_refused_by_name_and_costs_no_honest_byte() {
+    let bytes = content(SIZE);
+    let (hash, size) = (ContentHash::of(&bytes), bytes.len() as u64);
+    let cases = [
+        (Manner::Corrupts(SIZE / 2), "sent wrong bytes"),
+        (Manner::Corrupts(20), "sent wrong bytes"),
+        (Manner::LiesAboutSize, "says it has 8388609 bytes, but 8388608 were announced"),
+        (Manner::Says(Answer::NotFound), "does not have it"),
+        (Manner::Says(Answer::OutOfRange), "has no such ranges of it"),
+        (Manner::Babbles, "sent wrong bytes"),
+    ];
+    let honest = start(config(200, TCP, &[])).await;
+    honest.store.put_blob(&bytes).unwrap();
+    for (number, (manner, fact)) in (0..).zip(cases) {
+        let liar = hostile(10 + number, &bytes, manner).await;
+        let mut reader = reader(100 + number, &liar).await;
+        reader.handle.fetch(hash, size, vec![liar.id]).unwrap();
+        let why = reader.download(hash).await.unwrap_err();
+        assert!(why.contains(&format!("peer {} {fact}", liar.id)), "{manner:?}: {why}");
+        assert!(!reader.store.has_blob(hash).unwrap());
+        assert_eq!(liar.asked.lock().unwrap().len(), 1, "a liar is not asked again: {manner:?}");
+
+        reader.handle.dial(honest.address.clone()).unwrap();
+        reader.connected_to(honest.id()).await;
+        reader.handle.fetch(hash, size, vec![liar.id, honest.id()]).unwrap();
+        reader.download(hash).await.unwrap();
+        assert_eq!(reader.bytes_of(hash), bytes, "{manner:?}");
+        reader.handle.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_or_truncating_provider_is_asked_again_but_not_for_ever() {
+    let bytes = content(100_000);
+    let (hash, size) = (ContentHash::of(&bytes), bytes.len() as u64);
+    let short = hostile(10, &bytes, Manner::Truncates(5)).await;
+    let mut reader = reader(100, &short).await;
+    reader.handle.fetch(hash, size, vec![short.id]).unwrap();
+    let why = reader.download(hash).await.unwrap_err();
+    assert!(why.contains(&format!("peer {} stopped early", short.id)), "{why}");
+    assert_eq!(short.asked.lock().unwrap().len(), 4);
+
+    let busy = hostile(11, &bytes, Manner::Says(Answer::Busy)).await;
+    let honest = hostile(12, &bytes, Manner::Honest).await;
+    reader.handle.dial(busy.address.clone()).unwrap();
+    reader.connected_to(busy.id).await;
+    reader.handle.fetch(hash, size, vec![busy.id]).unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // A provider that comes later joins the download that runs.
+    reader.handle.dial(honest.address.clone()).unwrap();
+    reader.connected_to(honest.id).await;
+    reader.handle.fetch(hash, size, vec![honest.id]).unwrap();
+    reader.download(hash).await.unwrap();
+    assert!(!busy.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_goes_on_elsewhere_with_exactly_what_is_missing() {
+    let bytes = content(SIZE);
+    let (hash, size) = (ContentHash::of(&bytes), bytes.len() as u64);
+    let dying = hostile(10, &bytes, Manner::Truncates(SIZE / 2)).await;
+    let mut config = config(100, TCP, &[&dying.address]);
+    let mut peer = start(config.clone()).await;
+    peer.connected_to(dying.id).await;
+    peer.handle.fetch(hash, size, vec![dying.id]).unwrap();
+    // Half has come when it dies for good, and the reader with it.
+    let half = |event| if let NetworkEvent::BlobProgress { have, .. } = event { Some(have) } else { None };
+    let have = peer.expect("progress", half).await;
+    assert!(have > size / 3 && have < size, "{have}");
+    drop(dying);
+    peer.handle.shutdown().await;
+    let Peer { store, folder, .. } = peer;
+    drop(store);
+
+    let honest = hostile(11, &bytes, Manner::Honest).await;
+    config.bootstrap = vec![honest.address.clone()];
+    let mut peer = start_in(config, folder).await;
+    let kept = peer.store.begin_download(hash, size).unwrap();
+    let missing = kept.missing_ranges();
+    assert!(kept.have_bytes() >= have);
+    drop(kept);
+    peer.connected_to(honest.id).await;
+    peer.handle.fetch(hash, size, vec![honest.id]).unwrap();
+    peer.download(hash).await.unwrap();
+    assert_eq!(peer.bytes_of(hash), bytes);
+    let asked = honest.asked.lock().unwrap().iter().fold(ChunkRanges::empty(), |all, ranges| &all | ranges);
+    assert_eq!(asked, missing);
+    assert_ne!(asked, all_chunks(size));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_provider_loses_its_connection_and_the_next_one_serves() {
+    let bytes = content(SIZE / 4);
+    let (hash, size) = (ContentHash::of(&bytes), bytes.len() as u64);
+    let silent = hostile(10, &bytes, Manner::Stalls(SIZE / 8)).await;
+    let honest = hostile(11, &bytes, Manner::Honest).await;
+    let mut reader = reader(100, &silent).await;
+    reader.handle.dial(honest.address.clone()).unwrap();
+    reader.connected_to(honest.id).await;
+    reader.handle.fetch(hash, size, vec![silent.id, honest.id]).unwrap();
+    // Both come, in either order: the connection is closed, and the blob is whole.
+    let (mut closed, mut fetched) = (false, false);
+    while !(closed && fetched) {
+        reader
+            .expect("the end of it", |event| match event {
+                NetworkEvent::PeerDisconnected(peer) if peer == silent.id => {
+                    closed = true;
+                    Some(())
+                }
+                NetworkEvent::BlobFetched { .. } => {
+                    fetched = true;
+                    Some(())
+                }
+                _ => None,
+            })
+            .await;
+    }
+    assert_eq!(reader.bytes_of(hash), bytes);
+    let after: Vec<_> = honest.asked.lock().unwrap().clone();
+    assert!(after.iter().all(|ranges| *ranges != all_chunks(size)), "what the silent one sent was kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_download_lets_go_and_can_begin_again() {
+    let bytes = content(SIZE / 8);
+    let (hash, size) = (ContentHash::of(&bytes), bytes.len() as u64);
+    let silent = hostile(10, &bytes, Manner::Stalls(SIZE / 16)).await;
+    let honest = hostile(11, &bytes, Manner::Honest).await;
+    let mut config = config(100, TCP, &[&silent.address, &honest.address]);
+    config.limits.stall_window = Duration::from_secs(60);
+    let mut reader = start(config).await;
+    reader.connected_to(silent.id).await;
+    reader.connected_to(honest.id).await;
+    reader.handle.fetch(hash, size, vec![silent.id]).unwrap();
+    reader.expect("progress", |event| matches!(event, NetworkEvent::BlobProgress { .. }).then_some(())).await;
+    reader.handle.cancel_fetch(hash).unwrap();
+    reader.handle.fetch(hash, size, vec![honest.id]).unwrap();
+    reader.download(hash).await.unwrap();
+    assert_eq!(reader.bytes_of(hash), bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_beyond_the_bounds_and_false_frames_do_no_harm() {
+    let bytes = content(100_000);
+    let honest = start(config(1, TCP, &[])).await;
+    let (hash, size) = honest.store.put_blob(&bytes).unwrap();
+    let mut flood = bare_swarm(2);
+    flood.dial(honest.address.clone()).unwrap();
+    let target = honest.id();
+    let flooding = tokio::spawn(async move {
+        let mut held = Vec::new();
+        let mut opened = tokio::task::JoinSet::new();
+        loop {
+            tokio::select! {
+                event = flood.select_next_some() => if matches!(event, SwarmEvent::ConnectionEstablished { .. }) {
+                    for _ in 0..limits::BLOB_STREAMS_PER_CONNECTION_MAX * 4 {
+                        let (reply, answer) = oneshot::channel();
+                        flood.behaviour_mut().blobs.open(target, reply);
+                        opened.spawn(answer);
+                    }
+                },
+                Some(Ok(Ok(Ok((_, mut stream))))) = opened.join_next() => {
+                    // No honest frame: a hash, then 65,535 ranges.
+                    let _ = stream.write_all(&[255; 200]).await;
+                    held.push(stream);
+                }
+            }
+        }
+    });
+    let mut reader = start(config(3, TCP, &[&honest.address])).await;
+    reader.connected_to(target).await;
+    reader.handle.fetch(hash, size, vec![target]).unwrap();
+    reader.download(hash).await.unwrap();
+    assert_eq!(reader.bytes_of(hash), bytes);
+    flooding.abort();
+}

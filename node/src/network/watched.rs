@@ -1,0 +1,148 @@
+//! A stream with a watchdog: it fails when the other side does not move, or when we stop.
+//!
+//! Only time spent waiting for the other side counts, so a slow disk or a busy processor of our own is nobody's fault.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::limits::STALL_BYTES_MIN;
+
+pub struct Watched<S> {
+    stream: S,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+    alarm: Pin<Box<Sleep>>,
+    window: Duration,
+    /// Since the window began: bytes moved, time waited, and when the wait under way began.
+    moved: u64,
+    waited: Duration,
+    waiting_since: Option<Instant>,
+}
+
+impl<S> Watched<S> {
+    /// Allows `window` of waiting for every `STALL_BYTES_MIN` bytes; `stop` ends it at once.
+    pub fn new(stream: S, window: Duration, stop: &CancellationToken) -> Self {
+        Self {
+            stream,
+            stopped: Box::pin(stop.clone().cancelled_owned()),
+            alarm: Box::pin(sleep(window)),
+            window,
+            moved: 0,
+            waited: Duration::ZERO,
+            waiting_since: None,
+        }
+    }
+
+    fn watch<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>, count: impl Fn(&T) -> u64) -> Poll<io::Result<T>> {
+        match outcome {
+            Poll::Ready(outcome) => {
+                if let Some(since) = self.waiting_since.take() {
+                    self.waited += since.elapsed();
+                }
+                self.moved += outcome.as_ref().map_or(0, count);
+                if self.moved >= STALL_BYTES_MIN {
+                    (self.moved, self.waited) = (0, Duration::ZERO);
+                }
+                Poll::Ready(outcome)
+            }
+            Poll::Pending => {
+                if self.stopped.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "we stopped")));
+                }
+                if self.waiting_since.is_none() {
+                    let now = Instant::now();
+                    self.waiting_since = Some(now);
+                    self.alarm.as_mut().reset(now + self.window.saturating_sub(self.waited));
+                }
+                ready!(self.alarm.as_mut().poll(cx));
+                let what = format!("fewer than {STALL_BYTES_MIN} bytes moved in {:?}", self.window);
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, what)))
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        let outcome = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        let read = (buffer.filled().len() - before) as u64;
+        this.watch(cx, outcome, |()| read)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let outcome = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.watch(cx, outcome, |written| *written as u64)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let outcome = Pin::new(&mut this.stream).poll_flush(cx);
+        this.watch(cx, outcome, |()| 0)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let outcome = Pin::new(&mut this.stream).poll_shutdown(cx);
+        this.watch(cx, outcome, |()| 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_millis(200);
+
+    #[tokio::test]
+    async fn a_silent_or_trickling_sender_is_given_up() {
+        for trickle in [false, true] {
+            let (mut far, near) = duplex(1024);
+            let sender = tokio::spawn(async move {
+                while trickle && far.write_all(&[0]).await.is_ok() {
+                    sleep(WINDOW / 10).await;
+                }
+                sleep(WINDOW * 10).await;
+            });
+            let mut near = Watched::new(near, WINDOW, &CancellationToken::new());
+            let began = Instant::now();
+            let error = near.read_to_end(&mut Vec::new()).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert!(began.elapsed() < WINDOW * 4);
+            sender.abort();
+        }
+    }
+
+    #[tokio::test]
+    async fn our_own_pauses_do_not_count() {
+        let (mut far, near) = duplex(1024);
+        let mut near = Watched::new(near, WINDOW, &CancellationToken::new());
+        for _ in 0..3 {
+            far.write_all(&[1; 100]).await.unwrap();
+            sleep(WINDOW / 2).await; // Ours: the bytes were there all the time.
+            near.read_exact(&mut [0; 100]).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn stopping_ends_a_wait_at_once() {
+        let (_far, near) = duplex(1024);
+        let stop = CancellationToken::new();
+        let mut near = Watched::new(near, Duration::from_secs(60), &stop);
+        tokio::spawn(async move { stop.cancel() });
+        let error = near.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+    }
+}

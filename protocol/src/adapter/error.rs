@@ -1,0 +1,63 @@
+//! Why a shape or an adapter is refused: one sentence each, with the facts in fields.
+
+use thiserror::Error;
+
+use super::header::HEADER_BYTES_MAX;
+use super::shape::{ALPHA_MAX, DIMENSION_MAX, ELEMENTS_MAX, MODULES_MAX, NAME_BYTES_MAX, RANK_MAX};
+use crate::number::{Dtype, MAGNITUDE_MAX};
+
+/// A LoRA shape that no round may have.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ShapeError {
+    #[error("the rank is {found}, but it must be from 1 to {RANK_MAX}")]
+    Rank { found: u32 },
+    #[error("alpha is {found}, but it must be from 1 to {ALPHA_MAX}")]
+    Alpha { found: u32 },
+    #[error("the shape names {found} modules, but it must name from 1 to {MODULES_MAX}")]
+    Modules { found: usize },
+    #[error("the module name {name:?} must be 1 to {NAME_BYTES_MAX} ASCII letters, digits, dots, dashes or underscores")]
+    Name { name: String },
+    #[error("the module {name} is named twice")]
+    Duplicate { name: String },
+    #[error("the module {name} has a dimension of {found}, but it must be from 1 to {DIMENSION_MAX}")]
+    Dimension { name: String, found: u64 },
+    #[error("the shape has {found} elements in all, but at most {ELEMENTS_MAX} are allowed")]
+    Elements { found: u64 },
+}
+
+/// An adapter file that may not be merged.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum AdapterError {
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    #[error("the file is {found} bytes long, too short for the header length of a safetensors file")]
+    NoHeader { found: u64 },
+    #[error("the header is {found} bytes long, but at most {HEADER_BYTES_MAX} are allowed")]
+    HeaderTooLong { found: u64 },
+    #[error("the header needs {expected} bytes, but only {found} are there")]
+    HeaderTruncated { expected: u64, found: u64 },
+    #[error("the header is not that of a safetensors file: {reason}")]
+    HeaderSyntax { reason: String },
+    #[error("the header names {name:?} twice")]
+    Duplicate { name: String },
+    #[error("the tensor {name:?} is not part of the round's adapter shape")]
+    UnknownTensor { name: String },
+    #[error("the tensor {tensor} is missing")]
+    MissingTensor { tensor: String },
+    #[error("the tensor {tensor} has dtype {found:?}, but F32, BF16 or F16 is needed")]
+    Dtype { tensor: String, found: String },
+    #[error("the tensor {tensor} has shape {found:?}, but the round's adapter shape needs {expected:?}")]
+    Shaped { tensor: String, expected: [u64; 2], found: Vec<u64> },
+    #[error("the tensor {tensor} covers {found} bytes, but its shape in {dtype} needs {expected}")]
+    Extent { tensor: String, dtype: Dtype, expected: u64, found: i128 },
+    #[error("the tensor {tensor} begins at byte {found} of the data, but the one before it ends at {expected}")]
+    Placement { tensor: String, expected: u64, found: u64 },
+    #[error("the file is {found} bytes long, but its header describes {expected}")]
+    Size { expected: u64, found: u64 },
+    #[error("element {index} of the tensor {tensor} is NaN")]
+    Nan { tensor: String, index: u64 },
+    #[error("element {index} of the tensor {tensor} is infinite")]
+    Infinite { tensor: String, index: u64 },
+    #[error("element {index} of the tensor {tensor} is {found}, but at most {MAGNITUDE_MAX} either way is allowed")]
+    TooLarge { tensor: String, index: u64, found: f32 },
+}

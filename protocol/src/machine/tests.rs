@@ -1,0 +1,195 @@
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
+use super::*;
+use crate::record::tests::{announce, key, round, withdraw};
+use crate::record::{Record, SignedRecord};
+
+fn machine() -> Machine<u32> {
+    Machine::new(round(), [])
+}
+
+fn handle(machine: &mut Machine<u32>, input: Input<u32>, now: u64) -> Vec<Output<u32>> {
+    let mut out = Vec::new();
+    machine.handle(input, Millis(now), &mut out);
+    out
+}
+
+fn gossip(machine: &mut Machine<u32>, record: &SignedRecord) -> Vec<Output<u32>> {
+    handle(machine, Input::Gossip { bytes: record.bytes().to_vec() }, 0)
+}
+
+fn stored(machine: &mut Machine<u32>, record: &SignedRecord) -> Vec<Output<u32>> {
+    let announcement = record.announcement().unwrap();
+    handle(machine, Input::BlobStored { adapter: announcement.adapter, size: announcement.size }, 0)
+}
+
+fn merges(outputs: &[Output<u32>]) -> Vec<usize> {
+    outputs.iter().filter_map(|output| if let Output::Merge(set) = output { Some(set.len()) } else { None }).collect()
+}
+
+#[test]
+fn a_record_is_kept_before_it_is_passed_on_then_fetched_and_merged() {
+    let mut machine = machine();
+    handle(&mut machine, Input::Connected(7), 0);
+    let record = announce(1, 1, b"a");
+    let outputs = gossip(&mut machine, &record);
+    let adapter = record.announcement().unwrap().adapter;
+    assert_eq!(
+        outputs,
+        [
+            Output::Keep(record.clone()),
+            Output::Notice(Notice::Recorded(record.clone())),
+            Output::Verdict(Verdict::Accept),
+            Output::Fetch { adapter, size: 900 },
+        ]
+    );
+    assert!(!machine.is_complete());
+    assert_eq!(merges(&stored(&mut machine, &record)), [1]);
+    assert!(machine.is_complete());
+    assert_eq!(gossip(&mut machine, &record), [Output::Verdict(Verdict::Ignore)]);
+}
+
+#[test]
+fn bad_records_change_nothing_and_are_rejected() {
+    let mut machine = machine();
+    let mut bytes = announce(1, 1, b"a").bytes().to_vec();
+    bytes[0] ^= 1;
+    let outputs = handle(&mut machine, Input::Gossip { bytes }, 0);
+    assert_eq!(outputs.last(), Some(&Output::Verdict(Verdict::Reject)));
+    assert_eq!(machine.ledger().record_count(), 0);
+}
+
+#[test]
+fn withdrawal_supersession_and_conflict_move_the_merge_set() {
+    let mut machine = machine();
+    let (one, two) = (announce(1, 1, b"a"), announce(2, 1, b"b"));
+    for record in [&one, &two] {
+        gossip(&mut machine, record);
+        stored(&mut machine, record);
+    }
+    assert_eq!(machine.merge_set().len(), 2);
+    assert_eq!(merges(&gossip(&mut machine, &withdraw(1, 2))), [1]);
+    let again = announce(1, 3, b"a");
+    assert_eq!(merges(&gossip(&mut machine, &again)), [2], "its blob is still stored");
+    assert_eq!(merges(&gossip(&mut machine, &announce(2, 1, b"c"))), [1], "a conflict counts for nothing");
+    assert_eq!(gossip(&mut machine, &one), [Output::Verdict(Verdict::Ignore)], "an older sequence changes nothing");
+}
+
+#[test]
+fn a_refused_blob_leaves_the_set_and_is_not_fetched_again() {
+    let mut machine = machine();
+    handle(&mut machine, Input::Connected(7), 0);
+    let record = announce(1, 1, b"a");
+    gossip(&mut machine, &record);
+    stored(&mut machine, &record);
+    let adapter = record.announcement().unwrap().adapter;
+    let outputs = handle(&mut machine, Input::BlobRefused { adapter, why: "nan".into() }, 0);
+    assert_eq!(merges(&outputs), [0]);
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Fetch { .. })));
+}
+
+#[test]
+fn an_announced_size_that_is_not_the_blobs_size_never_counts() {
+    let mut machine = machine();
+    let record = announce(1, 1, b"a");
+    gossip(&mut machine, &record);
+    let adapter = record.announcement().unwrap().adapter;
+    let outputs = handle(&mut machine, Input::BlobStored { adapter, size: 901 }, 0);
+    assert_eq!(merges(&outputs), [] as [usize; 0]);
+}
+
+#[test]
+fn failed_fetches_wait_longer_each_time_and_a_new_neighbour_ends_the_wait() {
+    let mut machine = machine();
+    handle(&mut machine, Input::Connected(7), 0);
+    let record = announce(1, 1, b"a");
+    gossip(&mut machine, &record);
+    let adapter = record.announcement().unwrap().adapter;
+    let fetches = |outputs: &[Output<u32>]| outputs.iter().filter(|output| matches!(output, Output::Fetch { .. })).count();
+    assert_eq!(fetches(&handle(&mut machine, Input::BlobFailed { adapter }, 0)), 0);
+    assert_eq!(fetches(&handle(&mut machine, Input::Tick, 999)), 0);
+    assert_eq!(fetches(&handle(&mut machine, Input::Tick, 1_000)), 1);
+    assert_eq!(fetches(&handle(&mut machine, Input::BlobFailed { adapter }, 1_000)), 0);
+    assert_eq!(fetches(&handle(&mut machine, Input::Tick, 2_999)), 0);
+    assert_eq!(fetches(&handle(&mut machine, Input::Connected(8), 2_999)), 1);
+}
+
+#[test]
+fn fetches_are_bounded_and_superseded_ones_cancelled() {
+    let mut machine: Machine<u32> = Machine::new(round(), (1..=4).map(|member| announce(member, 1, &[member])));
+    let outputs = handle(&mut machine, Input::Connected(7), 0);
+    assert_eq!(outputs.iter().filter(|output| matches!(output, Output::Fetch { .. })).count(), FETCHES_MAX.min(4));
+    let gone = announce(1, 1, &[1]).announcement().unwrap().adapter;
+    let outputs = gossip(&mut machine, &withdraw(1, 2));
+    assert!(outputs.contains(&Output::CancelFetch(gone)));
+}
+
+#[test]
+fn periodic_reconciliation_visits_every_neighbour_in_turn() {
+    let mut machine = machine();
+    for peer in 0..10 {
+        handle(&mut machine, Input::Connected(peer), 0);
+    }
+    let mut visited = BTreeSet::new();
+    for turn in 0..3 {
+        for output in handle(&mut machine, Input::Tick, turn * SYNC_INTERVAL_MS) {
+            let Output::Request { to, .. } = output else { panic!("{output:?}") };
+            visited.insert(to);
+        }
+    }
+    assert_eq!(visited.len(), 10);
+}
+
+/// Two machines joined by a perfect wire: every request is answered at once.
+fn reconcile(left: &mut Machine<u32>, right: &mut Machine<u32>) {
+    let mut pending = handle(left, Input::Connected(1), 0);
+    for _ in 0..100 {
+        let Some(index) = pending.iter().position(|output| matches!(output, Output::Request { .. })) else { return };
+        let Output::Request { bytes, .. } = pending.swap_remove(index) else { return };
+        let answers = handle(right, Input::SyncRequest { bytes }, 0);
+        let responses: Vec<_> =
+            answers.into_iter().filter_map(|o| if let Output::Respond(bytes) = o { Some(bytes) } else { None }).collect();
+        assert_eq!(responses.len(), 1, "each request has one answer");
+        pending.extend(handle(left, Input::SyncResponse { from: 1, bytes: responses[0].clone() }, 0));
+    }
+    panic!("reconciliation does not end");
+}
+
+#[test]
+fn a_peer_that_was_away_learns_everything_in_both_directions() {
+    let mut left: Machine<u32> = Machine::new(round(), [announce(1, 1, b"a"), announce(2, 2, b"b")]);
+    let mut right: Machine<u32> = Machine::new(round(), [announce(2, 1, b"x"), announce(3, 1, b"c")]);
+    reconcile(&mut left, &mut right);
+    assert_eq!(left.ledger(), right.ledger());
+    assert_eq!(left.ledger().record_count(), 3);
+}
+
+#[test]
+fn more_records_than_one_batch_still_arrive() {
+    let mut manifest = crate::round::tests::manifest();
+    manifest.member_max = 200;
+    let round = Round::new(manifest).unwrap();
+    let records = |members: std::ops::Range<u8>| {
+        let round = round.clone();
+        members.map(move |member| {
+            let mut announcement = crate::record::tests::announcement(member, 1, &[member]);
+            announcement.round = round.id();
+            SignedRecord::sign(&Record::Announcement(announcement), &key(member), &round).unwrap()
+        })
+    };
+    let mut left: Machine<u32> = Machine::new(round.clone(), records(0..5));
+    let mut right: Machine<u32> = Machine::new(round.clone(), records(5..180));
+    reconcile(&mut left, &mut right);
+    assert_eq!(left.ledger().record_count(), 180);
+}
+
+#[test]
+fn a_peer_of_another_round_is_told_so() {
+    let mut manifest = crate::round::tests::manifest();
+    manifest.name.push_str(" two");
+    let mut other: Machine<u32> = Machine::new(Round::new(manifest).unwrap(), []);
+    let mut machine = machine();
+    let Some(Output::Request { bytes, .. }) = handle(&mut machine, Input::Connected(1), 0).pop() else { panic!() };
+    let Some(Output::Respond(bytes)) = handle(&mut other, Input::SyncRequest { bytes }, 0).pop() else { panic!() };
+    let outputs = handle(&mut machine, Input::SyncResponse { from: 1, bytes }, 0);
+    assert!(matches!(outputs[..], [Output::Notice(Notice::SyncRefused(_))]));
+}

@@ -1,0 +1,180 @@
+"""Writes number.json and merge.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
+
+Python's integers and fractions do the arithmetic exactly, and a BLAKE3 written from its paper (inputs of one chunk)
+does the seeded draw; nothing is shared with the Rust code. Needs only Python 3.9: `python3 write_vectors.py`.
+"""
+
+import json
+import math
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+HERE = Path(__file__).parent
+GRID = 1 << 28
+
+# --- BLAKE3, inputs of at most 1024 bytes -----------------------------------------------------------------------------
+
+IV = [0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19]
+PERMUTATION = [2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8]
+CHUNK_START, CHUNK_END, ROOT, CONTEXT, MATERIAL = 1, 2, 8, 32, 64
+LANES = [(0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15),
+         (0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14)]
+
+
+def compress(chain, block, counter, length, flags):
+    v = list(chain) + IV[:4] + [counter & 0xFFFFFFFF, counter >> 32, length, flags]
+    for _ in range(7):
+        for lane, (a, b, c, d) in enumerate(LANES):
+            for word, first, second in ((block[2 * lane], 16, 12), (block[2 * lane + 1], 8, 7)):
+                v[a] = (v[a] + v[b] + word) & 0xFFFFFFFF
+                v[d] = turn(v[d] ^ v[a], first)
+                v[c] = (v[c] + v[d]) & 0xFFFFFFFF
+                v[b] = turn(v[b] ^ v[c], second)
+        block = [block[i] for i in PERMUTATION]
+    return [v[i] ^ v[i + 8] for i in range(8)] + [v[i + 8] ^ chain[i] for i in range(8)]
+
+
+def turn(word, by):
+    return (word >> by | word << (32 - by)) & 0xFFFFFFFF
+
+
+def stream(key, data, flags, length):
+    assert len(data) <= 1024
+    blocks = [data[i:i + 64] for i in range(0, len(data), 64)] or [b""]
+    chain = key
+    for index, block in enumerate(blocks):
+        words = list(struct.unpack("<16I", block.ljust(64, b"\0")))
+        here = flags | (CHUNK_START if index == 0 else 0)
+        if index < len(blocks) - 1:
+            chain = compress(chain, words, 0, 64, here)[:8]
+        else:
+            out = b"".join(
+                struct.pack("<16I", *compress(chain, words, counter, len(block), here | CHUNK_END | ROOT))
+                for counter in range(-(-length // 64)))
+            return out[:length]
+
+
+def domain_stream(domain, rest, length):
+    context = stream(IV, b"mingle 2026-11 domain-separated hash", CONTEXT, 32)
+    key = list(struct.unpack("<8I", context))
+    return stream(key, struct.pack("<Q", len(domain)) + domain.encode() + rest, MATERIAL, length)
+
+
+def blake3(data):
+    """Plain BLAKE3 of one chunk."""
+    return stream(IV, data, 0, 32).hex()
+
+
+assert blake3(b"") == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+
+# --- the arithmetic ---------------------------------------------------------------------------------------------------
+
+
+def f32_value(bits):
+    return Fraction(struct.unpack("<f", struct.pack("<I", bits))[0])
+
+
+def f32_bits(value):
+    return struct.unpack("<I", struct.pack("<f", value))[0]
+
+
+def points(value):
+    return round(Fraction(value) * GRID)  # Python rounds half to even
+
+
+def mean_bits(total, weight):
+    return f32_bits(float(total) / float(weight * GRID))
+
+
+def draw(seed, tensor, count, inputs):
+    data = seed + struct.pack("<Q", len(tensor)) + tensor.encode()
+    words = struct.unpack(f"<{count}I", domain_stream("seeded-tensor/1", data, 4 * count))
+    bound = 1.0 / math.sqrt(float(inputs))
+    return [f32_bits((2 * (word >> 8) + 1 - (1 << 24)) / (1 << 24) * bound) for word in words]
+
+
+# --- number.json ------------------------------------------------------------------------------------------------------
+
+def number_vectors():
+    bits = [0, 1, 0x007FFFFF, 0x00800000, 0x31000000, 0x31800000, 0x31C00000, 0x32200000, 0x30FFFFFF, 0x31000001,
+            0x3DCCCCCD, 0x3F800000, 0x3F7FFFFF, 0x41800000, 0x417FFFFF, 0x3D7FFFFF, 0x3D800001, 0x323FFFFF, 0x34123457]
+    bits += [b | 1 << 31 for b in bits]
+    sums = [(1, 1), (-1, 3), (3, 2), (1 << 32, 1), ((1 << 63) - (1 << 32), (1 << 31) - 1), ((1 << 53) + 1, 1 << 21),
+            ((1 << 53) + 3, 1 << 21), (-(1 << 62) - 513, 1 << 30), (123456789012345678, 1000003), (0, 7),
+            ((1 << 24) + 1, 1), ((1 << 24) + 3, 1), ((1 << 25) + 2, 2)]
+    seed = bytes(range(32))
+    tensors = [("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", 64), ("a", 1), ("a", 3)]
+    return {
+        "quantise": [{"bits": b, "points": points(f32_value(b))} for b in bits],
+        "finalise": [{"sum": s, "weight": w, "bits": mean_bits(s, w)} for s, w in sums],
+        "seeded": [{"seed": list(seed), "tensor": t, "inputs": n, "bits": draw(seed, t, 300, n)} for t, n in tensors],
+    }
+
+
+# --- merge.json -------------------------------------------------------------------------------------------------------
+
+SIZES = {"F32": 4, "BF16": 2, "F16": 2}
+
+
+def write_file(tensors, dtype, data):
+    header, begin = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in sorted(tensors):
+        end = begin + shape[0] * shape[1] * SIZES[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    assert len(data) == begin
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def numbers(start, count):
+    """Multiples of 2^-30 over the whole range, most of them not on the grid, many of them tiny."""
+    state = start
+    for _ in range(count):
+        state = (state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+        yield ((state >> 29) % (1 << 35) - (1 << 34)) / (1 << 30) / (1 << (state >> 20) % 28)
+
+
+def encode(value, dtype):
+    if dtype == "F32":
+        return struct.pack("<f", value)
+    if dtype == "F16":
+        return struct.pack("<e", value)
+    return struct.pack("<I", f32_bits(value))[2:]  # cut, not rounded: any bf16 will do
+
+
+def decode(data, dtype):
+    if dtype == "F32":
+        return [Fraction(v) for v, in struct.iter_unpack("<f", data)]
+    if dtype == "F16":
+        return [Fraction(v) for v, in struct.iter_unpack("<e", data)]
+    return [f32_value(b << 16) for b, in struct.iter_unpack("<H", data)]
+
+
+def merge_vectors():
+    modules = [{"name": "model.layers.10.up", "inputs": 3, "outputs": 5}, {"name": "model.layers.2.up", "inputs": 4, "outputs": 1}]
+    rank = 2
+    tensors = []
+    for module in modules:
+        tensors.append((f"base_model.model.{module['name']}.lora_A.weight", [rank, module["inputs"]]))
+        tensors.append((f"base_model.model.{module['name']}.lora_B.weight", [module["outputs"], rank]))
+    count = sum(shape[0] * shape[1] for _, shape in tensors)
+    merges = []
+    for members in ([("F32", 1)], [("F32", 3), ("BF16", 1000)], [("F16", 7), ("F32", 2**31 - 10)],
+                    [("F32", 11), ("F16", 500), ("BF16", 1), ("F32", 99999)]):
+        adapters, sums = [], [0] * count
+        for index, (dtype, weight) in enumerate(members):
+            data = b"".join(encode(v, dtype) for v in numbers(1000 * len(merges) + index, count))
+            sums = [s + weight * points(v) for s, v in zip(sums, decode(data, dtype))]
+            adapters.append({"weight": weight, "file": write_file(tensors, dtype, data).hex()})
+        total = sum(weight for _, weight in members)
+        merged = write_file(tensors, "F32", b"".join(struct.pack("<I", mean_bits(s, total)) for s in sums))
+        merges.append({"adapters": adapters, "merged": merged.hex(), "hash": blake3(merged)})
+    shape = {"rank": rank, "alpha": 4, "seed": "07" * 32, "modules": modules}
+    return {"shape": shape, "merges": merges}
+
+
+for name, vectors in (("number.json", number_vectors()), ("merge.json", merge_vectors())):
+    (HERE / name).write_text(json.dumps(vectors, separators=(",", ":")).replace("},{", "},\n{") + "\n")
