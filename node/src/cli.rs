@@ -100,7 +100,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", hint::sentence(&error));
             if let Some(hint) = hint::hint(&error) {
                 eprintln!("hint: {hint}");
             }

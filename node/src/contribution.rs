@@ -78,7 +78,7 @@ impl TrainingPlan {
         self
     }
 
-    /// Trains for a round and leaves the adapter as a PEFT directory.
+    /// Trains for a round and leaves the adapter as a PEFT directory. The checkpoint stays until the adapter is announced.
     ///
     /// # Errors
     /// Another base than the round's, a start that is not the round's parent, data that cannot be used, or a training
@@ -104,7 +104,6 @@ impl TrainingPlan {
             if desk.stopped() { Control::Stop } else { Control::Continue }
         })?;
         peft::write(&round_home.adapter(), &trained.adapter, Some(&round.manifest().base.name))?;
-        crate::train::checkpoint::remove(&checkpoint)?;
         Ok(Prepared {
             weights: round_home.adapter().join(peft::WEIGHTS),
             examples: trained.examples as u64,

@@ -5,7 +5,10 @@
 //! and a record is on disk before anybody is told of it.
 
 mod averaging;
+mod effects;
 mod event;
+mod reports;
+mod signals;
 mod status;
 
 use std::collections::BTreeMap;
@@ -18,17 +21,17 @@ use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::SecretKey;
 use mingle_protocol::ledger::SlotState;
-use mingle_protocol::machine::{Input, Machine, Millis, Notice, Output, Verdict};
+use mingle_protocol::machine::{Input, Machine};
 use mingle_protocol::receipt::Receipt;
-use mingle_protocol::record::{Announcement, Losses, Record, SignedRecord, UnverifiedRecord};
+use mingle_protocol::record::{SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::Round;
 use tokio::sync::{mpsc, watch};
 
 use crate::home::RoundHome;
-use crate::merger::{CheckedAdapter, Unusable};
 use crate::network::{self, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId};
 use crate::store::Store;
 pub use event::{Event, TrainingStatus};
+use signals::Signals;
 pub use status::{MergedStatus, Phase, SlotStatus, Status};
 
 /// Reports of the merger and the training that may wait for the loop.
@@ -142,6 +145,8 @@ struct Driver<F> {
     training: Option<std::thread::JoinHandle<()>>,
     /// Records to be made durable before the next effect that depends on them.
     unsaved: Vec<SignedRecord>,
+    /// Fetches the network would not take.
+    unstarted: Vec<ContentHash>,
     have: BTreeMap<ContentHash, u64>,
     merged: Option<(Receipt, PathBuf)>,
     listening: Vec<String>,
@@ -211,6 +216,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             stop: Arc::default(),
             training: None,
             unsaved: Vec::new(),
+            unstarted: Vec::new(),
             have: BTreeMap::new(),
             merged: None,
             listening: Vec::new(),
@@ -235,7 +241,10 @@ impl<F: FnMut(&Event)> Driver<F> {
         match work {
             Work::Read | Work::Serve => {}
             Work::Publish(prepared) => self.announce(prepared)?,
-            Work::Train(_) if stands => self.phase = Phase::Announced,
+            Work::Train(_) if stands => {
+                self.phase = Phase::Announced;
+                self.forget_training()?;
+            }
             Work::Train(train) => {
                 self.phase = Phase::Training;
                 let desk = TrainingDesk { stop: self.stop.clone(), jobs: jobs.clone() };
@@ -297,255 +306,6 @@ impl<F: FnMut(&Event)> Driver<F> {
         let complete = self.machine.is_complete() && receipt.admitted == self.machine.merge_set();
         (complete && receipt.admitted.len() >= wanted).then(|| self.outcome(true))
     }
-
-    fn handle(&mut self, input: Input<PeerId>) -> Result<()> {
-        self.handle_from(input, None)
-    }
-
-    /// `origin` is what a verdict or an answer is for.
-    fn handle_from(&mut self, input: Input<PeerId>, origin: Option<Origin>) -> Result<()> {
-        let mut outputs = Vec::new();
-        let now = Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
-        self.machine.handle(input, now, &mut outputs);
-        for output in outputs {
-            self.perform(output, origin.as_ref())?;
-        }
-        self.save()
-    }
-
-    fn perform(&mut self, output: Output<PeerId>, origin: Option<&Origin>) -> Result<()> {
-        // Only more records to keep, and words for people, may come before the disk has what was kept.
-        if !matches!(output, Output::Keep(_) | Output::Notice(_)) {
-            self.save()?;
-        }
-        match output {
-            Output::Keep(record) => self.unsaved.push(record),
-            Output::Forget(id) => self.store.remove_record(id.0.0)?,
-            Output::Verdict(verdict) => {
-                if let Some(Origin::Gossip { message, from }) = origin {
-                    self.send(|network| network.report(message.clone(), *from, verdict_of(verdict)));
-                }
-            }
-            Output::Gossip(bytes) => self.send(|network| network.publish(bytes)),
-            Output::Request { to, bytes } => self.send(|network| network.sync_request(to, bytes)),
-            Output::Respond(bytes) => {
-                if let Some(Origin::Question(token)) = origin {
-                    self.send(|network| network.sync_respond(*token, bytes));
-                }
-            }
-            Output::Fetch { adapter, size } => {
-                let announcers = self.machine.ledger().admitted().filter(|entry| entry.adapter == adapter);
-                let providers = announcers.filter_map(|entry| network::peer_of(&entry.member)).collect();
-                self.send(|network| network.fetch(adapter, size, providers));
-            }
-            Output::CancelFetch(adapter) => self.send(|network| network.cancel_fetch(adapter)),
-            Output::Merge(set) => {
-                let admitting = |record: &&SignedRecord| set.iter().any(|entry| entry.record == record.id());
-                let records = self.machine.ledger().records().filter(admitting).cloned().collect();
-                self.orders.send_replace(averaging::Order { set, records });
-            }
-            Output::Notice(notice) => self.notice(notice),
-        }
-        Ok(())
-    }
-
-    /// Makes what is to be kept durable, in one commit.
-    fn save(&mut self) -> Result<()> {
-        if self.unsaved.is_empty() {
-            return Ok(());
-        }
-        let records: Vec<([u8; 32], &[u8])> = self.unsaved.iter().map(|record| (record.id().0.0, record.bytes())).collect();
-        tokio::task::block_in_place(|| self.store.put_records(&records))?;
-        self.unsaved.clear();
-        Ok(())
-    }
-
-    /// A network that takes no command now is caught up with by reconciliation.
-    fn send(&mut self, command: impl FnOnce(&NetworkHandle) -> Result<(), network::NetworkError>) {
-        if let Err(error) = command(&self.network) {
-            (self.observe)(&Event::Trouble { why: error.to_string() });
-        }
-    }
-
-    fn notice(&mut self, notice: Notice) {
-        let event = match notice {
-            Notice::Recorded(record) => Event::heard(&record),
-            Notice::Conflict(record) => Event::Conflict { member: record.record().member(), sequence: record.record().sequence() },
-            Notice::RecordRefused(error) => Event::RecordRefused { why: error.to_string() },
-            Notice::SyncRefused(why) => Event::Trouble { why },
-            Notice::AdapterRefused { adapter, why } => Event::AdapterRefused { adapter, why },
-        };
-        (self.observe)(&event);
-    }
-
-    fn event(&mut self, event: NetworkEvent) -> Result<()> {
-        match event {
-            NetworkEvent::Listening(address) => {
-                let address = address.to_string();
-                (self.observe)(&Event::Listening { address: address.clone() });
-                self.listening.push(address);
-            }
-            NetworkEvent::PeerConnected(peer) => {
-                let neighbours = self.network.connected_peers().len();
-                (self.observe)(&Event::Connected { peer: peer.to_string(), neighbours });
-                self.handle(Input::Connected(peer))?;
-            }
-            NetworkEvent::PeerDisconnected(peer) => {
-                let neighbours = self.network.connected_peers().len();
-                (self.observe)(&Event::Disconnected { peer: peer.to_string(), neighbours });
-                self.handle(Input::Disconnected(peer))?;
-            }
-            NetworkEvent::Gossip { message_id, from, bytes } => {
-                self.handle_from(Input::Gossip { bytes }, Some(Origin::Gossip { message: message_id, from }))?;
-            }
-            NetworkEvent::SyncRequest { token, bytes, .. } => {
-                self.handle_from(Input::SyncRequest { bytes }, Some(Origin::Question(token)))?
-            }
-            NetworkEvent::SyncResponse { from, bytes } => self.handle(Input::SyncResponse { from, bytes })?,
-            NetworkEvent::SyncFailed { from, why } => tracing::debug!(%from, why, "reconciliation failed"),
-            NetworkEvent::BlobProgress { hash, have, size, .. } => {
-                self.have.insert(hash, have);
-                (self.observe)(&Event::Fetching { adapter: hash, have, size });
-            }
-            NetworkEvent::BlobFetched { hash } => {
-                if let Some(size) = self.store.blob_size(hash)? {
-                    self.have.insert(hash, size);
-                    (self.observe)(&Event::Fetched { adapter: hash });
-                    self.handle(Input::BlobStored { adapter: hash, size })?;
-                }
-            }
-            NetworkEvent::BlobFailed { hash, why } => {
-                tracing::debug!(%hash, why, "fetch failed");
-                self.handle(Input::BlobFailed { adapter: hash })?;
-            }
-            NetworkEvent::BlobDamaged { hash } => self.lost(hash)?,
-        }
-        Ok(())
-    }
-
-    fn lost(&mut self, adapter: ContentHash) -> Result<()> {
-        self.have.remove(&adapter);
-        (self.observe)(&Event::Trouble { why: format!("the stored file of adapter {adapter} is gone or damaged; fetching it again") });
-        self.handle(Input::BlobLost { adapter })
-    }
-
-    fn job(&mut self, job: Job) -> Result<()> {
-        match job {
-            Job::Training(status) => {
-                (self.observe)(&Event::Training(status.clone()));
-                self.progress = Some(status);
-                Ok(())
-            }
-            Job::Prepared(Ok(prepared)) => {
-                let (loss_before, loss_after) = prepared.losses.unzip();
-                (self.observe)(&Event::Trained { examples: prepared.examples, loss_before, loss_after, seconds: prepared.seconds });
-                self.announce(prepared)
-            }
-            Job::Prepared(Err(error)) => {
-                self.phase = Phase::Failed;
-                self.write_status();
-                Err(error.context("training failed"))
-            }
-            Job::Averaged(report) => self.averaged(report),
-        }
-    }
-
-    fn averaged(&mut self, report: Result<averaging::Report>) -> Result<()> {
-        let averaging::Report { unusable, merged } = report.context("merging failed")?;
-        if let Some((receipt, folder)) = &merged {
-            let status = MergedStatus::new(receipt, folder.clone());
-            let MergedStatus { adapters, weight, merged_hash, set_root, folder } = status;
-            (self.observe)(&Event::Merged { adapters, weight, merged_hash, set_root, folder });
-        }
-        self.merged = merged;
-        for unusable in unusable {
-            match unusable {
-                Unusable::Refused { adapter, why } => {
-                    self.have.remove(&adapter);
-                    self.store.remove_blob(adapter)?;
-                    self.handle(Input::BlobRefused { adapter, why })?;
-                }
-                Unusable::Lost { adapter } => self.lost(adapter)?,
-            }
-        }
-        self.write_status();
-        Ok(())
-    }
-
-    /// Stores the adapter, signs for it, and tells the network; in this order.
-    fn announce(&mut self, prepared: Prepared) -> Result<()> {
-        let Self { store, machine, key, .. } = self;
-        let round = machine.round().clone();
-        let file = std::fs::File::open(&prepared.weights).with_context(|| format!("cannot read {}", prepared.weights.display()))?;
-        let checked = tokio::task::block_in_place(|| CheckedAdapter::read(file, round.tensors()))
-            .with_context(|| format!("{} cannot be announced in round \"{}\"", prepared.weights.display(), round.manifest().name))?;
-        let member = key.member();
-        self.phase = Phase::Announced;
-        if let Some(SlotState::Adapter(said)) = machine.own_slot(&member)
-            && said.adapter == checked.hash
-        {
-            return Ok(());
-        }
-        let (adapter, size) = tokio::task::block_in_place(|| store.put_blob_from_file(&prepared.weights))?;
-        anyhow::ensure!(adapter == checked.hash, "{} changed while it was read", prepared.weights.display());
-        let sequence = machine.ledger().sequence(&member) + 1;
-        let weight = round.manifest().weight.weight(prepared.examples);
-        let losses = prepared.losses.map(|(before, after)| Losses { before_micronats: micro(before), after_micronats: micro(after) });
-        let base = round.manifest().base.digest;
-        let announcement =
-            Announcement { round: round.id(), member, sequence, adapter, size, weight, base, examples: prepared.examples, losses };
-        let record = SignedRecord::sign(&Record::Announcement(announcement), key, &round)?;
-        self.have.insert(adapter, size);
-        self.handle(Input::BlobStored { adapter, size })?;
-        self.handle(Input::Publish(record))?;
-        (self.observe)(&Event::Announced { adapter, sequence, weight });
-        self.write_status();
-        Ok(())
-    }
-
-    fn write_status(&mut self) {
-        let ledger = self.machine.ledger();
-        let receipt = self.merged.as_ref().map(|(receipt, _)| receipt);
-        let manifest = self.machine.round().manifest();
-        let status = Status {
-            updated_unix_ms: status::unix_ms(),
-            process: std::process::id(),
-            role: self.role.into(),
-            member: self.key.member(),
-            peer: self.network.local_peer().to_string(),
-            round: self.machine.round().id().to_string(),
-            name: manifest.name.clone(),
-            listening: self.listening.clone(),
-            neighbours: self.network.connected_peers().len(),
-            phase: self.phase,
-            training: self.progress.clone(),
-            slots: status::slots(ledger, receipt, &self.have, self.machine.refused()),
-            merged: self.merged.as_ref().map(|(receipt, folder)| MergedStatus::new(receipt, folder.clone())),
-            home: self.home.folder().to_owned(),
-        };
-        // A status is for looking at: a full disk must not stop the peer for its sake.
-        if let Err(error) = status.write(&self.home.status_path()) {
-            tracing::warn!(%error, "cannot write the status");
-        }
-    }
-}
-
-/// What a verdict or an answer is for.
-enum Origin {
-    Gossip { message: network::MessageId, from: PeerId },
-    Question(network::SyncToken),
-}
-
-fn verdict_of(verdict: Verdict) -> network::Verdict {
-    match verdict {
-        Verdict::Accept => network::Verdict::Accept,
-        Verdict::Reject => network::Verdict::Reject,
-        Verdict::Ignore => network::Verdict::Ignore,
-    }
-}
-
-fn micro(nats: f64) -> u64 {
-    (nats * 1e6).round().clamp(0.0, 1e15) as u64
 }
 
 fn start_averaging(round: &Round, store: &Store, home: &RoundHome, orders: watch::Receiver<averaging::Order>, jobs: mpsc::Sender<Job>) {
@@ -558,29 +318,4 @@ fn start_averaging(round: &Round, store: &Store, home: &RoundHome, orders: watch
             }
         }
     });
-}
-
-/// Ctrl-C, and what service managers send.
-struct Signals {
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        Ok(Self {
-            #[cfg(unix)]
-            terminate: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?,
-        })
-    }
-
-    async fn received(&mut self) {
-        #[cfg(unix)]
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = self.terminate.recv() => {}
-        }
-        #[cfg(not(unix))]
-        let _ = tokio::signal::ctrl_c().await;
-    }
 }

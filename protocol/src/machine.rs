@@ -4,13 +4,16 @@
 //! The order of outputs is part of the contract: a record is kept (durably) before it is passed on, so nothing this
 //! peer has vouched for is lost when it is killed.
 
+mod messages;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::hash::ContentHash;
 use crate::ledger::{Admitted, Change, Ledger, SlotState};
-use crate::record::{RecordError, RecordId, SignedRecord, UnverifiedRecord};
+use crate::record::{SignedRecord, UnverifiedRecord};
 use crate::round::Round;
 use crate::sync;
+pub use messages::{Input, Notice, Output, Verdict};
 
 /// Milliseconds since a moment of the driver's choosing. Only differences matter, and none enters a decision that two
 /// peers could take differently.
@@ -32,94 +35,6 @@ pub const FETCHES_MAX: usize = 4;
 /// First and longest wait before a blob is tried again.
 const FETCH_RETRY_MS: u64 = 1_000;
 const FETCH_RETRY_MS_MAX: u64 = 30_000;
-
-/// What happened to this peer. `P` names a neighbour.
-#[derive(Clone, Debug)]
-pub enum Input<P> {
-    Connected(P),
-    Disconnected(P),
-    /// A record by gossip. The first output is its [`Output::Verdict`], except for what must be durable before.
-    Gossip {
-        bytes: Vec<u8>,
-    },
-    /// Answered by exactly one [`Output::Respond`].
-    SyncRequest {
-        bytes: Vec<u8>,
-    },
-    SyncResponse {
-        from: P,
-        bytes: Vec<u8>,
-    },
-    /// A record of this peer's own.
-    Publish(SignedRecord),
-    /// A blob is on disk, verified against its hash, and durable.
-    BlobStored {
-        adapter: ContentHash,
-        size: u64,
-    },
-    BlobFailed {
-        adapter: ContentHash,
-    },
-    /// The blob is what its hash says, but not an adapter of this round; every peer that reads it finds the same.
-    BlobRefused {
-        adapter: ContentHash,
-        why: String,
-    },
-    /// A blob that was stored is gone or damaged.
-    BlobLost {
-        adapter: ContentHash,
-    },
-    Tick,
-}
-
-/// What gossip should do with the message just handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// New and right: pass it on.
-    Accept,
-    /// The sender's own fault: drop it and think less of the sender.
-    Reject,
-    /// Nothing new.
-    Ignore,
-}
-
-/// What the driver has to do, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output<P> {
-    /// Make the record durable before the next output.
-    Keep(SignedRecord),
-    Forget(RecordId),
-    Verdict(Verdict),
-    Gossip(Vec<u8>),
-    Request {
-        to: P,
-        bytes: Vec<u8>,
-    },
-    Respond(Vec<u8>),
-    Fetch {
-        adapter: ContentHash,
-        size: u64,
-    },
-    CancelFetch(ContentHash),
-    /// The set to be merged has changed to this, in order of the members' keys.
-    Merge(Vec<Admitted>),
-    Notice(Notice),
-}
-
-/// What people want to hear about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// A record entered the ledger.
-    Recorded(SignedRecord),
-    /// A member said two things at one sequence.
-    Conflict(SignedRecord),
-    RecordRefused(RecordError),
-    SyncRefused(String),
-    AdapterRefused {
-        adapter: ContentHash,
-        why: String,
-    },
-}
 
 /// One peer in one round.
 pub struct Machine<P> {
@@ -207,8 +122,10 @@ impl<P: Clone + Ord> Machine<P> {
             Input::BlobFailed { adapter } => self.blob_failed(adapter, now),
             Input::BlobRefused { adapter, why } => {
                 self.stored.remove(&adapter);
-                self.refused.insert(adapter, why.clone());
-                out.push(Output::Notice(Notice::AdapterRefused { adapter, why }));
+                // A merge that was under way may find it once more before it hears of the first time.
+                if self.refused.insert(adapter, why.clone()).is_none() {
+                    out.push(Output::Notice(Notice::AdapterRefused { adapter, why }));
+                }
             }
             Input::BlobLost { adapter } => {
                 self.stored.remove(&adapter);

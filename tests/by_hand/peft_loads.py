@@ -8,7 +8,7 @@ BASE is a Hugging Face directory, ADAPTER a PEFT directory (a member's or a merg
 JSON lines. It prints the mean loss over the labelled tokens as PEFT gives it and as `mingle eval` gives it, and fails when
 they differ by more than 1e-4 or when a tensor of the adapter was not used.
 
-Last run with torch 2.15.0, transformers 5.23.0 and peft 0.21.0 (PEFTVERS).
+Last run with torch 2.15.0, transformers 5.23.0 and peft 0.21.2.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-//! What to do about an error: facts stay in the errors, advice is added here.
+//! How an error reaches people: its facts as one sentence, and advice, which is added only here.
 
 use mingle_protocol::round::RoundError;
 
@@ -6,6 +6,15 @@ use crate::data::DataError;
 use crate::network::NetworkError;
 use crate::store::StoreError;
 use crate::train::TrainError;
+
+/// The error and its causes, each said once: some errors speak of their cause themselves.
+pub fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.is_empty() {
+        true => cause,
+        false if said.ends_with(&cause) => said,
+        false => format!("{said}: {cause}"),
+    })
+}
 
 /// One sentence of advice, where there is any.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
@@ -33,7 +42,7 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             return found("raise --max-length");
         }
     }
-    let text = format!("{error:#}");
+    let text = sentence(error);
     let advice = [
         ("exists already; choose another directory", "remove it or name another --out"),
         ("a key is never overwritten", "use `mingle key show`, or another --home for another institution"),

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::EXIT_FALSE;
 use super::args::HomeArgs;
+use super::hint::sentence;
 use crate::merged::{CheckedProof, Proof};
 use crate::merger::{CheckedAdapter, hash_of};
 use crate::peft;
@@ -55,9 +56,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Ok(found) => found,
         Err(error) => {
             if args.json {
-                println!("{}", json!({ "verified": false, "why": format!("{error:#}") }));
+                println!("{}", json!({ "verified": false, "why": sentence(&error) }));
             }
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", sentence(&error));
             return Ok(ExitCode::from(EXIT_FALSE));
         }
     };

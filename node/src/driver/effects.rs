@@ -1,0 +1,145 @@
+//! From an input of the machine to effects: what it asks for is carried out in its order, and a record is on disk before
+//! anybody is told of it.
+
+use anyhow::Result;
+use mingle_protocol::machine::{Input, Millis, Notice, Output, Verdict};
+use mingle_protocol::record::SignedRecord;
+
+use super::{Driver, Event, MergedStatus, Status, averaging, status};
+use crate::network::{self, NetworkHandle, PeerId};
+
+/// What a verdict or an answer is for.
+pub(super) enum Origin {
+    Gossip { message: network::MessageId, from: PeerId },
+    Question(network::SyncToken),
+}
+
+fn verdict_of(verdict: Verdict) -> network::Verdict {
+    match verdict {
+        Verdict::Accept => network::Verdict::Accept,
+        Verdict::Reject => network::Verdict::Reject,
+        Verdict::Ignore => network::Verdict::Ignore,
+    }
+}
+
+impl<F: FnMut(&Event)> Driver<F> {
+    pub(super) fn handle(&mut self, input: Input<PeerId>) -> Result<()> {
+        self.handle_from(input, None)
+    }
+
+    /// `origin` is what a verdict or an answer is for.
+    pub(super) fn handle_from(&mut self, input: Input<PeerId>, origin: Option<Origin>) -> Result<()> {
+        let mut outputs = Vec::new();
+        let now = Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
+        self.machine.handle(input, now, &mut outputs);
+        for output in outputs {
+            self.perform(output, origin.as_ref())?;
+        }
+        self.save()?;
+        // A fetch that could not even start has failed, and is tried again after a pause.
+        match self.unstarted.pop() {
+            Some(adapter) => self.handle(Input::BlobFailed { adapter }),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn perform(&mut self, output: Output<PeerId>, origin: Option<&Origin>) -> Result<()> {
+        // Only more records to keep, and words for people, may come before the disk has what was kept.
+        if !matches!(output, Output::Keep(_) | Output::Notice(_)) {
+            self.save()?;
+        }
+        match output {
+            Output::Keep(record) => self.unsaved.push(record),
+            Output::Forget(id) => self.store.remove_record(id.0.0)?,
+            Output::Verdict(verdict) => {
+                if let Some(Origin::Gossip { message, from }) = origin {
+                    self.send(|network| network.report(message.clone(), *from, verdict_of(verdict)));
+                }
+            }
+            Output::Gossip(bytes) => _ = self.send(|network| network.publish(bytes)),
+            Output::Request { to, bytes } => _ = self.send(|network| network.sync_request(to, bytes)),
+            Output::Respond(bytes) => {
+                if let Some(Origin::Question(token)) = origin {
+                    self.send(|network| network.sync_respond(*token, bytes));
+                }
+            }
+            Output::Fetch { adapter, size } => {
+                let announcers = self.machine.ledger().admitted().filter(|entry| entry.adapter == adapter);
+                let providers = announcers.filter_map(|entry| network::peer_of(&entry.member)).collect();
+                if !self.send(|network| network.fetch(adapter, size, providers)) {
+                    self.unstarted.push(adapter);
+                }
+            }
+            Output::CancelFetch(adapter) => _ = self.send(|network| network.cancel_fetch(adapter)),
+            Output::Merge(set) => {
+                let admitting = |record: &&SignedRecord| set.iter().any(|entry| entry.record == record.id());
+                let records = self.machine.ledger().records().filter(admitting).cloned().collect();
+                self.orders.send_replace(averaging::Order { set, records });
+            }
+            Output::Notice(notice) => self.notice(notice),
+        }
+        Ok(())
+    }
+
+    /// Makes what is to be kept durable, in one commit.
+    pub(super) fn save(&mut self) -> Result<()> {
+        if self.unsaved.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<([u8; 32], &[u8])> = self.unsaved.iter().map(|record| (record.id().0.0, record.bytes())).collect();
+        tokio::task::block_in_place(|| self.store.put_records(&records))?;
+        self.unsaved.clear();
+        Ok(())
+    }
+
+    /// Whether the network has taken the command. Records and questions it does not take now are caught up with by
+    /// reconciliation.
+    fn send(&mut self, command: impl FnOnce(&NetworkHandle) -> Result<(), network::NetworkError>) -> bool {
+        match command(&self.network) {
+            Ok(()) => true,
+            Err(error) => {
+                (self.observe)(&Event::Trouble { why: error.to_string() });
+                false
+            }
+        }
+    }
+
+    pub(super) fn notice(&mut self, notice: Notice) {
+        let event = match notice {
+            // Its own announcement is told of when it is made.
+            Notice::Recorded(record) if record.record().member() == self.key.member() => return,
+            Notice::Recorded(record) => Event::heard(&record),
+            Notice::Conflict(record) => Event::Conflict { member: record.record().member(), sequence: record.record().sequence() },
+            Notice::RecordRefused(error) => Event::RecordRefused { why: error.to_string() },
+            Notice::SyncRefused(why) => Event::Trouble { why },
+            Notice::AdapterRefused { adapter, why } => Event::AdapterRefused { adapter, why },
+        };
+        (self.observe)(&event);
+    }
+
+    pub(super) fn write_status(&mut self) {
+        let ledger = self.machine.ledger();
+        let receipt = self.merged.as_ref().map(|(receipt, _)| receipt);
+        let manifest = self.machine.round().manifest();
+        let status = Status {
+            updated_unix_ms: status::unix_ms(),
+            process: std::process::id(),
+            role: self.role.into(),
+            member: self.key.member(),
+            peer: self.network.local_peer().to_string(),
+            round: self.machine.round().id().to_string(),
+            name: manifest.name.clone(),
+            listening: self.listening.clone(),
+            neighbours: self.network.connected_peers().len(),
+            phase: self.phase,
+            training: self.progress.clone(),
+            slots: status::slots(ledger, receipt, &self.have, self.machine.refused()),
+            merged: self.merged.as_ref().map(|(receipt, folder)| MergedStatus::new(receipt, folder.clone())),
+            home: self.home.folder().to_owned(),
+        };
+        // A status is for looking at: a full disk must not stop the peer for its sake.
+        if let Err(error) = status.write(&self.home.status_path()) {
+            tracing::warn!(%error, "cannot write the status");
+        }
+    }
+}

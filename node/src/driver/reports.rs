@@ -1,0 +1,165 @@
+//! What the network, the training and the merger report to the loop, and what becomes of it.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result};
+use mingle_protocol::hash::ContentHash;
+use mingle_protocol::ledger::SlotState;
+use mingle_protocol::machine::Input;
+use mingle_protocol::record::{Announcement, Losses, Record, SignedRecord};
+
+use super::effects::Origin;
+use super::{Driver, Event, Job, MergedStatus, Phase, Prepared, averaging};
+use crate::merger::{CheckedAdapter, Unusable};
+use crate::network::NetworkEvent;
+
+impl<F: FnMut(&Event)> Driver<F> {
+    pub(super) fn event(&mut self, event: NetworkEvent) -> Result<()> {
+        match event {
+            NetworkEvent::Listening(address) => {
+                let address = address.to_string();
+                (self.observe)(&Event::Listening { address: address.clone() });
+                self.listening.push(address);
+            }
+            NetworkEvent::PeerConnected(peer) => {
+                let neighbours = self.network.connected_peers().len();
+                (self.observe)(&Event::Connected { peer: peer.to_string(), neighbours });
+                self.handle(Input::Connected(peer))?;
+            }
+            NetworkEvent::PeerDisconnected(peer) => {
+                let neighbours = self.network.connected_peers().len();
+                (self.observe)(&Event::Disconnected { peer: peer.to_string(), neighbours });
+                self.handle(Input::Disconnected(peer))?;
+            }
+            NetworkEvent::Gossip { message_id, from, bytes } => {
+                self.handle_from(Input::Gossip { bytes }, Some(Origin::Gossip { message: message_id, from }))?;
+            }
+            NetworkEvent::SyncRequest { token, bytes, .. } => {
+                self.handle_from(Input::SyncRequest { bytes }, Some(Origin::Question(token)))?
+            }
+            NetworkEvent::SyncResponse { from, bytes } => self.handle(Input::SyncResponse { from, bytes })?,
+            NetworkEvent::SyncFailed { from, why } => tracing::debug!(%from, why, "reconciliation failed"),
+            NetworkEvent::BlobProgress { hash, have, size, .. } => {
+                self.have.insert(hash, have);
+                (self.observe)(&Event::Fetching { adapter: hash, have, size });
+            }
+            NetworkEvent::BlobFetched { hash } => {
+                if let Some(size) = self.store.blob_size(hash)? {
+                    self.have.insert(hash, size);
+                    (self.observe)(&Event::Fetched { adapter: hash });
+                    self.handle(Input::BlobStored { adapter: hash, size })?;
+                }
+            }
+            NetworkEvent::BlobFailed { hash, why } => {
+                tracing::debug!(%hash, why, "fetch failed");
+                self.handle(Input::BlobFailed { adapter: hash })?;
+            }
+            NetworkEvent::BlobDamaged { hash } => self.lost(hash)?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn lost(&mut self, adapter: ContentHash) -> Result<()> {
+        self.have.remove(&adapter);
+        (self.observe)(&Event::Trouble { why: format!("the stored file of adapter {adapter} is gone or damaged; fetching it again") });
+        self.handle(Input::BlobLost { adapter })
+    }
+
+    pub(super) fn job(&mut self, job: Job) -> Result<()> {
+        match job {
+            Job::Training(status) => {
+                (self.observe)(&Event::Training(status.clone()));
+                self.progress = Some(status);
+                Ok(())
+            }
+            Job::Prepared(Ok(prepared)) => {
+                let (loss_before, loss_after) = prepared.losses.unzip();
+                (self.observe)(&Event::Trained { examples: prepared.examples, loss_before, loss_after, seconds: prepared.seconds });
+                self.announce(prepared)
+            }
+            Job::Prepared(Err(error)) => {
+                self.phase = Phase::Failed;
+                self.write_status();
+                Err(error.context("training failed"))
+            }
+            Job::Averaged(report) => self.averaged(report),
+        }
+    }
+
+    pub(super) fn averaged(&mut self, report: Result<averaging::Report>) -> Result<()> {
+        let averaging::Report { unusable, merged } = report.context("merging failed")?;
+        if let Some((receipt, folder)) = &merged {
+            let status = MergedStatus::new(receipt, folder.clone());
+            let MergedStatus { adapters, weight, merged_hash, set_root, folder } = status;
+            (self.observe)(&Event::Merged { adapters, weight, merged_hash, set_root, folder });
+        }
+        self.merged = merged;
+        for unusable in unusable {
+            match unusable {
+                Unusable::Refused { adapter, why } => {
+                    self.have.remove(&adapter);
+                    self.store.remove_blob(adapter)?;
+                    self.handle(Input::BlobRefused { adapter, why })?;
+                }
+                Unusable::Lost { adapter } => self.lost(adapter)?,
+            }
+        }
+        self.collect_garbage()?;
+        self.write_status();
+        Ok(())
+    }
+
+    /// Drops blobs that are neither admitted nor, until the merger has taken them out, in the merged adapter.
+    fn collect_garbage(&mut self) -> Result<()> {
+        let in_merge = self.merged.iter().flat_map(|(receipt, _)| &receipt.admitted).map(|entry| entry.adapter);
+        let needed: BTreeSet<ContentHash> = self.machine.ledger().admitted().map(|entry| entry.adapter).chain(in_merge).collect();
+        for (adapter, _) in self.store.blobs()? {
+            if !needed.contains(&adapter) {
+                self.store.remove_blob(adapter)?;
+                self.have.remove(&adapter);
+                self.handle(Input::BlobLost { adapter })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the adapter, signs for it, and tells the network; in this order.
+    pub(super) fn announce(&mut self, prepared: Prepared) -> Result<()> {
+        let Self { store, machine, key, .. } = self;
+        let round = machine.round().clone();
+        let file = std::fs::File::open(&prepared.weights).with_context(|| format!("cannot read {}", prepared.weights.display()))?;
+        let checked = tokio::task::block_in_place(|| CheckedAdapter::read(file, round.tensors()))
+            .with_context(|| format!("{} cannot be announced in round \"{}\"", prepared.weights.display(), round.manifest().name))?;
+        let member = key.member();
+        self.phase = Phase::Announced;
+        if let Some(SlotState::Adapter(said)) = machine.own_slot(&member)
+            && said.adapter == checked.hash
+        {
+            return Ok(());
+        }
+        let (adapter, size) = tokio::task::block_in_place(|| store.put_blob_from_file(&prepared.weights))?;
+        anyhow::ensure!(adapter == checked.hash, "{} changed while it was read", prepared.weights.display());
+        let sequence = machine.ledger().sequence(&member) + 1;
+        let weight = round.manifest().weight.weight(prepared.examples);
+        let losses = prepared.losses.map(|(before, after)| Losses { before_micronats: micro(before), after_micronats: micro(after) });
+        let base = round.manifest().base.digest;
+        let announcement =
+            Announcement { round: round.id(), member, sequence, adapter, size, weight, base, examples: prepared.examples, losses };
+        let record = SignedRecord::sign(&Record::Announcement(announcement), key, &round)?;
+        self.have.insert(adapter, size);
+        self.handle(Input::BlobStored { adapter, size })?;
+        self.handle(Input::Publish(record))?;
+        (self.observe)(&Event::Announced { adapter, sequence, weight });
+        self.write_status();
+        self.forget_training()
+    }
+
+    /// A checkpoint is needed until the announcement is durable, and then no more.
+    pub(super) fn forget_training(&self) -> Result<()> {
+        Ok(crate::train::checkpoint::remove(&self.home.training())?)
+    }
+}
+
+fn micro(nats: f64) -> u64 {
+    (nats * 1e6).round().clamp(0.0, 1e15) as u64
+}

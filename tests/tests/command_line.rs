@@ -1,0 +1,286 @@
+//! What people meet when something is wrong: whole messages with their hints, exit codes, and no half-written results.
+
+use std::path::{Path, PathBuf};
+
+use mingle_protocol::identity::SecretKey;
+use mingle_protocol::round::Round;
+use mingle_tests::peer::bytes_of;
+use mingle_tests::{Said, adapters, base, run};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_mingle-peer");
+
+/// A folder to work in, with a home. Paths in messages are shown as `DIR`.
+struct Desk(TempDir);
+
+impl Desk {
+    fn new() -> Self {
+        Self(TempDir::new().expect("a temporary folder"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs a command line, split at spaces; `DIR` stands for this folder. So it does in what the program says.
+    fn run(&self, line: &str) -> Said {
+        let folder = self.0.path().to_string_lossy().into_owned();
+        let arguments = line.split(' ').map(|word| word.replace("DIR", &folder));
+        let said = run(PROGRAM, &self.path("home"), arguments);
+        Said { out: said.out.replace(&folder, "DIR"), err: said.err.replace(&folder, "DIR"), ..said }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).expect("a file");
+    }
+
+    fn adapter(&self, name: &str, round: &Round, seed: u64) {
+        adapters::write_peft(&self.path(name), round, &adapters::adapter_file(round, seed));
+    }
+
+    /// A base, and a round over it.
+    fn with_round(options: &str) -> Self {
+        let desk = Self::new();
+        base::write_base(&desk.path("base"), 1);
+        desk.run(&format!("round new --base DIR/base --rank 2 --out DIR/round.json {options}").trim_end().to_owned()).right();
+        desk
+    }
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn a_key_is_made_once_and_never_overwritten() {
+    let desk = Desk::new();
+    desk.run("key show").wrong(
+        1,
+        &["error: cannot read the key DIR/home/key: No such file or directory (os error 2)", "hint: make one with `mingle key new`"],
+    );
+    let made = desk.run("key new --json").right();
+    let key = bytes_of(&desk.path("home/key"));
+    desk.run("key new").wrong(
+        1,
+        &[
+            "error: DIR/home/key exists already; a key is never overwritten",
+            "hint: use `mingle key show`, or another --home for another institution",
+        ],
+    );
+    assert_eq!(bytes_of(&desk.path("home/key")), key);
+    assert_eq!(json(&desk.run("key show --json").right()), json(&made));
+    desk.write("home/key", "no key\n");
+    desk.run("key show").wrong(1, &["error: DIR/home/key does not hold a secret key of 64 hex digits"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_key_is_readable_by_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let desk = Desk::new();
+    desk.run("key new").right();
+    let mode = std::fs::metadata(desk.path("home/key")).expect("a key").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn a_round_file_is_written_once_and_must_not_be_edited() {
+    let desk = Desk::with_round("");
+    let text = std::fs::read_to_string(desk.path("round.json")).expect("a round file");
+    desk.run("round new --base DIR/base --out DIR/round.json")
+        .wrong(1, &["error: DIR/round.json exists already; a round file is never overwritten"]);
+    assert_eq!(std::fs::read_to_string(desk.path("round.json")).expect("a round file"), text);
+    let shown = json(&desk.run("round show DIR/round.json --json").right());
+    assert_eq!(shown["manifest"], json(&text));
+    desk.write("broken.json", &text.replace("\"version\": 1", "\"version\": 2"));
+    desk.run("round show DIR/broken.json")
+        .wrong(1, &["error: DIR/broken.json is no round: round has version 2; this program knows version 1"]);
+    desk.write("broken.json", &text.replace("\"name\"", "\"title\""));
+    let said = desk.run("round show DIR/broken.json");
+    assert!(said.err.starts_with("error: DIR/broken.json is no round: round file is not a manifest: unknown field `title`"), "{said:?}");
+    assert!(said.err.ends_with("hint: a round file is made by `mingle round new` and must not be edited\n"), "{said:?}");
+    desk.run("round show DIR/nowhere.json")
+        .wrong(1, &["error: cannot read the round file DIR/nowhere.json: No such file or directory (os error 2)"]);
+    desk.run("round new --base DIR/base --rank 0 --out DIR/other.json")
+        .wrong(1, &["error: the adapter's shape is refused: the rank is 0, but it must be from 1 to 1024"]);
+    assert!(!desk.path("other.json").exists());
+}
+
+#[test]
+fn another_base_than_the_rounds_is_refused_before_anything_runs() {
+    let desk = Desk::with_round("--name test");
+    base::write_base(&desk.path("other"), 2);
+    base::write_data(&desk.path("data.jsonl"), 8, 1);
+    let digest = |folder: &str| mingle::models::base_digest(&desk.path(folder)).expect("a base");
+    let (found, expected) = (digest("other"), digest("base"));
+    for verb in ["run", "train --out DIR/adapter"] {
+        desk.run(&format!("{verb} --round DIR/round.json --base DIR/other --data DIR/data.jsonl")).wrong(
+            1,
+            &[
+                &format!("error: DIR/other holds a base with digest {found}, but round \"test\" needs {expected} (base)"),
+                "hint: every member must use the same base weights; compare with `mingle round show`",
+            ],
+        );
+    }
+    assert!(!desk.path("home/rounds").exists() && !desk.path("adapter").exists());
+    desk.run("run --round DIR/round.json --data DIR/data.jsonl")
+        .wrong(1, &["error: --data needs --base, the directory of the round's base model"]);
+}
+
+#[test]
+fn a_bad_line_of_data_is_named_by_file_and_line() {
+    let desk = Desk::with_round("");
+    let hint = "hint: each line is one JSON object with instruction/output, question/answer, messages, or text";
+    let good = "{\"question\": \"count from one to two\", \"answer\": \"one two\"}\n";
+    let cases = [
+        ("{\"question\": \"count\"", "not JSON: EOF while parsing an object at line 1 column 20"),
+        ("{\"question\": \"count\"}", "\"answer\" is missing"),
+        ("[1]", "expected a JSON object, found a list"),
+        (
+            "{\"prompt\": \"count\"}",
+            "found the fields {prompt}, but an example has \"instruction\" and \"output\", \"question\" and \"answer\", \"messages\", or \"text\"",
+        ),
+    ];
+    for (line, why) in cases {
+        desk.write("data.jsonl", &format!("{good}\n{good}{line}\n{good}"));
+        let error = format!("error: DIR/data.jsonl:4: {why}");
+        desk.run("run --round DIR/round.json --base DIR/base --data DIR/data.jsonl").wrong(1, &[&error, hint]);
+        desk.run("train --base DIR/base --data DIR/data.jsonl --out DIR/out").wrong(1, &[&error, hint]);
+    }
+    desk.write("data.jsonl", "\n");
+    desk.run("train --base DIR/base --data DIR/data.jsonl --out DIR/out").wrong(1, &["error: DIR/data.jsonl holds no example"]);
+    assert!(!desk.path("out").exists());
+}
+
+#[test]
+fn who_is_not_in_the_roster_is_told_so() {
+    let founder = SecretKey::from_bytes(&[1; 32]).member();
+    let desk = Desk::with_round(&format!("--name closed --member {founder}"));
+    let me = json(&desk.run("key new --json").right())["member"].as_str().expect("a key").to_owned();
+    desk.run("run --round DIR/round.json --listen /ip4/127.0.0.1/tcp/0").wrong(
+        1,
+        &[
+            &format!("error: member {me} is not in the roster of round \"closed\""),
+            "hint: ask the round's founders to list the key that `mingle key show` prints",
+        ],
+    );
+}
+
+#[test]
+fn a_fetch_that_runs_out_of_time_ends_with_3_and_writes_nothing() {
+    let desk = Desk::with_round("");
+    let said = desk.run("fetch --round DIR/round.json --out DIR/merged --adapters 2 --timeout 0.5 --listen /ip4/127.0.0.1/tcp/0 --quiet");
+    said.wrong(3, &["stopped with 0 of 2 adapters"]);
+    assert!(!desk.path("merged").exists());
+    std::fs::create_dir(desk.path("merged")).expect("a folder");
+    desk.run("fetch --round DIR/round.json --out DIR/merged")
+        .wrong(1, &["error: DIR/merged exists already; choose another directory to write", "hint: remove it or name another --out"]);
+    let said = desk.run("fetch --round DIR/round.json --out DIR/other --timeout soon");
+    assert_eq!(said.code, 2);
+    assert!(said.err.contains("\"soon\" is not a number of seconds"), "{said:?}");
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_the_round_cannot_be_announced() {
+    let desk = Desk::new();
+    let round = adapters::round("fits", 1, 4, []);
+    desk.write("round.json", &round.to_json());
+    let publish = "publish DIR/adapter --round DIR/round.json --examples 10 --listen /ip4/127.0.0.1/tcp/0 --quiet";
+    let refused = "error: DIR/adapter/adapter_model.safetensors cannot be announced in round \"fits\"";
+    let named = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    let mut file = adapters::file_of(&round, |index| if index == 3 { f32::NAN } else { 0.5 });
+    adapters::write_peft(&desk.path("adapter"), &round, &file);
+    desk.run(publish).wrong(1, &[&format!("{refused}: element 3 of the tensor {named} is NaN")]);
+    file = adapters::file_of(&round, |index| if index == 4 { 17.0 } else { 0.5 });
+    adapters::write_peft(&desk.path("adapter"), &round, &file);
+    desk.run(publish).wrong(1, &[&format!("{refused}: element 4 of the tensor {named} is 17, but at most 16 either way is allowed")]);
+    adapters::write_peft(&desk.path("adapter"), &round, &file[..file.len() - 1]);
+    let (size, found) = (file.len(), file.len() - 1);
+    desk.run(publish).wrong(1, &[&format!("{refused}: the file is {found} bytes long, but its header describes {size}")]);
+    let wider = adapters::round("fits", 1, 5, []);
+    desk.adapter("adapter", &wider, 1);
+    desk.run(publish).wrong(
+        1,
+        &[&format!("{refused}: the tensor {named} has shape [4, 5], but the round's adapter shape needs [4, 4]")
+            .replace('"', "")
+            .replace("round fits:", "round \"fits\":")],
+    );
+    std::fs::rename(desk.path("adapter/adapter_model.safetensors"), desk.path("adapter/adapter_model.bin")).expect("renamed");
+    desk.run(publish).wrong(
+        1,
+        &["error: DIR/adapter/adapter_model.bin holds pickled weights, which can run code when they are read: save the adapter as safetensors"],
+    );
+    let config = std::fs::read_to_string(desk.path("adapter/adapter_config.json")).expect("a configuration");
+    desk.write("adapter/adapter_config.json", &config.replace("\"r\":4", "\"r\":8"));
+    desk.run(publish).wrong(1, &["error: DIR/adapter has rank 8, but round \"fits\" needs 4"]);
+}
+
+#[test]
+fn merging_offline_refuses_what_cannot_be_averaged() {
+    let desk = Desk::new();
+    let round = adapters::round("merge", 2, 5, []);
+    desk.adapter("a", &round, 1);
+    desk.adapter("b", &round, 2);
+    let config = std::fs::read_to_string(desk.path("b/adapter_config.json")).expect("a configuration");
+    desk.write("b/adapter_config.json", &config.replace("\"r\":4", "\"r\":2"));
+    desk.run("merge DIR/a=1 DIR/b=1 --out DIR/out")
+        .wrong(1, &["error: DIR/b has rank 2 and alpha 8, but DIR/a has rank 4 and alpha 8: they cannot be averaged tensor by tensor"]);
+    let nan = adapters::file_of(&round, |index| if index == 0 { f32::NAN } else { 0.0 });
+    adapters::write_peft(&desk.path("b"), &round, &nan);
+    desk.run("merge DIR/a=1 DIR/b=1 --out DIR/out").wrong(
+        1,
+        &["error: DIR/b cannot be merged: element 0 of the tensor base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight is NaN"],
+    );
+    for (weight, shown) in [("0", "\"0\""), ("-1", "\"-1\""), ("1.5", "\"1.5\""), ("", "\"\"")] {
+        let said = desk.run(&format!("merge DIR/a={weight} --out DIR/out"));
+        assert_eq!(said.code, 2, "{said:?}");
+        assert!(said.err.contains(&format!("{shown} is not a weight: expected a whole number of at least 1")), "{said:?}");
+    }
+    let said = desk.run("merge DIR/a=2147483648 --out DIR/out");
+    said.wrong(1, &["error: DIR/a cannot be merged: adding weight 2147483648 to a total of 0 reaches the limit of 2147483648"]);
+    assert!(!desk.path("out").exists(), "nothing is half written");
+}
+
+#[test]
+fn merging_offline_gives_the_same_bytes_in_any_order() {
+    let desk = Desk::new();
+    let round = adapters::round("merge", 3, 7, []);
+    (1..=3).for_each(|seed| desk.adapter(&format!("a{seed}"), &round, seed));
+    let mut merged = Vec::new();
+    for (index, order) in [[1, 2, 3], [3, 1, 2], [2, 3, 1], [3, 2, 1]].into_iter().enumerate() {
+        let arguments: Vec<String> = order.iter().map(|number| format!("DIR/a{number}={}", number * 100)).collect();
+        let said = desk.run(&format!("merge {} --out DIR/out{index} --json", arguments.join(" "))).right();
+        let bytes = bytes_of(&desk.path(&format!("out{index}/adapter_model.safetensors")));
+        assert_eq!(json(&said)["merged_hash"].as_str(), Some(blake3::hash(&bytes).to_hex().as_str()));
+        assert_eq!(json(&said)["weight"], 600);
+        merged.push(bytes);
+    }
+    assert!(merged.windows(2).all(|pair| pair[0] == pair[1]));
+    // Other weights are another merge, or the comparison above would show nothing.
+    desk.run("merge DIR/a1=100 DIR/a2=200 DIR/a3=301 --out DIR/other").right();
+    assert_ne!(bytes_of(&desk.path("other/adapter_model.safetensors")), merged[0]);
+    assert_eq!(mingle::peft::read(&desk.path("out0")).expect("a PEFT directory").rank, 4);
+}
+
+#[test]
+fn status_of_a_home_without_a_peer_says_so() {
+    let desk = Desk::new();
+    desk.run("status").wrong(1, &["error: no peer has run in DIR/home"]);
+}
+
+#[test]
+fn help_names_the_exit_codes_and_a_wrong_line_ends_with_2() {
+    let desk = Desk::new();
+    // Help is wrapped to the terminal's width.
+    let unwrapped = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let help = unwrapped(desk.run("--help").right());
+    assert!(help.contains("Exit codes: 0 done, 1 failed, 2 wrong usage, 3 goal not reached in time, 4 verification found something false"));
+    for verb in ["key new", "round new", "run", "train", "publish", "fetch", "merge", "verify", "eval", "status"] {
+        let help = unwrapped(desk.run(&format!("{verb} --help")).right());
+        assert!(help.contains("Examples:") && help.contains(&format!("mingle {verb}")), "{verb}: {help}");
+    }
+    assert_eq!(desk.run("melt").code, 2);
+    assert_eq!(desk.run("merge").code, 2);
+    assert!(!Path::new(&desk.path("home")).exists(), "help leaves nothing behind");
+}
