@@ -3,7 +3,7 @@
 //! Every answer follows from its question by a rule that stands nowhere in the pre-training text: a code book, a table of
 //! quays, a table of measures, an order. A few hundred examples teach a part of it; no member sees all of what the others
 //! see. Held-out questions come from a stream of chance of their own, and one that also stands in a shard is thrown away
-//! and drawn again, so no held-out question was ever trained on. Refuses to make tasks that cannot be kept apart so.
+//! and drawn again, so no held-out question was ever trained on. Refuses labels made by hand: what is asked for is computed.
 
 pub mod harbour;
 pub mod kitchen;
