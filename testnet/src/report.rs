@@ -43,6 +43,7 @@ pub struct Setup {
     pub epochs: u32,
     pub rounds: u32,
     pub rank: u32,
+    pub alpha: u32,
     pub batch_size: u32,
     pub learning_rate: f64,
     pub seed: u64,
@@ -56,8 +57,8 @@ impl Report {
         let _ = writeln!(text, "Held-out loss in nats a token (lower is better), {} examples of {}.", setup.held_out, setup.data);
         let _ = writeln!(
             text,
-            "Base {}, LoRA rank {}, {} epochs, batch {}, learning rate {}, split {}.\n",
-            setup.base, setup.rank, setup.epochs, setup.batch_size, setup.learning_rate, setup.split
+            "Base {}, LoRA rank {} alpha {}, {} epochs, batch {}, learning rate {}, split {}, seed {}.\n",
+            setup.base, setup.rank, setup.alpha, setup.epochs, setup.batch_size, setup.learning_rate, setup.split, setup.seed
         );
         let base = self.scores.base;
         let mut row = |name: &str, loss: f64, note: &str| {
@@ -107,13 +108,15 @@ impl Report {
             (false, false) => format!("Here merging does not help: members alone reach {mean:.4} in the mean.\n"),
         };
         if let Some(multi) = self.scores.multi_round {
-            let (gain, rest, rounds) = (self.scores.base - multi, self.scores.base - merged, self.setup.rounds);
-            if gain > 0.0 {
-                let _ = writeln!(
-                    text,
-                    "One round reaches {:.1} % of what {rounds} rounds gain over the base, for 1/{rounds} of the traffic.",
-                    100.0 * rest / gain
-                );
+            let rounds = self.setup.rounds;
+            for (than, loss) in [("the base", self.scores.base), ("a member alone", mean)] {
+                if multi < loss {
+                    let part = 100.0 * (loss - merged) / (loss - multi);
+                    let _ = writeln!(
+                        text,
+                        "Of what {rounds} rounds gain over {than}, one round reaches {part:.1} %, for 1/{rounds} of the traffic."
+                    );
+                }
             }
         }
         text

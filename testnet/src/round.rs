@@ -101,12 +101,23 @@ impl RoundPlan<'_> {
     fn make_round_file(&self) -> Result<PathBuf> {
         let file = self.folder.join(format!("{}.json", self.name));
         let (out, base) = (file.to_string_lossy(), self.setting.base.to_string_lossy());
-        let (rank, seed) = (self.options.rank.to_string(), format!("{:064x}", self.options.seed));
+        let (rank, alpha, seed) = (self.options.rank.to_string(), self.options.alpha.to_string(), format!("{:064x}", self.options.seed));
         let mut arguments = vec!["round", "new", "--name", &self.name, "--out", &out, "--weight", "examples"];
         let parent = self.parent.as_ref().map(|parent| parent.to_string_lossy());
         match &parent {
             Some(parent) => arguments.extend(["--parent", parent]),
-            None => arguments.extend(["--base", &base, "--base-name", &self.setting.base_name, "--rank", &rank, "--seed", &seed]),
+            None => arguments.extend([
+                "--base",
+                &base,
+                "--base-name",
+                &self.setting.base_name,
+                "--rank",
+                &rank,
+                "--alpha",
+                &alpha,
+                "--seed",
+                &seed,
+            ]),
         }
         self.program.call(&arguments, &self.folder.join("round-new.txt"))?;
         Ok(file)

@@ -31,7 +31,7 @@ pub fn run(options: &Options, program: &Program, folder: &Path) -> Result<Report
         program,
         folder: folder.join("one-round"),
         name: "one-round".into(),
-        epochs: options.epochs,
+        epochs: options.epochs(),
         readers: options.readers,
         parent: None,
         training_seed: options.seed,
@@ -39,7 +39,7 @@ pub fn run(options: &Options, program: &Program, folder: &Path) -> Result<Report
     let one_round = plan.run(&mut live)?;
     seconds.one_round = one_round.seconds;
 
-    let rounds = options.rounds.min(options.epochs);
+    let rounds = options.rounds.min(options.epochs());
     let multi_round = if rounds > 1 { Some(run_chain(options, &setting, program, folder, rounds, &mut live)?) } else { None };
     seconds.multi_round = multi_round.as_ref().map_or(0.0, |chain| chain.seconds);
 
@@ -79,9 +79,10 @@ pub fn run(options: &Options, program: &Program, folder: &Path) -> Result<Report
             readers: options.readers,
             examples: weights,
             held_out: examiner.examples(),
-            epochs: options.epochs,
+            epochs: options.epochs(),
             rounds,
             rank: options.rank,
+            alpha: options.alpha,
             batch_size: options.batch_size,
             learning_rate: options.learning_rate,
             seed: options.seed,
@@ -107,7 +108,7 @@ fn run_chain(options: &Options, setting: &Setting, program: &Program, folder: &P
             folder: folder.join("multi-round"),
             name: format!("round-{}-of-{rounds}", index + 1),
             // The first rounds take what does not divide evenly.
-            epochs: options.epochs / rounds + u32::from(index < options.epochs % rounds),
+            epochs: options.epochs() / rounds + u32::from(index < options.epochs() % rounds),
             readers: 0,
             parent: chain.as_ref().map(|chain| chain.merged.clone()),
             training_seed: options.seed.wrapping_add(u64::from(index)),
@@ -137,7 +138,7 @@ fn train_in_one_place(
         setting.all.to_string_lossy().into_owned(),
         out.to_string_lossy().into_owned(),
         one_round.file.to_string_lossy().into_owned(),
-        options.epochs.to_string(),
+        options.epochs().to_string(),
         options.batch_size.to_string(),
         options.learning_rate.to_string(),
         options.max_length.to_string(),
