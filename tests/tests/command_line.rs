@@ -43,7 +43,7 @@ impl Desk {
     fn with_round(options: &str) -> Self {
         let desk = Self::new();
         base::write_base(&desk.path("base"), 1);
-        desk.run(&format!("round new --base DIR/base --rank 2 --out DIR/round.json {options}").trim_end().to_owned()).right();
+        desk.run(format!("round new --base DIR/base --rank 2 --out DIR/round.json {options}").trim_end()).right();
         desk
     }
 }

@@ -79,6 +79,9 @@ fn write(path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).expect("a file");
 }
 
+/// One change to a receipt that was right.
+type Lie = fn(&mut Proof);
+
 /// What it says in JSON, and its exit code.
 fn found(said: &Said) -> (i32, Value) {
     (said.code, serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("{said:?}")))
@@ -123,7 +126,7 @@ fn every_changed_byte_of_the_merged_file_is_found() {
 #[test]
 fn a_receipt_that_lies_about_the_set_is_found() {
     let merged = Merged::new();
-    let lies: [(&str, fn(&mut Proof)); 5] = [
+    let lies: [(&str, Lie); 5] = [
         ("error: receipt's set root", |proof| proof.receipt.admitted[0].weight += 1),
         ("error: receipt does not list its members once each, in the order of their keys", |proof| proof.receipt.admitted.swap(0, 1)),
         ("error: receipt lists 3 adapters, but 2 signed records are with it", |proof| drop(proof.records.pop())),
