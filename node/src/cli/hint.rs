@@ -48,8 +48,7 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         ("a key is never overwritten", "use `mingle key show`, or another --home for another institution"),
         ("cannot read the key", "make one with `mingle key new`"),
         ("is not in the roster", "ask the round's founders to list the key that `mingle key show` prints"),
-        ("needs", "every member must use the same base weights; compare with `mingle round show`"),
+        ("holds a base with digest", "every member must use the same base weights; compare with `mingle round show`"),
     ];
-    let fits = |(part, _): &&(&str, &str)| text.contains(*part) && (*part != "needs" || text.contains("holds a base with digest"));
-    advice.iter().find(fits).map(|(_, advice)| (*advice).to_owned())
+    advice.iter().find(|(part, _)| text.contains(part)).map(|(_, advice)| (*advice).to_owned())
 }
