@@ -24,6 +24,8 @@ pub enum EncodingError {
     TrailingBytes { extra: usize },
     #[error("message uses a form of CBOR that is not allowed here (byte 0x{byte:02x})")]
     Unsupported { byte: u8 },
+    #[error("message is not written in the one form that is allowed")]
+    NotCanonical,
     #[error("message does not have the expected fields: {why}")]
     Schema { why: String },
 }

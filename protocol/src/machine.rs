@@ -35,6 +35,8 @@ pub const FETCHES_MAX: usize = 4;
 /// First and longest wait before a blob is tried again.
 const FETCH_RETRY_MS: u64 = 1_000;
 const FETCH_RETRY_MS_MAX: u64 = 30_000;
+/// A fetch may take longer than this only while no other waits for its place.
+const FETCH_TURN_MS: u64 = 120_000;
 /// Failed tries after which nobody seems to have a blob.
 const TRIES_SETTLED: u32 = 3;
 
@@ -51,6 +53,7 @@ pub struct Machine<P> {
     refused: BTreeMap<ContentHash, String>,
     wants: BTreeMap<ContentHash, Want>,
     merged: Vec<Admitted>,
+    compared: bool,
 }
 
 /// A blob this peer wants to have.
@@ -58,6 +61,7 @@ struct Want {
     size: u64,
     in_flight: bool,
     tries: u32,
+    /// Not asked for before this; while in flight, when that began.
     retry_at: Millis,
 }
 
@@ -78,6 +82,7 @@ impl<P: Clone + Ord> Machine<P> {
             refused: BTreeMap::new(),
             wants: BTreeMap::new(),
             merged: Vec::new(),
+            compared: false,
         }
     }
 
@@ -104,6 +109,12 @@ impl<P: Clone + Ord> Machine<P> {
         self.wants.is_empty()
     }
 
+    /// Whether a reconciliation with any neighbour has come to its end since the start: before that, this peer knows only
+    /// what it knew when it stopped.
+    pub fn has_compared(&self) -> bool {
+        self.compared
+    }
+
     /// Whether all that can be had now is here: what is missing was asked for in vain again and again. Without this, one
     /// announced adapter that nobody hands over could keep readers waiting for ever.
     pub fn is_settled(&self) -> bool {
@@ -113,7 +124,7 @@ impl<P: Clone + Ord> Machine<P> {
     /// Takes one input; pushes what has to be done to `out`.
     pub fn handle(&mut self, input: Input<P>, now: Millis, out: &mut Vec<Output<P>>) {
         match input {
-            Input::Connected(peer) => self.connected(peer, out),
+            Input::Connected(peer) => self.connected(peer, now, out),
             Input::Disconnected(peer) => {
                 self.neighbours.remove(&peer);
             }
@@ -143,13 +154,13 @@ impl<P: Clone + Ord> Machine<P> {
         self.settle(now, out);
     }
 
-    fn connected(&mut self, peer: P, out: &mut Vec<Output<P>>) {
+    fn connected(&mut self, peer: P, now: Millis, out: &mut Vec<Output<P>>) {
         self.compare_with(peer.clone(), out);
         self.neighbours.insert(peer);
         // A new neighbour may hold what nobody had until now.
         for want in self.wants.values_mut() {
             want.tries = 0;
-            want.retry_at = Millis::default();
+            want.retry_at = want.retry_at.min(now);
         }
     }
 
@@ -216,16 +227,17 @@ impl<P: Clone + Ord> Machine<P> {
 
     fn sync_response(&mut self, from: P, bytes: &[u8], out: &mut Vec<Output<P>>) {
         match sync::Response::from_bytes(bytes) {
-            Ok(sync::Response::Same) => {}
-            Ok(sync::Response::Ids(ids)) => {
-                if let Some(request) = sync::exchange(self.round.id(), &self.ledger, &ids) {
-                    self.request(from, &request, out);
-                }
-            }
+            Ok(sync::Response::Same) => self.compared = true,
+            Ok(sync::Response::Ids(ids)) => match sync::exchange(self.round.id(), &self.ledger, &ids) {
+                Some(request) => self.request(from, &request, out),
+                None => self.compared = true,
+            },
             Ok(sync::Response::Records(records)) => {
-                // More may wait behind a full batch; a peer that sends nothing new is not asked again at once.
-                if self.absorb(&records, out) && records.len() >= sync::BATCH_MAX {
+                // More may wait behind a full batch; a peer that sends little news is not asked again at once.
+                if self.absorb(&records, out) >= sync::BATCH_MAX / 2 && records.len() >= sync::BATCH_MAX {
                     self.compare_with(from, out);
+                } else {
+                    self.compared = true;
                 }
             }
             Ok(sync::Response::WrongRound(found)) => {
@@ -235,26 +247,34 @@ impl<P: Clone + Ord> Machine<P> {
         }
     }
 
-    /// Takes records from a reconciliation; whether any was news. News is gossiped on, so that a member that was cut
+    /// Takes records from a reconciliation; how many were news. News is gossiped on, so that a member that was cut
     /// off reaches everybody through the first peer it meets.
-    fn absorb(&mut self, records: &[sync::RawRecord], out: &mut Vec<Output<P>>) -> bool {
-        let mut news = false;
+    fn absorb(&mut self, records: &[sync::RawRecord], out: &mut Vec<Output<P>>) -> usize {
+        let mut verified = Vec::new();
         for sync::RawRecord(bytes) in records {
             match UnverifiedRecord(bytes).verify(&self.round) {
-                Ok(record) => {
-                    if self.admit(record, out) {
-                        news = true;
-                        out.push(Output::Gossip(bytes.clone()));
-                    }
-                }
+                Ok(record) => verified.push(record),
                 Err(error) => out.push(Output::Notice(Notice::RecordRefused(error))),
+            }
+        }
+        // The highest sequence first: what it supersedes is stale by then and costs neither disk nor gossip.
+        verified.sort_by_key(|record| std::cmp::Reverse(record.record().sequence()));
+        let mut news: usize = 0;
+        for record in verified {
+            let bytes = record.bytes().to_vec();
+            if self.admit(record, out) {
+                news = news.saturating_add(1);
+                out.push(Output::Gossip(bytes));
             }
         }
         news
     }
 
     fn blob_failed(&mut self, adapter: ContentHash, now: Millis) {
+        let sizes: BTreeSet<u64> = self.ledger.admitted().filter(|entry| entry.adapter == adapter).map(|entry| entry.size).collect();
         if let Some(want) = self.wants.get_mut(&adapter) {
+            // Members may announce one adapter with several sizes, of which one is true: each has its turn.
+            want.size = sizes.range(want.size.saturating_add(1)..).next().or(sizes.first()).copied().unwrap_or(want.size);
             want.in_flight = false;
             want.tries = want.tries.saturating_add(1);
             let wait = FETCH_RETRY_MS.checked_shl(want.tries.saturating_sub(1)).unwrap_or(FETCH_RETRY_MS_MAX);
@@ -278,7 +298,7 @@ impl<P: Clone + Ord> Machine<P> {
     /// Brings wants, fetches and the merge set in step with ledger and store.
     fn settle(&mut self, now: Millis, out: &mut Vec<Output<P>>) {
         let admitted: Vec<Admitted> = self.ledger.admitted().collect();
-        self.settle_wants(&admitted, out);
+        self.settle_wants(&admitted, now, out);
         self.start_fetches(now, out);
         let set: Vec<Admitted> = admitted.into_iter().filter(|entry| self.stored.get(&entry.adapter) == Some(&entry.size)).collect();
         if set != self.merged {
@@ -287,21 +307,24 @@ impl<P: Clone + Ord> Machine<P> {
         }
     }
 
-    fn settle_wants(&mut self, admitted: &[Admitted], out: &mut Vec<Output<P>>) {
-        let missing: BTreeMap<ContentHash, u64> = admitted
-            .iter()
-            .filter(|entry| !self.stored.contains_key(&entry.adapter) && !self.refused.contains_key(&entry.adapter))
-            .map(|entry| (entry.adapter, entry.size))
-            .collect();
+    fn settle_wants(&mut self, admitted: &[Admitted], now: Millis, out: &mut Vec<Output<P>>) {
+        let mut missing: BTreeMap<ContentHash, BTreeSet<u64>> = BTreeMap::new();
+        for entry in admitted {
+            if !self.stored.contains_key(&entry.adapter) && !self.refused.contains_key(&entry.adapter) {
+                missing.entry(entry.adapter).or_default().insert(entry.size);
+            }
+        }
         self.wants.retain(|adapter, want| {
-            let keep = missing.get(adapter) == Some(&want.size);
+            let keep = missing.get(adapter).is_some_and(|sizes| sizes.contains(&want.size));
             if !keep && want.in_flight {
                 out.push(Output::CancelFetch(*adapter));
             }
             keep
         });
-        for (adapter, size) in missing {
-            self.wants.entry(adapter).or_insert(Want { size, in_flight: false, tries: 0, retry_at: Millis::default() });
+        for (adapter, sizes) in missing {
+            if let Some(size) = sizes.first() {
+                self.wants.entry(adapter).or_insert(Want { size: *size, in_flight: false, tries: 0, retry_at: now });
+            }
         }
     }
 
@@ -309,11 +332,27 @@ impl<P: Clone + Ord> Machine<P> {
         if self.neighbours.is_empty() {
             return;
         }
+        self.take_turns(now, out);
         let busy = self.wants.values().filter(|want| want.in_flight).count();
-        let idle = self.wants.iter_mut().filter(|(_, want)| !want.in_flight && want.retry_at <= now);
-        for (adapter, want) in idle.take(FETCHES_MAX.saturating_sub(busy)) {
+        let mut idle: Vec<_> = self.wants.iter_mut().filter(|(_, want)| !want.in_flight && want.retry_at <= now).collect();
+        // Who has waited longest first: an order by hash would let a few dead adapters with small hashes starve the rest.
+        idle.sort_by_key(|(_, want)| want.retry_at);
+        for (adapter, want) in idle.into_iter().take(FETCHES_MAX.saturating_sub(busy)) {
             want.in_flight = true;
+            want.retry_at = now;
             out.push(Output::Fetch { adapter: *adapter, size: want.size });
+        }
+    }
+
+    /// When others wait, a fetch that has had its turn steps back; what it verified is kept. So a few providers that send
+    /// next to nothing cannot hold all places for ever.
+    fn take_turns(&mut self, now: Millis, out: &mut Vec<Output<P>>) {
+        let waiting = self.wants.values().filter(|want| !want.in_flight && want.retry_at <= now).count();
+        let over = self.wants.iter_mut().filter(|(_, want)| want.in_flight && want.retry_at.after(FETCH_TURN_MS) <= now);
+        for (adapter, want) in over.take(waiting) {
+            want.in_flight = false;
+            want.retry_at = now;
+            out.push(Output::CancelFetch(*adapter));
         }
     }
 

@@ -140,6 +140,9 @@ impl UnverifiedRecord<'_> {
         }
         let (signature, payload) = self.0.split_first_chunk::<SIGNATURE_BYTES>().ok_or(EncodingError::Truncated)?;
         let record: Record = from_cbor(payload, RECORD_BYTES_MAX)?;
+        if to_cbor(&record)? != payload {
+            return Err(EncodingError::NotCanonical.into());
+        }
         if record.round() != round.id() {
             return Err(RecordError::WrongRound { found: record.round(), expected: round.id() });
         }

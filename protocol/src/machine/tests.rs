@@ -211,3 +211,77 @@ fn a_peer_of_another_round_is_told_so() {
     let outputs = handle(&mut machine, Input::SyncResponse { from: 1, bytes }, 0);
     assert!(matches!(outputs[..], [Output::Notice(Notice::SyncRefused(_))]));
 }
+
+#[test]
+fn a_lie_about_an_adapters_size_keeps_nobody_from_the_adapter() {
+    // Two members announce one blob with two sizes; only one can be true, and it must have its turn.
+    let honest = announce(1, 1, b"a");
+    let mut said = crate::record::tests::announcement(2, 1, b"a");
+    said.size += 1;
+    let liar = SignedRecord::sign(&Record::Announcement(said), &key(2), &round()).unwrap();
+    let mut machine: Machine<u32> = Machine::new(round(), [honest.clone(), liar]);
+    let mut sizes = BTreeSet::new();
+    let mut outputs = handle(&mut machine, Input::Connected(7), 0);
+    for turn in 1..4 {
+        for output in outputs {
+            if let Output::Fetch { adapter, size } = output {
+                sizes.insert(size);
+                handle(&mut machine, Input::BlobFailed { adapter }, turn * 60_000);
+            }
+        }
+        outputs = handle(&mut machine, Input::Tick, turn * 60_000 + 40_000);
+    }
+    assert_eq!(sizes, BTreeSet::from([900, 901]));
+    assert_eq!(merges(&stored(&mut machine, &honest)), [1], "the one with the true size counts");
+}
+
+#[test]
+fn dead_and_slow_adapters_do_not_starve_an_honest_one() {
+    let mut manifest = crate::round::tests::manifest();
+    manifest.member_max = 40;
+    let round = Round::new(manifest).unwrap();
+    let record = |member: u8| {
+        let mut announcement = crate::record::tests::announcement(member, 1, &[member]);
+        announcement.round = round.id();
+        SignedRecord::sign(&Record::Announcement(announcement), &key(member), &round).unwrap()
+    };
+    let mut adapters: Vec<_> = (0..30).map(|member| record(member).announcement().unwrap().adapter).collect();
+    adapters.sort();
+    let honest = adapters[29];
+    let mut machine: Machine<u32> = Machine::new(round.clone(), (0..30).map(record));
+    let mut pending = handle(&mut machine, Input::Connected(7), 0);
+    for second in 1..600 {
+        let asked: Vec<_> =
+            pending.drain(..).filter_map(|o| if let Output::Fetch { adapter, .. } = o { Some(adapter) } else { None }).collect();
+        if asked.contains(&honest) {
+            return;
+        }
+        // Half of them fail at once, half never answer.
+        for adapter in asked.into_iter().filter(|adapter| adapter.0[0] % 2 == 0) {
+            pending.extend(handle(&mut machine, Input::BlobFailed { adapter }, second * 1_000));
+        }
+        pending.extend(handle(&mut machine, Input::Tick, second * 1_000));
+    }
+    panic!("the honest adapter was never asked for");
+}
+
+#[test]
+fn a_member_that_says_much_in_one_answer_costs_one_record() {
+    let mut machine = machine();
+    let records = (1..=48).map(|sequence| sync::RawRecord(announce(1, sequence, b"a").bytes().to_vec())).collect();
+    let bytes = sync::Response::Records(records).to_bytes().unwrap();
+    let outputs = handle(&mut machine, Input::SyncResponse { from: 1, bytes }, 0);
+    let count = |kind: fn(&Output<u32>) -> bool| outputs.iter().filter(|output| kind(output)).count();
+    assert_eq!(count(|output| matches!(output, Output::Keep(_))), 1);
+    assert_eq!(count(|output| matches!(output, Output::Forget(_) | Output::Request { .. })), 0);
+}
+
+#[test]
+fn only_a_finished_comparison_says_that_nothing_is_missing() {
+    let mut machine = machine();
+    handle(&mut machine, Input::Connected(1), 0);
+    assert!(machine.is_settled() && !machine.has_compared());
+    let bytes = sync::Response::Same.to_bytes().unwrap();
+    handle(&mut machine, Input::SyncResponse { from: 1, bytes }, 0);
+    assert!(machine.has_compared());
+}
