@@ -11,7 +11,7 @@ mod reports;
 mod signals;
 mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ use mingle_protocol::identity::SecretKey;
 use mingle_protocol::ledger::SlotState;
 use mingle_protocol::machine::{Input, Machine};
 use mingle_protocol::receipt::Receipt;
-use mingle_protocol::record::{SignedRecord, UnverifiedRecord};
+use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::Round;
 use tokio::sync::{mpsc, watch};
 
@@ -38,6 +38,8 @@ pub use status::{MergedStatus, Phase, SlotStatus, Status};
 const JOBS_MAX: usize = 64;
 /// How often the machine is told the time and the status is written.
 const TICK: Duration = Duration::from_millis(250);
+/// With enough adapters merged, those still missing are waited for no longer than this.
+const SETTLE_MAX: Duration = Duration::from_secs(120);
 /// A training that is told to stop writes a checkpoint first; after this it is left behind.
 const TRAINING_STOP: Duration = Duration::from_secs(20);
 
@@ -59,6 +61,8 @@ pub enum Work {
     Read,
     /// Nothing new: it serves what it has announced before.
     Serve,
+    /// That what it announced counts no more.
+    Withdraw,
     /// An adapter made elsewhere.
     Publish(Prepared),
     /// An adapter to be trained now.
@@ -145,6 +149,14 @@ struct Driver<F> {
     training: Option<std::thread::JoinHandle<()>>,
     /// Records to be made durable before the next effect that depends on them.
     unsaved: Vec<SignedRecord>,
+    /// Records to be forgotten after that.
+    forgotten: Vec<[u8; 32]>,
+    /// What this process has said for its member.
+    said: Option<RecordId>,
+    /// A withdrawal that waits until neighbours have told what this key said before.
+    withdrawing: bool,
+    /// Since when the merge has held as much as was asked for.
+    enough_since: Option<Instant>,
     /// Fetches the network would not take.
     unstarted: Vec<ContentHash>,
     have: BTreeMap<ContentHash, u64>,
@@ -177,7 +189,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Ok(record) => records.push(record),
                 Err(error) => {
                     tracing::warn!(%error, "dropping a stored record");
-                    store.remove_record(id)?;
+                    store.remove_records(&[id])?;
                 }
             }
         }
@@ -204,6 +216,10 @@ impl<F: FnMut(&Event)> Driver<F> {
             home: home.folder().to_owned(),
         });
         let machine = Machine::new(round, records);
+        // A kill between keeping a record and forgetting what it displaced leaves the latter behind.
+        let kept: BTreeSet<[u8; 32]> = machine.ledger().records().map(|record| record.id().0.0).collect();
+        let left: Vec<[u8; 32]> = store.records()?.into_iter().map(|(id, _)| id).filter(|id| !kept.contains(id)).collect();
+        store.remove_records(&left)?;
         let mut driver = Self {
             machine,
             key,
@@ -216,7 +232,11 @@ impl<F: FnMut(&Event)> Driver<F> {
             stop: Arc::default(),
             training: None,
             unsaved: Vec::new(),
+            forgotten: Vec::new(),
             unstarted: Vec::new(),
+            said: None,
+            withdrawing: false,
+            enough_since: None,
             have: BTreeMap::new(),
             merged: None,
             listening: Vec::new(),
@@ -231,13 +251,20 @@ impl<F: FnMut(&Event)> Driver<F> {
             driver.have.insert(adapter, size);
             driver.handle(Input::BlobStored { adapter, size })?;
         }
+        if driver.machine.merge_set().is_empty() {
+            // Killed between the last withdrawal and its effect.
+            crate::merged::unpublish(&driver.home.merged())?;
+        }
         driver.begin(work, job_sender)?;
+        driver.collect_garbage()?;
         Ok(driver)
     }
 
     /// Starts what this peer contributes, unless it already stands in the ledger.
     fn begin(&mut self, work: Work, jobs: mpsc::Sender<Job>) -> Result<()> {
-        let stands = matches!(self.machine.own_slot(&self.key.member()), Some(SlotState::Adapter(_)));
+        let own = self.machine.own_slot(&self.key.member());
+        let stands = matches!(own, Some(SlotState::Adapter(_)));
+        let withdrawn = matches!(own, Some(SlotState::Withdrawn));
         if !matches!(work, Work::Read) {
             let trained = self.home.adapter().join(crate::peft::WEIGHTS);
             self.store_again(&trained)?;
@@ -249,11 +276,18 @@ impl<F: FnMut(&Event)> Driver<F> {
                 self.phase = Phase::Announced;
                 self.forget_training()?;
             }
+            Work::Train(_) if withdrawn => {
+                let why = "this member has withdrawn from the round; `mingle publish` announces an adapter again".into();
+                (self.observe)(&Event::Trouble { why });
+            }
+            Work::Withdraw => self.withdrawing = true,
             Work::Train(train) => {
                 self.phase = Phase::Training;
                 let desk = TrainingDesk { stop: self.stop.clone(), jobs: jobs.clone() };
                 let run = move || {
-                    let prepared = train(&desk);
+                    let trained = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| train(&desk)));
+                    let panicked = |_| Err(anyhow::anyhow!("the training panicked; what it printed before says where"));
+                    let prepared = trained.unwrap_or_else(panicked);
                     let _ = jobs.blocking_send(Job::Prepared(prepared));
                 };
                 self.training = Some(std::thread::Builder::new().name("training".into()).stack_size(64 << 20).spawn(run)?);
@@ -276,6 +310,11 @@ impl<F: FnMut(&Event)> Driver<F> {
                     self.handle(Input::Tick)?;
                     self.write_status();
                 }
+            }
+            let known = self.machine.has_compared() || self.machine.own_slot(&self.key.member()).is_some();
+            if self.withdrawing && known {
+                self.withdrawing = false;
+                self.withdraw()?;
             }
             if let Some(outcome) = self.finished() {
                 self.write_status();
@@ -301,14 +340,20 @@ impl<F: FnMut(&Event)> Driver<F> {
         Outcome { merged: self.merged.clone(), reached }
     }
 
-    fn finished(&self) -> Option<Outcome> {
+    fn finished(&mut self) -> Option<Outcome> {
+        let held = self.merged.as_ref().map_or(0, |(receipt, _)| receipt.admitted.len());
         if self.goal.deadline.is_some_and(|deadline| self.started.elapsed() >= deadline) {
-            return Some(self.outcome(false));
+            return Some(self.outcome(self.goal.adapters.is_some_and(|wanted| held >= wanted)));
         }
         let wanted = self.goal.adapters?;
-        let (receipt, _) = self.merged.as_ref()?;
-        let complete = self.machine.is_settled() && receipt.admitted == self.machine.merge_set();
-        (complete && receipt.admitted.len() >= wanted).then(|| self.outcome(true))
+        let current = self.merged.as_ref().is_some_and(|(receipt, _)| receipt.admitted == self.machine.merge_set());
+        // What a home remembers from before may be superseded by now.
+        if !self.machine.has_compared() || !current || held < wanted {
+            self.enough_since = None;
+            return None;
+        }
+        let since = *self.enough_since.get_or_insert_with(Instant::now);
+        (self.machine.is_settled() || since.elapsed() >= SETTLE_MAX).then(|| self.outcome(true))
     }
 }
 
@@ -321,5 +366,7 @@ fn start_averaging(round: &Round, store: &Store, home: &RoundHome, orders: watch
                 return;
             }
         }
+        // It ends before the loop does only when it has panicked.
+        let _ = jobs.send(Job::Averaged(Err(anyhow::anyhow!("the merger has stopped")))).await;
     });
 }

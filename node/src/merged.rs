@@ -3,6 +3,7 @@
 //! `receipt.json` holds the round's manifest, the receipt and the members' signed records, so that `mingle verify` needs
 //! nothing but the directory (and, to recompute the merge, the adapters).
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use mingle_protocol::hash::{ContentHash, decode_hex, encode_hex};
 use mingle_protocol::ledger::Admitted;
 use mingle_protocol::merge::{Accumulator, MergeError};
 use mingle_protocol::receipt::Receipt;
-use mingle_protocol::record::{SignedRecord, UnverifiedRecord};
+use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::{Manifest, Round};
 use serde::{Deserialize, Serialize};
 
@@ -88,8 +89,9 @@ pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admi
     let merged = write_tensors(&folder.join(peft::WEIGHTS), average)?;
     let receipt = Receipt::new(round.id(), held, merged);
     let mut proof = Proof { round: round.manifest().clone(), receipt: receipt.clone(), records: Vec::new() };
+    let by_id: BTreeMap<RecordId, &SignedRecord> = records.iter().map(|record| (record.id(), record)).collect();
     for entry in &receipt.admitted {
-        let record = records.iter().find(|record| record.id() == entry.record).context("an admitted adapter has no record")?;
+        let record = by_id.get(&entry.record).context("an admitted adapter has no record")?;
         proof.records.push(encode_hex(record.bytes()));
     }
     files::write(&folder.join(RECEIPT_FILE), &serde_json::to_vec_pretty(&proof)?)?;

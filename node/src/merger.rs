@@ -89,6 +89,7 @@ impl CheckedAdapter {
     /// # Errors
     /// A weight the sums have no room for, or a file that cannot be read any more; the accumulator may then be torn.
     pub fn fold(&mut self, into: &mut Accumulator, weight: u64, direction: Direction) -> Result<(), FoldError> {
+        let adapter = self.hash;
         let mut fold = into.begin(&self.layout, weight, direction)?;
         let mut hasher = blake3::Hasher::new();
         self.file.seek(SeekFrom::Start(0))?;
@@ -97,10 +98,11 @@ impl CheckedAdapter {
         hasher.update(&head);
         pieces(&mut self.file, |piece| {
             hasher.update(piece);
-            Ok(fold.push(piece)?)
+            // Every value was fit a moment ago.
+            fold.push(piece).map_err(|_| FoldError::Changed { adapter })
         })?;
-        if hasher.finalize() != self.hash.0 {
-            return Err(FoldError::Changed { adapter: self.hash });
+        if hasher.finalize() != adapter.0 {
+            return Err(FoldError::Changed { adapter });
         }
         Ok(fold.finish()?)
     }
@@ -150,12 +152,12 @@ impl Merger {
         &self.accumulator
     }
 
-    /// Moves the average to exactly `target` minus what is unusable, one adapter at a time.
+    /// Moves the average to exactly `whole` minus what is unusable, one adapter at a time.
     ///
     /// # Errors
     /// Trouble of this machine alone (disk, memory). The average is then started anew by the next step.
-    pub fn step(&mut self, target: &[Admitted]) -> Result<Vec<Unusable>> {
-        let target: BTreeMap<MemberKey, &Admitted> = target.iter().map(|entry| (entry.member, entry)).collect();
+    pub fn step(&mut self, whole: &[Admitted]) -> Result<Vec<Unusable>> {
+        let target: BTreeMap<MemberKey, &Admitted> = whole.iter().map(|entry| (entry.member, entry)).collect();
         let leaving: Vec<Admitted> = self.held.values().filter(|held| target.get(&held.member) != Some(held)).cloned().collect();
         for entry in leaving {
             if let Err(error) = self.fold(&entry, Direction::Retract) {
@@ -177,6 +179,12 @@ impl Merger {
                 }
                 Err(FoldError::Refused(error)) => unusable.push(Unusable::Refused { adapter: entry.adapter, why: error.to_string() }),
                 Err(FoldError::Lost { adapter }) => unusable.push(Unusable::Lost { adapter }),
+                Err(FoldError::Changed { adapter }) => {
+                    // The sums are spoilt: begin anew, without a file that changes under our hands.
+                    self.restart()?;
+                    self.store.demote_blob(adapter)?;
+                    return self.step(whole);
+                }
                 Err(error) => {
                     self.restart()?;
                     return Err(error).with_context(|| format!("cannot merge adapter {}", entry.adapter));
@@ -197,6 +205,7 @@ impl Merger {
         let blob = match self.store.open_blob(entry.adapter) {
             Ok(blob) => blob,
             Err(StoreError::NotFound { .. } | StoreError::Damaged { .. }) => return Err(lost()),
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return self.demote(entry.adapter),
             Err(error) => return Err(FoldError::Store(error)),
         };
         match CheckedAdapter::read(blob.data, self.round.tensors()) {

@@ -150,9 +150,9 @@ impl Store {
         self.0.index.put_records(records)
     }
 
-    /// Forgets a record, durably. Absent records are no error.
-    pub fn remove_record(&self, id: [u8; 32]) -> Result<()> {
-        self.0.index.remove_record(&id)
+    /// Forgets records in one commit, durably. Absent records are no error.
+    pub fn remove_records(&self, ids: &[[u8; 32]]) -> Result<()> {
+        self.0.index.remove_records(ids)
     }
 
     /// Every record, in order of its id.

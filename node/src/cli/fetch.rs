@@ -47,6 +47,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
         bail!("{} exists already; choose another directory to write", args.out.display());
     }
     let round = read_round(&args.round)?;
+    if args.network.peers.is_empty() && !args.network.mdns {
+        eprintln!("hint: without --peer or --mdns this waits until somebody dials it");
+    }
     let goal = Goal { adapters: Some(args.adapters.max(1)), deadline: args.timeout };
     let outcome = run_peer(&args.home.open()?, round, &args.network, args.output, Work::Read, goal)?;
     let merged = outcome.merged.as_ref();

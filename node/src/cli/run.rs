@@ -47,7 +47,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let home = args.home.open()?;
     let round = read_round(&args.round)?;
     let work = match (args.base, args.data) {
-        (_, data) if data.is_empty() => Work::Serve,
+        (Some(_), data) if data.is_empty() => bail!("--base is for training, which needs --data"),
+        (None, data) if data.is_empty() => Work::Serve,
         (None, _) => bail!("--data needs --base, the directory of the round's base model"),
         (Some(base), data) => {
             let plan = args.training.plan(base, data, args.start_from);

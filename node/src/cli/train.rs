@@ -76,7 +76,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let from = plan.start_from.as_deref().map(peft::read).transpose()?;
     let draw = |name: &str, count: usize, inputs: u64| seeded_uniform(&seed, name, count, inputs).collect::<Vec<f32>>();
     let start = from.as_ref().map_or(Start::Drawn(&draw), Start::Adapter);
-    let unfinished = args.out.with_extension("training");
+    let mut unfinished = args.out.clone().into_os_string();
+    unfinished.push(".training");
+    let unfinished = PathBuf::from(unfinished);
     let mut console = Console::new(args.output.json, args.output.quiet);
     let trained = train(&base, &examples, &plan.settings, start, Some(&unfinished), |progress| {
         console.show(&Event::Training(status_of(progress)));
@@ -85,6 +87,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let name = std::path::absolute(&args.base)?.file_name().map(|name| name.to_string_lossy().into_owned());
     peft::write(&args.out, &trained.adapter, round.as_ref().map(|round| round.manifest().base.name.clone()).or(name).as_deref())?;
     checkpoint::remove(&unfinished).context("the adapter is written, but its checkpoint cannot be removed")?;
+    // Only if it is empty: it may have been there before.
+    let _ = std::fs::remove_dir(&unfinished);
     let losses = trained.losses;
     console.show(&Event::Trained {
         examples: trained.examples as u64,

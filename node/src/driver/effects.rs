@@ -1,9 +1,11 @@
 //! From an input of the machine to effects: what it asks for is carried out in its order, and a record is on disk before
 //! anybody is told of it.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use mingle_protocol::machine::{Input, Millis, Notice, Output, Verdict};
-use mingle_protocol::record::SignedRecord;
+use mingle_protocol::record::RecordId;
 
 use super::{Driver, Event, MergedStatus, Status, averaging, status};
 use crate::network::{self, NetworkHandle, PeerId};
@@ -44,13 +46,13 @@ impl<F: FnMut(&Event)> Driver<F> {
     }
 
     pub(super) fn perform(&mut self, output: Output<PeerId>, origin: Option<&Origin>) -> Result<()> {
-        // Only more records to keep, and words for people, may come before the disk has what was kept.
-        if !matches!(output, Output::Keep(_) | Output::Notice(_)) {
+        // Only more records to keep or to forget, and words for people, may come before the disk has what was kept.
+        if !matches!(output, Output::Keep(_) | Output::Forget(_) | Output::Notice(_)) {
             self.save()?;
         }
         match output {
             Output::Keep(record) => self.unsaved.push(record),
-            Output::Forget(id) => self.store.remove_record(id.0.0)?,
+            Output::Forget(id) => self.forgotten.push(id.0.0),
             Output::Verdict(verdict) => {
                 if let Some(Origin::Gossip { message, from }) = origin {
                     self.send(|network| network.report(message.clone(), *from, verdict_of(verdict)));
@@ -64,7 +66,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 }
             }
             Output::Fetch { adapter, size } => {
-                let announcers = self.machine.ledger().admitted().filter(|entry| entry.adapter == adapter);
+                let announcers = self.machine.ledger().admitted().filter(|entry| (entry.adapter, entry.size) == (adapter, size));
                 let providers = announcers.filter_map(|entry| network::peer_of(&entry.member)).collect();
                 if !self.send(|network| network.fetch(adapter, size, providers)) {
                     self.unstarted.push(adapter);
@@ -72,8 +74,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
             Output::CancelFetch(adapter) => _ = self.send(|network| network.cancel_fetch(adapter)),
             Output::Merge(set) => {
-                let admitting = |record: &&SignedRecord| set.iter().any(|entry| entry.record == record.id());
-                let records = self.machine.ledger().records().filter(admitting).cloned().collect();
+                let admitting: BTreeSet<RecordId> = set.iter().map(|entry| entry.record).collect();
+                let records = self.machine.ledger().records().filter(|record| admitting.contains(&record.id())).cloned().collect();
                 self.orders.send_replace(averaging::Order { set, records });
             }
             Output::Notice(notice) => self.notice(notice),
@@ -81,14 +83,17 @@ impl<F: FnMut(&Event)> Driver<F> {
         Ok(())
     }
 
-    /// Makes what is to be kept durable, in one commit.
+    /// Makes what is to be kept durable, in one commit, and only then forgets what it displaced.
     pub(super) fn save(&mut self) -> Result<()> {
-        if self.unsaved.is_empty() {
-            return Ok(());
+        if !self.unsaved.is_empty() {
+            let records: Vec<([u8; 32], &[u8])> = self.unsaved.iter().map(|record| (record.id().0.0, record.bytes())).collect();
+            tokio::task::block_in_place(|| self.store.put_records(&records))?;
+            self.unsaved.clear();
         }
-        let records: Vec<([u8; 32], &[u8])> = self.unsaved.iter().map(|record| (record.id().0.0, record.bytes())).collect();
-        tokio::task::block_in_place(|| self.store.put_records(&records))?;
-        self.unsaved.clear();
+        if !self.forgotten.is_empty() {
+            tokio::task::block_in_place(|| self.store.remove_records(&self.forgotten))?;
+            self.forgotten.clear();
+        }
         Ok(())
     }
 
@@ -106,8 +111,14 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     pub(super) fn notice(&mut self, notice: Notice) {
         let event = match notice {
-            // Its own announcement is told of when it is made.
-            Notice::Recorded(record) if record.record().member() == self.key.member() => return,
+            // Its own record is told of when it is made.
+            Notice::Recorded(record) if Some(record.id()) == self.said => return,
+            Notice::Recorded(record) | Notice::Conflict(record) if self.said.is_some() && record.record().member() == self.key.member() => {
+                let sequence = record.record().sequence();
+                let why =
+                    format!("this key has said something else from another home (sequence {sequence}); publish again to supersede it");
+                Event::Trouble { why }
+            }
             Notice::Recorded(record) => Event::heard(&record),
             Notice::Conflict(record) => Event::Conflict { member: record.record().member(), sequence: record.record().sequence() },
             Notice::RecordRefused(error) => Event::RecordRefused { why: error.to_string() },

@@ -33,6 +33,7 @@ pub enum Event {
     Disconnected { peer: String, neighbours: usize },
     Training(TrainingStatus),
     Trained { examples: u64, loss_before: Option<f64>, loss_after: Option<f64>, seconds: f64 },
+    Withdrawn { sequence: u64 },
     Announced { adapter: ContentHash, sequence: u64, weight: u64 },
     Heard { member: MemberKey, adapter: Option<ContentHash>, sequence: u64, weight: u64, withdrawn: bool },
     Conflict { member: MemberKey, sequence: u64 },
@@ -81,6 +82,7 @@ impl fmt::Display for Event {
             Self::Announced { adapter, sequence, weight } => {
                 write!(f, "announced adapter {} (sequence {sequence}, weight {weight})", adapter.short())
             }
+            Self::Withdrawn { sequence } => write!(f, "withdrew this member's adapter (sequence {sequence})"),
             Self::Heard { member, withdrawn: true, .. } => write!(f, "member {} withdrew its adapter", member.short()),
             Self::Heard { member, adapter, sequence, weight, .. } => {
                 let adapter = adapter.map(|adapter| adapter.short()).unwrap_or_default();

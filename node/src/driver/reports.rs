@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::ledger::SlotState;
 use mingle_protocol::machine::Input;
-use mingle_protocol::record::{Announcement, Losses, Record, SignedRecord};
+use mingle_protocol::record::{Announcement, Losses, Record, SignedRecord, Withdrawal};
 
 use super::effects::Origin;
 use super::{Driver, Event, Job, MergedStatus, Phase, Prepared, averaging};
@@ -49,6 +49,9 @@ impl<F: FnMut(&Event)> Driver<F> {
                     self.have.insert(hash, size);
                     (self.observe)(&Event::Fetched { adapter: hash });
                     self.handle(Input::BlobStored { adapter: hash, size })?;
+                } else {
+                    // Found damaged and dropped before we heard that it had come.
+                    self.handle(Input::BlobFailed { adapter: hash })?;
                 }
             }
             NetworkEvent::BlobFailed { hash, why } => {
@@ -110,17 +113,32 @@ impl<F: FnMut(&Event)> Driver<F> {
         Ok(())
     }
 
-    /// Drops blobs that are neither admitted nor, until the merger has taken them out, in the merged adapter.
-    fn collect_garbage(&mut self) -> Result<()> {
+    /// Takes this member's adapter back, for good: nothing that was trained is announced again by itself.
+    pub(super) fn withdraw(&mut self) -> Result<()> {
+        let (round, member) = (self.machine.round().clone(), self.key.member());
+        if let Some(SlotState::Withdrawn) = self.machine.own_slot(&member) {
+            return Ok(());
+        }
+        let sequence = self.machine.ledger().sequence(&member) + 1;
+        let record = SignedRecord::sign(&Record::Withdrawal(Withdrawal { round: round.id(), member, sequence }), &self.key, &round)?;
+        self.said = Some(record.id());
+        self.handle(Input::Publish(record))?;
+        (self.observe)(&Event::Withdrawn { sequence });
+        self.write_status();
+        Ok(())
+    }
+
+    /// Drops blobs, whole or in part, that are neither admitted nor, until the merger has taken them out, in the merged
+    /// adapter.
+    pub(super) fn collect_garbage(&mut self) -> Result<()> {
         let in_merge = self.merged.iter().flat_map(|(receipt, _)| &receipt.admitted).map(|entry| entry.adapter);
         let needed: BTreeSet<ContentHash> = self.machine.ledger().admitted().map(|entry| entry.adapter).chain(in_merge).collect();
-        for (adapter, _) in self.store.blobs()? {
-            if !needed.contains(&adapter) {
-                self.store.remove_blob(adapter)?;
-                self.have.remove(&adapter);
-                self.handle(Input::BlobLost { adapter })?;
-            }
+        let whole = self.store.blobs()?.into_iter().map(|(adapter, _)| adapter);
+        for adapter in whole.chain(self.store.partials()?).filter(|adapter| !needed.contains(adapter)) {
+            self.store.remove_blob(adapter)?;
+            self.handle(Input::BlobLost { adapter })?;
         }
+        self.have.retain(|adapter, _| needed.contains(adapter));
         Ok(())
     }
 
@@ -146,7 +164,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let member = key.member();
         self.phase = Phase::Announced;
         if let Some(SlotState::Adapter(said)) = machine.own_slot(&member)
-            && said.adapter == checked.hash
+            && (said.adapter, said.examples) == (checked.hash, prepared.examples)
         {
             return self.store_again(&prepared.weights);
         }
@@ -161,6 +179,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let record = SignedRecord::sign(&Record::Announcement(announcement), key, &round)?;
         self.have.insert(adapter, size);
         self.handle(Input::BlobStored { adapter, size })?;
+        self.said = Some(record.id());
         self.handle(Input::Publish(record))?;
         (self.observe)(&Event::Announced { adapter, sequence, weight });
         self.write_status();

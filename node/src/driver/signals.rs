@@ -4,6 +4,9 @@ use anyhow::Result;
 
 /// Ctrl-C, and what service managers send.
 pub struct Signals {
+    // Both are made once: a signal that comes while nobody waits is then kept, not lost.
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
 }
@@ -12,6 +15,8 @@ impl Signals {
     pub fn new() -> Result<Self> {
         Ok(Self {
             #[cfg(unix)]
+            interrupt: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?,
+            #[cfg(unix)]
             terminate: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?,
         })
     }
@@ -19,7 +24,7 @@ impl Signals {
     pub async fn received(&mut self) {
         #[cfg(unix)]
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
+            _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
         #[cfg(not(unix))]

@@ -14,6 +14,8 @@ use super::limits::{ADDRESS_BOOK_MAX, ADDRESSES_PER_PEER_MAX, BACKOFF_FIRST, BAC
 struct Bootstrap {
     /// Known from a `/p2p/` ending, or since the first connection.
     peer: Option<PeerId>,
+    /// Whether the address named the peer; otherwise whoever answers there is the one meant.
+    pinned: bool,
     addresses: Vec<Multiaddr>,
     attempts: u32,
     not_before: Instant,
@@ -43,7 +45,14 @@ impl Dialer {
             }
             match bootstrap.iter_mut().find(|entry| peer.is_some() && entry.peer == peer) {
                 Some(entry) => entry.addresses.push(address),
-                None => bootstrap.push(Bootstrap { peer, addresses: vec![address], attempts: 0, not_before: now, dialing: None }),
+                None => bootstrap.push(Bootstrap {
+                    peer,
+                    pinned: peer.is_some(),
+                    addresses: vec![address],
+                    attempts: 0,
+                    not_before: now,
+                    dialing: None,
+                }),
             }
         }
         Self { local, bootstrap, book: HashMap::new(), order: VecDeque::new() }
@@ -141,6 +150,9 @@ impl Dialer {
         self.bootstrap.retain(|entry| !(ourselves && entry.dialing == Some(connection)));
         for entry in self.bootstrap.iter_mut().filter(|entry| entry.dialing == Some(connection)) {
             entry.dialing = None;
+            if !entry.pinned {
+                entry.peer = None;
+            }
         }
     }
 

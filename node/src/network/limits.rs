@@ -9,7 +9,7 @@ pub const SYNC_REQUEST_BYTES_MAX: usize = mingle_protocol::sync::REQUEST_BYTES_M
 /// What the protocol's largest answer needs.
 pub const SYNC_RESPONSE_BYTES_MAX: usize = mingle_protocol::sync::RESPONSE_BYTES_MAX;
 /// Requests in flight per connection, both ways together: memory stays below 64 MiB a connection.
-pub const SYNC_STREAMS_MAX: usize = 16;
+pub const SYNC_STREAMS_MAX: usize = 4;
 /// Sync requests that wait for the driver's answer; beyond it, requests are dropped and the peer asks again.
 pub const SYNC_WAITING_MAX: usize = 128;
 /// The driver answers from memory; a peer that hears nothing for so long asks someone else.

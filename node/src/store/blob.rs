@@ -117,6 +117,16 @@ impl Store {
         durable::sync_folder(&self.0.blobs)
     }
 
+    /// Blobs of which a part is on disk, under way or left behind.
+    pub fn partials(&self) -> Result<Vec<ContentHash>> {
+        let entries = std::fs::read_dir(&self.0.blobs).map_err(io_error("cannot list", &self.0.blobs))?;
+        let hash = |path: &Path| {
+            let part = path.extension().is_some_and(|ending| ending == PART);
+            path.file_stem().filter(|_| part).and_then(|stem| stem.to_str()?.parse().ok())
+        };
+        Ok(entries.flatten().filter_map(|entry| hash(&entry.path())).collect())
+    }
+
     /// The journal goes first: without it the partial is scanned, never believed.
     fn make_partial(&self, hash: ContentHash) -> Result<()> {
         durable::remove_if_there(&self.0.path(hash, PART_RANGES))?;

@@ -71,9 +71,12 @@ impl Index {
         })
     }
 
-    pub fn remove_record(&self, id: &[u8; 32]) -> Result<()> {
+    pub fn remove_records(&self, ids: &[[u8; 32]]) -> Result<()> {
         self.write(|transaction| {
-            transaction.open_table(RECORDS)?.remove(id)?;
+            let mut records = transaction.open_table(RECORDS)?;
+            for id in ids {
+                records.remove(id)?;
+            }
             Ok(())
         })
     }

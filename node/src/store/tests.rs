@@ -62,7 +62,7 @@ fn blobs_records_and_values_survive_a_reopen() {
     assert_eq!(store.put_blob_from_file(&source).unwrap(), (hash, size));
     store.put_records(&[([2; 32], b"two"), ([1; 32], b"one")]).unwrap();
     store.put_record([3; 32], b"three").unwrap();
-    store.remove_record([2; 32]).unwrap();
+    store.remove_records(&[[2; 32]]).unwrap();
     store.meta_put("sequence", &[7]).unwrap();
     drop(store);
 
