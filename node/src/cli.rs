@@ -15,6 +15,7 @@ mod run;
 mod status;
 mod train;
 mod verify;
+mod withdraw;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -56,6 +57,8 @@ enum Verb {
     Train(train::Args),
     /// Announce a PEFT directory made by any trainer, and keep serving it
     Publish(publish::Args),
+    /// Take this member's adapter back: every peer's merge is then as if it had never been in
+    Withdraw(withdraw::Args),
     /// Read only: fetch the adapters, verify and merge them, and write the result
     Fetch(fetch::Args),
     /// Merge PEFT directories offline with the same exact arithmetic
@@ -91,6 +94,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Run(args) => run::run(args),
         Verb::Train(args) => train::run(args),
         Verb::Publish(args) => publish::run(args),
+        Verb::Withdraw(args) => withdraw::run(args),
         Verb::Fetch(args) => fetch::run(args),
         Verb::Merge(args) => merge::run(args),
         Verb::Verify(args) => verify::run(args),

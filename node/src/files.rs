@@ -82,7 +82,7 @@ pub fn replace_folder(filled: &Path, target: &Path) -> Result<()> {
     let replaced = (|| {
         sync_folder(filled)?;
         if target.exists() {
-            let old = target.with_extension("old");
+            let old = with_ending(target, "old");
             if old.exists() {
                 fs::remove_dir_all(&old)?;
             }
@@ -132,9 +132,14 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 fn beside(path: &Path) -> PathBuf {
+    with_ending(path, UNFINISHED)
+}
+
+/// `path` with one more ending, so that no two files share a temporary name.
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".");
-    name.push(UNFINISHED);
+    name.push(ending);
     path.with_file_name(name)
 }
 

@@ -171,7 +171,7 @@ fn who_is_not_in_the_roster_is_told_so() {
 fn a_fetch_that_runs_out_of_time_ends_with_3_and_writes_nothing() {
     let desk = Desk::with_round("");
     let said = desk.run("fetch --round DIR/round.json --out DIR/merged --adapters 2 --timeout 0.5 --listen /ip4/127.0.0.1/tcp/0 --quiet");
-    said.wrong(3, &["stopped with 0 of 2 adapters"]);
+    said.wrong(3, &["hint: without --peer or --mdns this waits until somebody dials it", "stopped with 0 of 2 adapters"]);
     assert!(!desk.path("merged").exists());
     std::fs::create_dir(desk.path("merged")).expect("a folder");
     desk.run("fetch --round DIR/round.json --out DIR/merged")

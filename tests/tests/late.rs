@@ -130,3 +130,29 @@ fn a_member_whose_disk_lost_its_adapter_stores_it_again() {
     assert_eq!(agree(&mut peers, 1).merged_hash, merged.merged_hash);
     assert!(blob.exists() && peers[0].slots().iter().all(|slot| slot.sequence == 1));
 }
+
+#[test]
+fn a_withdrawn_member_leaves_no_trace_and_a_reader_that_comes_again_learns_of_it() {
+    let scene = Scene::new("withdrawn");
+    let (first, second) = (address(Transport::Tcp), address(Transport::Quic));
+    let mut peers =
+        vec![scene.member(1, &first, &[]), scene.member(2, &second, &[&first]), scene.member(3, &address(Transport::Tcp), &[&first])];
+    assert_eq!(agree(&mut peers, 3).merged_hash, scene.expected(&[1, 2, 3]));
+    assert_eq!(ContentHash::of(&scene.read("reader", 3, &[&first])), scene.expected(&[1, 2, 3]));
+
+    let mut gone = peers.pop().expect("the third");
+    gone.kill();
+    let mut withdrawing = Peer::new(PROGRAM, scene.path(), "member-3", scene.round.id(), ["withdraw", "--round"]);
+    withdrawing.argue([scene.file.clone()]);
+    withdrawing.argue(["--peer", &first]);
+    withdrawing.start();
+    assert_eq!(agree(&mut peers, 2).merged_hash, scene.expected(&[1, 2]), "as if it had never been in");
+    for peer in &peers {
+        let third = ContentHash::of(&adapters::adapter_file(&scene.round, 3));
+        let blob = peer.round_home().store().join("blobs").join(format!("{third}.blob"));
+        assert!(!blob.exists(), "what nobody needs is dropped");
+    }
+    // The same home as before: what it remembers is not enough.
+    std::fs::rename(scene.path().join("reader-merged"), scene.path().join("older")).expect("moved");
+    assert_eq!(ContentHash::of(&scene.read("reader", 2, &[&second])), scene.expected(&[1, 2]));
+}
