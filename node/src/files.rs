@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+/// Mode of files that others on the machine may read.
+pub const PUBLIC: u32 = 0o644;
 /// Ending of what is being written and not yet there.
 const UNFINISHED: &str = "unfinished";
 
@@ -17,7 +19,7 @@ const UNFINISHED: &str = "unfinished";
 /// # Errors
 /// What the file system says, with the path.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_with_mode(path, bytes, 0o644)
+    write_with_mode(path, bytes, PUBLIC)
 }
 
 /// As [`write`], readable by the owner alone.
@@ -29,15 +31,21 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    replace(path, bytes, mode).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// As [`write`], for rooms with errors of their own. One writer a file: the temporary name is fixed, so that what a killed
+/// process left is overwritten.
+///
+/// # Errors
+/// What the file system says.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let unfinished = beside(path);
-    let written = (|| {
-        let mut file = create(&unfinished, mode)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&unfinished, path)?;
-        sync_folder(folder_of(path))
-    })();
-    written.with_context(|| format!("cannot write {}", path.display()))
+    let mut file = create(&unfinished, mode)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    sync_folder(folder_of(path))
 }
 
 #[cfg(unix)]

@@ -148,23 +148,48 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-/// Runs a peer with this verb's options until its goal is reached.
-pub fn run_peer(home: &Home, round: Round, network: &NetworkArgs, output: OutputArgs, work: Work, goal: Goal) -> Result<Outcome> {
-    let (key, created) = home.key_or_create()?;
-    let mut console = crate::console::Console::new(output.json, output.quiet);
-    if created && !output.json && !output.quiet {
-        console.line(&format!("made a key for this home: {}", home.key_path().display()));
+/// What every verb that runs a peer is given.
+#[derive(Args, Clone, Debug)]
+pub struct PeerArgs {
+    /// The round file
+    #[arg(long, value_name = "FILE")]
+    pub round: PathBuf,
+    #[command(flatten)]
+    pub home: HomeArgs,
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// A peer whose round file and home were found.
+pub struct OpenedPeer {
+    pub round: Round,
+    pub home: Home,
+    network: NetworkArgs,
+    output: OutputArgs,
+}
+
+impl PeerArgs {
+    pub fn open(&self) -> Result<OpenedPeer> {
+        let (round, home) = (read_round(&self.round)?, self.home.open()?);
+        Ok(OpenedPeer { round, home, network: self.network.clone(), output: self.output })
     }
-    let peer = Peer {
-        home: home.round(round.id()),
-        round,
-        key,
-        listen: network.listen(),
-        bootstrap: network.peers.clone(),
-        mdns: network.mdns,
-        work,
-        goal,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(driver::run(peer, |event| console.show(event)))
+}
+
+impl OpenedPeer {
+    /// Runs until the goal is reached or the peer is stopped.
+    pub fn run(self, work: Work, goal: Goal) -> Result<Outcome> {
+        let Self { round, home, network, output } = self;
+        let (key, created) = home.key_or_create()?;
+        let mut console = crate::console::Console::new(output.json, output.quiet);
+        if created && !output.json && !output.quiet {
+            console.line(&format!("made a key for this home: {}", home.key_path().display()));
+        }
+        let (listen, bootstrap, mdns) = (network.listen(), network.peers, network.mdns);
+        let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, work, goal };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
+        runtime.block_on(driver::run(peer, |event| console.show(event)))
+    }
 }

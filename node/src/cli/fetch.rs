@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::EXIT_UNREACHED;
-use super::args::{HomeArgs, NetworkArgs, OutputArgs, read_round, run_peer, seconds};
+use super::args::{PeerArgs, seconds};
 use crate::driver::{Goal, Work};
 use crate::files;
 
@@ -22,9 +22,6 @@ At the deadline what is there is written, and the exit code is 3 if it was fewer
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The round file
-    #[arg(long, value_name = "FILE")]
-    round: PathBuf,
     /// Wait until at least so many adapters are merged
     #[arg(long, default_value_t = 1, value_name = "N")]
     adapters: usize,
@@ -35,32 +32,28 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
-    home: HomeArgs,
-    #[command(flatten)]
-    network: NetworkArgs,
-    #[command(flatten)]
-    output: OutputArgs,
+    peer: PeerArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
     if args.out.exists() {
         bail!("{} exists already; choose another directory to write", args.out.display());
     }
-    let round = read_round(&args.round)?;
-    if args.network.peers.is_empty() && !args.network.mdns {
+    let peer = args.peer.open()?;
+    if args.peer.network.peers.is_empty() && !args.peer.network.mdns {
         eprintln!("hint: without --peer or --mdns this waits until somebody dials it");
     }
     let goal = Goal { adapters: Some(args.adapters.max(1)), deadline: args.timeout };
-    let outcome = run_peer(&args.home.open()?, round, &args.network, args.output, Work::Read, goal)?;
+    let outcome = peer.run(Work::Read, goal)?;
     let merged = outcome.merged.as_ref();
     if let Some((_, folder)) = merged {
         copy_folder(folder, &args.out)?;
     }
     let adapters = merged.map_or(0, |(receipt, _)| receipt.admitted.len());
-    if args.output.json {
+    if args.peer.output.json {
         let receipt = merged.map(|(receipt, _)| receipt);
         println!("{}", serde_json::json!({ "event": "fetched_merge", "reached": outcome.reached, "out": args.out, "receipt": receipt }));
-    } else if adapters > 0 && !args.output.quiet {
+    } else if adapters > 0 && !args.peer.output.quiet {
         eprintln!("wrote {} ({adapters} adapters); check it with: mingle verify {}", args.out.display(), args.out.display());
     }
     if outcome.reached {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::args::{HomeArgs, NetworkArgs, OutputArgs, read_round, run_peer};
+use super::args::PeerArgs;
 use crate::contribution::from_directory;
 use crate::driver::{Goal, Work};
 
@@ -22,23 +22,16 @@ A second adapter published in the same round supersedes the first.";
 pub struct Args {
     /// PEFT directory
     directory: PathBuf,
-    /// The round file
-    #[arg(long, value_name = "FILE")]
-    round: PathBuf,
     /// Training examples the adapter saw
     #[arg(long, value_name = "N")]
     examples: u64,
     #[command(flatten)]
-    home: HomeArgs,
-    #[command(flatten)]
-    network: NetworkArgs,
-    #[command(flatten)]
-    output: OutputArgs,
+    peer: PeerArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let round = read_round(&args.round)?;
-    let prepared = from_directory(&args.directory, &round, args.examples)?;
-    run_peer(&args.home.open()?, round, &args.network, args.output, Work::Publish(prepared), Goal::default())?;
+    let peer = args.peer.open()?;
+    let prepared = from_directory(&args.directory, &peer.round, args.examples)?;
+    peer.run(Work::Publish(prepared), Goal::default())?;
     Ok(ExitCode::SUCCESS)
 }

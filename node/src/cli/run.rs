@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use super::args::{HomeArgs, NetworkArgs, OutputArgs, TrainingArgs, read_round, run_peer};
+use super::args::{PeerArgs, TrainingArgs};
 use crate::contribution::check_base;
 use crate::driver::{Goal, Work};
 
@@ -21,9 +21,6 @@ It runs until it is stopped (Ctrl-C); killed at any point, it goes on where it w
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The round file
-    #[arg(long, value_name = "FILE")]
-    round: PathBuf,
     /// Hugging Face directory of the round's base
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
@@ -34,18 +31,13 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     start_from: Option<PathBuf>,
     #[command(flatten)]
-    home: HomeArgs,
-    #[command(flatten)]
-    network: NetworkArgs,
+    peer: PeerArgs,
     #[command(flatten)]
     training: TrainingArgs,
-    #[command(flatten)]
-    output: OutputArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let home = args.home.open()?;
-    let round = read_round(&args.round)?;
+    let peer = args.peer.open()?;
     let work = match (args.base, args.data) {
         (Some(_), data) if data.is_empty() => bail!("--base is for training, which needs --data"),
         (None, data) if data.is_empty() => Work::Serve,
@@ -53,14 +45,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
         (Some(base), data) => {
             let plan = args.training.plan(base, data, args.start_from);
             // What is wrong with base or data is said now, not after joining.
-            check_base(&plan.base, &round)?;
+            check_base(&plan.base, &peer.round)?;
             for path in &plan.data {
                 crate::data::read_jsonl(path)?;
             }
-            let (round, home) = (round.clone(), home.clone());
+            let (round, home) = (peer.round.clone(), peer.home.clone());
             Work::Train(Box::new(move |desk| plan.prepare(&round, &home, desk)))
         }
     };
-    run_peer(&home, round, &args.network, args.output, work, Goal::default())?;
+    peer.run(work, Goal::default())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,12 +1,11 @@
 //! `mingle withdraw`: a member takes its adapter back.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::args::{HomeArgs, NetworkArgs, OutputArgs, read_round, run_peer, seconds};
+use super::args::{PeerArgs, seconds};
 use crate::driver::{Goal, Work};
 
 const EXAMPLES: &str = "\
@@ -21,22 +20,15 @@ on with them.";
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The round file
-    #[arg(long, value_name = "FILE")]
-    round: PathBuf,
     /// Stop after so many seconds [default: run until stopped]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
     #[command(flatten)]
-    home: HomeArgs,
-    #[command(flatten)]
-    network: NetworkArgs,
-    #[command(flatten)]
-    output: OutputArgs,
+    peer: PeerArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let goal = Goal { adapters: None, deadline: args.timeout };
-    run_peer(&args.home.open()?, read_round(&args.round)?, &args.network, args.output, Work::Withdraw, goal)?;
+    args.peer.open()?.run(Work::Withdraw, goal)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,8 +10,9 @@ use mingle_protocol::hash::ContentHash;
 use super::decoder::{BLOCK_MODULES, Block, Decoder};
 use super::kernels::rope::RopeTable;
 use super::linear::{Linear, Lora};
-use super::weights::{Weights, to_bf16_safetensors, write_atomically};
+use super::weights::{Weights, to_bf16_safetensors};
 use super::{ModelConfig, ModelError};
+use crate::files;
 
 /// A linear module that can carry LoRA.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -224,7 +225,7 @@ impl Decoder {
         }
         let write = |name: &str, bytes: &[u8]| {
             let path = dir.join(name);
-            write_atomically(&path, bytes).map_err(|error| ModelError::file(&path, error))
+            files::replace(&path, bytes, files::PUBLIC).map_err(|error| ModelError::file(&path, error))
         };
         write("model.safetensors", &to_bf16_safetensors(&tensors)?)?;
         let text = serde_json::to_string_pretty(&self.config.to_json()).map_err(|error| ModelError::file(dir, error))?;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -187,19 +187,4 @@ pub fn to_bf16_safetensors(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Result
     }
     let format = [("format".to_string(), "pt".to_string())].into();
     safetensors::serialize(views, Some(format)).map_err(explain)
-}
-
-/// Writes `bytes` as `path` so that a crash leaves the old file or the new one: temporary file, fsync, rename, fsync of
-/// the folder. One writer a file: the temporary name is fixed, so that what a killed process left is overwritten.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let temporary = path.with_extension("partial");
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    std::fs::rename(&temporary, path)?;
-    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => File::open(".")?.sync_all(),
-    }
 }

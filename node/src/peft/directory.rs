@@ -8,7 +8,8 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::{AdapterConfig, PeftError};
-use crate::models::weights::{widen, write_atomically};
+use crate::files;
+use crate::models::weights::widen;
 use crate::models::{BaseModel, Decoder, ModelError};
 
 const PREFIX: &str = "base_model.model.";
@@ -147,7 +148,7 @@ pub fn write(dir: &Path, adapter: &Adapter, base: Option<&str>) -> Result<(), Pe
     let text = format!("{:#}\n", config.to_json());
     for (name, bytes) in [(WEIGHTS, to_safetensors(adapter)?), (CONFIG, text.into_bytes())] {
         let path = dir.join(name);
-        write_atomically(&path, &bytes).map_err(|error| explain(&path, error))?;
+        files::replace(&path, &bytes, files::PUBLIC).map_err(|error| explain(&path, error))?;
     }
     Ok(())
 }

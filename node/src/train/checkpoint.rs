@@ -9,7 +9,8 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
-use crate::models::weights::{widen, write_atomically};
+use crate::files;
+use crate::models::weights::widen;
 
 /// File name of the checkpoint in its folder.
 pub const FILE: &str = "checkpoint.safetensors";
@@ -61,7 +62,7 @@ pub fn write(
     }
     let text = serde_json::to_string(state).map_err(|error| refuse(&path, error))?;
     let bytes = safetensors::serialize(views, Some([("state".to_string(), text)].into())).map_err(|e| refuse(&path, e))?;
-    write_atomically(&path, &bytes).map_err(|error| refuse(&path, error))?;
+    files::replace(&path, &bytes, files::PUBLIC).map_err(|error| refuse(&path, error))?;
     Ok(path)
 }
 
