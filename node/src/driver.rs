@@ -116,6 +116,8 @@ pub struct Outcome {
     pub merged: Option<(Receipt, PathBuf)>,
     /// Whether the goal was reached, rather than the deadline or a signal.
     pub reached: bool,
+    /// Whether this member stands withdrawn.
+    pub withdrawn: bool,
 }
 
 enum Job {
@@ -337,7 +339,8 @@ impl<F: FnMut(&Event)> Driver<F> {
     }
 
     fn outcome(&self, reached: bool) -> Outcome {
-        Outcome { merged: self.merged.clone(), reached }
+        let withdrawn = matches!(self.machine.own_slot(&self.key.member()), Some(SlotState::Withdrawn));
+        Outcome { merged: self.merged.clone(), reached, withdrawn }
     }
 
     fn finished(&mut self) -> Option<Outcome> {

@@ -280,3 +280,10 @@ fn help_names_the_exit_codes_and_a_wrong_line_ends_with_2() {
     assert_eq!(desk.run("merge").code, 2);
     assert!(!Path::new(&desk.path("home")).exists(), "help leaves nothing behind");
 }
+
+#[test]
+fn a_withdrawal_that_nobody_could_confirm_ends_with_3() {
+    let desk = Desk::with_round("");
+    desk.run("withdraw --round DIR/round.json --timeout 0.5 --listen /ip4/127.0.0.1/tcp/0 --quiet")
+        .wrong(3, &["nothing was withdrawn: this home announced nothing, and no neighbour told what this key said before"]);
+}

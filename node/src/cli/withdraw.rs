@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::EXIT_UNREACHED;
 use super::args::{PeerArgs, seconds};
 use crate::driver::{Goal, Work};
 
@@ -29,6 +30,10 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let goal = Goal { adapters: None, deadline: args.timeout };
-    args.peer.open()?.run(Work::Withdraw, goal)?;
-    Ok(ExitCode::SUCCESS)
+    let outcome = args.peer.open()?.run(Work::Withdraw, goal)?;
+    if outcome.withdrawn {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("nothing was withdrawn: this home announced nothing, and no neighbour told what this key said before");
+    Ok(ExitCode::from(EXIT_UNREACHED))
 }
