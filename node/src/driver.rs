@@ -185,14 +185,12 @@ impl<F: FnMut(&Event)> Driver<F> {
         }
         home.prepare(&round)?;
         let store = Store::open(home.store())?;
+        let stored = store.records()?;
         let mut records = Vec::new();
-        for (id, bytes) in store.records()? {
-            match UnverifiedRecord(&bytes).verify(&round) {
+        for (_, bytes) in &stored {
+            match UnverifiedRecord(bytes).verify(&round) {
                 Ok(record) => records.push(record),
-                Err(error) => {
-                    tracing::warn!(%error, "dropping a stored record");
-                    store.remove_records(&[id])?;
-                }
+                Err(error) => tracing::warn!(%error, "dropping a stored record"),
             }
         }
         let network = NetworkConfig {
@@ -218,10 +216,12 @@ impl<F: FnMut(&Event)> Driver<F> {
             home: home.folder().to_owned(),
         });
         let machine = Machine::new(round, records);
-        // A kill between keeping a record and forgetting what it displaced leaves the latter behind.
+        // Refused ones, and what a kill left behind between keeping a record and forgetting what it displaced.
         let kept: BTreeSet<[u8; 32]> = machine.ledger().records().map(|record| record.id().0.0).collect();
-        let left: Vec<[u8; 32]> = store.records()?.into_iter().map(|(id, _)| id).filter(|id| !kept.contains(id)).collect();
-        store.remove_records(&left)?;
+        let left: Vec<[u8; 32]> = stored.into_iter().map(|(id, _)| id).filter(|id| !kept.contains(id)).collect();
+        if !left.is_empty() {
+            store.remove_records(&left)?;
+        }
         let mut driver = Self {
             machine,
             key,
@@ -262,9 +262,14 @@ impl<F: FnMut(&Event)> Driver<F> {
         Ok(driver)
     }
 
+    /// What this member itself has said, as the ledger has it.
+    fn own_slot(&self) -> Option<SlotState<'_>> {
+        self.machine.ledger().slot(&self.key.member())
+    }
+
     /// Starts what this peer contributes, unless it already stands in the ledger.
     fn begin(&mut self, work: Work, jobs: mpsc::Sender<Job>) -> Result<()> {
-        let own = self.machine.own_slot(&self.key.member());
+        let own = self.own_slot();
         let stands = matches!(own, Some(SlotState::Adapter(_)));
         let withdrawn = matches!(own, Some(SlotState::Withdrawn));
         if !matches!(work, Work::Read) {
@@ -313,7 +318,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                     self.write_status();
                 }
             }
-            let known = self.machine.has_compared() || self.machine.own_slot(&self.key.member()).is_some();
+            let known = self.machine.has_compared() || self.own_slot().is_some();
             if self.withdrawing && known {
                 self.withdrawing = false;
                 self.withdraw()?;
@@ -339,7 +344,7 @@ impl<F: FnMut(&Event)> Driver<F> {
     }
 
     fn outcome(&self, reached: bool) -> Outcome {
-        let withdrawn = matches!(self.machine.own_slot(&self.key.member()), Some(SlotState::Withdrawn));
+        let withdrawn = matches!(self.own_slot(), Some(SlotState::Withdrawn));
         Outcome { merged: self.merged.clone(), reached, withdrawn }
     }
 

@@ -9,7 +9,7 @@ mod messages;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::hash::ContentHash;
-use crate::ledger::{Admitted, Change, Ledger, SlotState};
+use crate::ledger::{Admitted, Change, Ledger};
 use crate::record::{SignedRecord, UnverifiedRecord};
 use crate::round::Round;
 use crate::sync;
@@ -354,11 +354,6 @@ impl<P: Clone + Ord> Machine<P> {
             want.retry_at = now;
             out.push(Output::CancelFetch(*adapter));
         }
-    }
-
-    /// The member's own announcement in this round, if it stands.
-    pub fn own_slot(&self, member: &crate::identity::MemberKey) -> Option<SlotState<'_>> {
-        self.ledger.slot(member)
     }
 }
 

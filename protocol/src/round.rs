@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{HEADER_BYTES_MAX, LoraShape, ShapeError, TensorList};
+use crate::adapter::{LoraShape, ShapeError, TensorList};
 use crate::hash::{ContentHash, DomainHasher, HexError};
 use crate::identity::{MemberKey, Roster};
 
@@ -192,9 +192,9 @@ impl Round {
         &self.tensors
     }
 
-    /// Largest adapter file a member of this round can have: every element in f32 and the longest header.
+    /// Largest adapter file a member of this round can have.
     pub fn adapter_bytes_max(&self) -> u64 {
-        self.tensors.elements().saturating_mul(4).saturating_add(HEADER_BYTES_MAX).saturating_add(8)
+        self.shape().file_bytes_max()
     }
 }
 

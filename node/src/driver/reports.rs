@@ -116,7 +116,7 @@ impl<F: FnMut(&Event)> Driver<F> {
     /// Takes this member's adapter back, for good: nothing that was trained is announced again by itself.
     pub(super) fn withdraw(&mut self) -> Result<()> {
         let (round, member) = (self.machine.round().clone(), self.key.member());
-        if let Some(SlotState::Withdrawn) = self.machine.own_slot(&member) {
+        if let Some(SlotState::Withdrawn) = self.own_slot() {
             return Ok(());
         }
         let sequence = self.machine.ledger().sequence(&member) + 1;
@@ -144,7 +144,7 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     /// Stores what this member announced once more from its file, where the disk has lost it: nobody else may have it.
     pub(super) fn store_again(&mut self, weights: &Path) -> Result<()> {
-        let Some(SlotState::Adapter(said)) = self.machine.own_slot(&self.key.member()) else { return Ok(()) };
+        let Some(SlotState::Adapter(said)) = self.own_slot() else { return Ok(()) };
         let announced = said.adapter;
         if self.store.has_blob(announced)? || !weights.exists() || hash_of(weights)? != announced {
             return Ok(());
@@ -163,7 +163,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             .with_context(|| format!("{} cannot be announced in round \"{}\"", prepared.weights.display(), round.manifest().name))?;
         let member = key.member();
         self.phase = Phase::Announced;
-        if let Some(SlotState::Adapter(said)) = machine.own_slot(&member)
+        if let Some(SlotState::Adapter(said)) = machine.ledger().slot(&member)
             && (said.adapter, said.examples) == (checked.hash, prepared.examples)
         {
             return self.store_again(&prepared.weights);
