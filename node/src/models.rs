@@ -12,6 +12,7 @@ pub mod config;
 pub mod decoder;
 pub mod kernels;
 mod linear;
+mod ops;
 pub mod pretrained;
 pub mod weights;
 

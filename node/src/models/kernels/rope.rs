@@ -1,8 +1,8 @@
 //! Rotary positions, half-split as Hugging Face does it: element `i` of a head turns with element `i + head_dim / 2`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::vector::vectorised;
 use super::{Values, values};
@@ -13,6 +13,8 @@ pub struct RopeTable {
     cos: Vec<f32>,
     sin: Vec<f32>,
     pairs: usize,
+    /// Both as tensors of the device that last asked.
+    on_device: Mutex<Option<(Tensor, Tensor)>>,
 }
 
 impl RopeTable {
@@ -23,11 +25,23 @@ impl RopeTable {
             let row = |position: usize| frequencies.iter().map(move |w| f(position as f32 * *w as f32));
             (0..positions).flat_map(row).collect()
         };
-        Self { cos: angles(f32::cos), sin: angles(f32::sin), pairs: frequencies.len() }
+        Self { cos: angles(f32::cos), sin: angles(f32::sin), pairs: frequencies.len(), on_device: Mutex::default() }
     }
 
     pub fn positions(&self) -> usize {
         self.cos.len() / self.pairs
+    }
+
+    /// Cosines and sines as tensors `(positions, pairs)`, f32, sent to a device once.
+    pub(crate) fn on(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        let mut held = self.on_device.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((cos, sin)) = held.as_ref().filter(|(cos, _)| cos.device().same_device(device)) {
+            return Ok((cos.clone(), sin.clone()));
+        }
+        let tensor = |angles: &[f32]| Tensor::from_slice(angles, (self.positions(), self.pairs), device);
+        let both = (tensor(&self.cos)?, tensor(&self.sin)?);
+        *held = Some(both.clone());
+        Ok(both)
     }
 }
 
