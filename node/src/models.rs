@@ -10,6 +10,7 @@
 pub mod backward;
 pub mod config;
 pub mod decoder;
+pub mod device;
 pub mod kernels;
 mod linear;
 mod ops;
