@@ -11,7 +11,7 @@ mod rope;
 mod rows;
 
 pub(super) use activation::{activate, activate_backward, dropout, tanh, tanh_backward};
-pub(super) use attention::{attention, attention_backward};
+pub(super) use attention::{attention, attention_backward, extend, masked_softmax, softmax_backward};
 pub(super) use loss::cross_entropy;
 pub(super) use norm::{norm, norm_backward, norm_backward_weight};
 pub(super) use optimiser::{adamw, squared_norm};

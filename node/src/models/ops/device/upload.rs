@@ -13,7 +13,7 @@ thread_local! {
 }
 
 /// The values as a tensor of the device, u32.
-pub(super) fn upload(values: &[u32], device: &Device) -> Result<Tensor> {
+pub(crate) fn upload(values: &[u32], device: &Device) -> Result<Tensor> {
     LAST.with_borrow_mut(|last| {
         let location = device.location();
         if let Some(at) =
@@ -32,11 +32,6 @@ pub(super) fn upload(values: &[u32], device: &Device) -> Result<Tensor> {
         last.push((location, values.to_vec(), tensor.clone()));
         Ok(tensor)
     })
-}
-
-/// Lengths as u32.
-pub(super) fn narrow(lengths: &[usize]) -> Vec<u32> {
-    lengths.iter().map(|length| u32::try_from(*length).unwrap_or(u32::MAX)).collect()
 }
 
 #[cfg(test)]

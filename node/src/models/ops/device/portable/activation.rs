@@ -2,9 +2,9 @@
 
 use candle_core::{D, Result, Tensor};
 
-use super::super::super::Activation;
 use super::wide;
-use crate::models::kernels;
+use crate::models::kernels::activation::Activation;
+use crate::models::kernels::dropout;
 
 const ROOT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
 const CUBIC: f64 = 0.044_715;
@@ -81,7 +81,7 @@ pub(in super::super) fn tanh_backward(y: &Tensor, g: &Tensor) -> Result<Tensor> 
 
 /// The mask is drawn on the processor: tensors have no bit operations to draw it with.
 pub(in super::super) fn dropout(x: &Tensor, p: f32, seed: u64) -> Result<Tensor> {
-    let factors = kernels::dropout::dropout(&vec![1.0; x.elem_count()], p, seed);
+    let factors = dropout::dropout(&vec![1.0; x.elem_count()], p, seed);
     let factors = Tensor::from_vec(factors, x.shape(), x.device())?;
     (wide(x)? * factors)?.to_dtype(x.dtype())
 }
