@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-node/cuda/emulator/build.sh "$folder/emulator.so"
+node/trainer/cuda/emulator/build.sh "$folder/emulator.so"
 MINGLE_CUDA_EMULATOR=$folder/emulator.so cargo test --workspace --lib kernels::cuda -- --nocapture

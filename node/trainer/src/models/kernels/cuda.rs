@@ -1,4 +1,4 @@
-//! Our CUDA kernels: their sources and their PTX lie in `node/cuda/kernels`, the driver compiles the PTX for its GPU.
+//! Our CUDA kernels: their sources and their PTX lie in `node/trainer/cuda/kernels`, the driver compiles the PTX for its GPU.
 //!
 //! Only with the feature `cuda`, and in tests: there the same functions can run the kernels' sources on the processor
 //! ([`emulator`]), so that arithmetic, indices and arguments are tested without a GPU.

@@ -1,4 +1,4 @@
-//! Stands in for a GPU in tests: the kernels' sources, compiled for the processor as a library (`node/cuda/emulator`),
+//! Stands in for a GPU in tests: the kernels' sources, compiled for the processor as a library (`node/trainer/cuda/emulator`),
 //! whose path `MINGLE_CUDA_EMULATOR` names. `tests/by_hand/emulated_kernels.sh` builds and uses it.
 
 use std::cell::Cell;

@@ -24,7 +24,7 @@ pub(crate) fn product(a: &Tensor, transpose_a: bool, b: &Tensor, transpose_b: bo
 pub(crate) fn product_onto(y: Tensor, a: &Tensor, transpose_a: bool, b: &Tensor, transpose_b: bool, scale: f32) -> Result<Tensor> {
     if y.dtype() != DType::F32 && y.dtype() != common(a, b) {
         let product = product(a, transpose_a, b, transpose_b, scale)?;
-        return y + product.to_dtype(y.dtype())?;
+        return &y + product.to_dtype(y.dtype())?;
     }
     multiply(&y, a, transpose_a, b, transpose_b, scale, 1.0)?;
     Ok(y)

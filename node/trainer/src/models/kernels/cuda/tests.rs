@@ -23,7 +23,7 @@ fn the_ptx_was_made_of_these_sources() {
         let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
         let hash = all.iter().fold(0xcbf2_9ce4_8422_2325, fold);
         let expected = format!("// FNV-1a of common.cuh and {source}: {hash:016x}");
-        assert_eq!(module.ptx().lines().next(), Some(expected.as_str()), "{source} has changed: run node/cuda/ptx.sh");
+        assert_eq!(module.ptx().lines().next(), Some(expected.as_str()), "{source} has changed: run node/trainer/cuda/ptx.sh");
     }
 }
 

@@ -1,4 +1,4 @@
-// Root-mean-square and layer norm of rows; the formulas are those of node/src/models/kernels/norm.rs.
+// Root-mean-square and layer norm of rows; the formulas are those of node/trainer/src/models/kernels/norm.rs.
 #include "common.cuh"
 
 // Mean (0 without LAYER) and 1 / sqrt(variance + eps) of a row, in every thread of its block.

@@ -18,7 +18,7 @@ __device__ void rope(
     }
 }
 
-// Numbers of node/src/models/kernels/activation.rs in its order.
+// Numbers of node/trainer/src/models/kernels/activation.rs in its order.
 enum { SILU = 0, GELU_TANH = 1, GELU = 2 };
 
 // Value and derivative.
@@ -79,7 +79,7 @@ __device__ void gate_backward(const T *x, const T *g, T *dx, u64 count, u32 widt
     }
 }
 
-// The generator of node/src/models/kernels/dropout.rs, bit for bit.
+// The generator of node/trainer/src/models/kernels/dropout.rs, bit for bit.
 template <typename T>
 __device__ void dropout(const T *x, T *y, u64 count, u32 threshold, float keep, u64 seed) {
     for (u64 at = grid_index(); at < count; at += grid_threads()) {
@@ -114,7 +114,7 @@ __device__ void dropout(const T *x, T *y, u64 count, u32 threshold, float keep, 
     }
 FOR_EACH_DTYPE(ENTRY)
 
-// AdamW as node/src/models/kernels/adamw.rs has it, on f32 masters and moments.
+// AdamW as node/trainer/src/models/kernels/adamw.rs has it, on f32 masters and moments.
 extern "C" __global__ void adamw(
     float *p, float *m, float *v, const float *g, u64 count, float beta1, float beta2, float epsilon, float keep, float rate,
     float root_correction, float gradient_scale) {
