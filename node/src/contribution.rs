@@ -138,7 +138,7 @@ pub fn status_of(progress: &Progress) -> TrainingStatus {
         steps: progress.steps as u64,
         epoch: progress.epoch as u64,
         epochs: progress.epochs as u64,
-        loss: f64::from(progress.loss),
+        loss: progress.loss,
         tokens_per_second: progress.tokens_per_second,
         seconds_left: progress.remaining.as_secs_f64(),
     }

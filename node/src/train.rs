@@ -11,18 +11,32 @@ mod full;
 mod gradients;
 mod lora;
 pub mod memory;
+pub mod metrics;
 mod optimiser;
+mod presets;
+mod progress;
 #[cfg(test)]
 mod reference;
+pub mod resources;
+mod schedule;
 mod session;
 pub mod settings;
+mod steps;
+mod stopping;
+mod tensorboard;
 #[cfg(test)]
 mod tests;
 
 pub use full::{TrainedModel, random_decoder, train_full};
 pub use lora::{Start, TrainedAdapter, seeded_draw, train_lora};
-pub use session::{Control, Losses, Outcome, Progress, TrainData};
-pub use settings::{Schedule, TrainSettings};
+pub use gradients::BatchGradients;
+pub use presets::Preset;
+pub use progress::{Control, Losses, Moment, Outcome, Progress, Summary, TrainData};
+pub use schedule::Schedule;
+pub use session::Watch;
+pub use settings::{Precision, TrainSettings};
+pub use steps::Steps;
+pub use stopping::Evaluation;
 
 use std::path::PathBuf;
 
@@ -44,11 +58,15 @@ pub enum TrainError {
     #[error("{setting} is {found}, but must be {expected}")]
     Setting { setting: &'static str, found: String, expected: &'static str },
     #[error("the loss became {loss} at step {step}: the learning rate is probably too high")]
-    Diverged { step: usize, loss: f32 },
+    Diverged { step: usize, loss: f64 },
+    #[error("there are no held-out examples, so no evaluation can say what is best or when to stop")]
+    NothingHeldOut,
     #[error("{path}: {reason}")]
     Checkpoint { path: PathBuf, reason: String },
     #[error("{path} was made with other settings, data or start, so it cannot be resumed from")]
     OtherCheckpoint { path: PathBuf },
+    #[error("metrics cannot be written to {path}: {reason}")]
+    Metrics { path: PathBuf, reason: String },
     #[error("the draw of {name} gave {found} numbers instead of {expected}")]
     Draw { name: String, found: usize, expected: usize },
     #[error("threads for training cannot be started: {0}")]

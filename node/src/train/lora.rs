@@ -5,7 +5,9 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor, Var};
 
-use super::session::{Control, Losses, Outcome, Progress, Session, TrainData};
+use super::progress::{Control, Losses, Outcome, Progress, TrainData};
+use super::session::Session;
+use super::stopping::Evaluation;
 use super::{TrainError, TrainSettings};
 use crate::data::batches::Draw;
 use crate::models::BaseModel;
@@ -37,8 +39,13 @@ pub fn seeded_draw(seed: u64) -> impl Fn(&str, usize, u64) -> Vec<f32> {
 pub struct TrainedAdapter {
     pub adapter: Adapter,
     pub losses: Losses,
-    /// Loss of each step's batch.
-    pub step_losses: Vec<f32>,
+    /// Loss of each step.
+    pub step_losses: Vec<f64>,
+    /// The held-out losses measured after steps.
+    pub evaluations: Vec<Evaluation>,
+    /// The step whose adapter this is.
+    pub chosen_step: usize,
+    pub stopped_early: bool,
     /// Training examples, each seen once an epoch.
     pub examples: u64,
     /// Tokens fed over all steps, padding not counted.
@@ -68,8 +75,7 @@ pub fn train_lora(
         }
     }
     let decoder = base.with_lora(&lora)?;
-    let session = Session { decoder: &decoder, variables: &variables, data, settings, checkpoint };
-    let summary = match session.run(progress)? {
+    let summary = match Session::new(&decoder, &variables, data, settings, checkpoint).run(progress)? {
         Outcome::Finished(summary) => summary,
         Outcome::Stopped { step, steps } => return Ok(Outcome::Stopped { step, steps }),
     };
@@ -83,6 +89,9 @@ pub fn train_lora(
         adapter: Adapter { rank: settings.rank, alpha: settings.alpha, tensors },
         losses: summary.losses,
         step_losses: summary.steps,
+        evaluations: summary.evaluations,
+        chosen_step: summary.chosen_step,
+        stopped_early: summary.stopped_early,
         examples: data.train.len() as u64,
         tokens: summary.tokens,
         seconds: summary.seconds,
