@@ -7,6 +7,7 @@
 //! It knows nothing of rounds or peers: the start of LoRA's A is handed in, and what is trained is handed out.
 
 pub mod checkpoint;
+pub mod estimate;
 mod full;
 mod gradients;
 mod lora;
@@ -69,6 +70,10 @@ pub enum TrainError {
     Metrics { path: PathBuf, reason: String },
     #[error("the draw of {name} gave {found} numbers instead of {expected}")]
     Draw { name: String, found: usize, expected: usize },
+    #[error("this training needs about {} of memory, but {} are free", estimate::size(*.needed), estimate::size(*.available))]
+    DoesNotFit { needed: u64, available: u64 },
+    #[error("the device's memory is full: {0}")]
+    OutOfMemory(String),
     #[error("threads for training cannot be started: {0}")]
     Threads(String),
 }
@@ -76,5 +81,17 @@ pub enum TrainError {
 impl From<candle_core::Error> for TrainError {
     fn from(error: candle_core::Error) -> Self {
         Self::Model(ModelError::Candle(error))
+    }
+}
+
+impl TrainError {
+    /// The same, with a GPU's failed allocation recognised by what its driver says.
+    fn recognised(self) -> Self {
+        let Self::Model(ModelError::Candle(error)) = &self else { return self };
+        let text = error.to_string();
+        match ["OUT_OF_MEMORY", "out of memory"].iter().any(|said| text.contains(said)) {
+            true => Self::OutOfMemory(text.lines().next().unwrap_or_default().to_owned()),
+            false => self,
+        }
     }
 }

@@ -56,7 +56,11 @@ impl<'a> Session<'a> {
         Self { decoder, variables, data, settings, checkpoint, active: None, watch: None }
     }
 
-    pub fn run(mut self, progress: &mut dyn FnMut(&Progress) -> Control) -> Result<Outcome<Summary>, TrainError> {
+    pub fn run(self, progress: &mut dyn FnMut(&Progress) -> Control) -> Result<Outcome<Summary>, TrainError> {
+        self.steps(progress).map_err(TrainError::recognised)
+    }
+
+    fn steps(mut self, progress: &mut dyn FnMut(&Progress) -> Control) -> Result<Outcome<Summary>, TrainError> {
         let settings = self.settings;
         settings.check()?;
         if self.data.train.is_empty() {
