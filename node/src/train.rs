@@ -29,8 +29,8 @@ mod tensorboard;
 mod tests;
 
 pub use full::{TrainedModel, random_decoder, train_full};
-pub use lora::{Start, TrainedAdapter, seeded_draw, train_lora};
 pub use gradients::BatchGradients;
+pub use lora::{Start, TrainedAdapter, seeded_draw, train_lora};
 pub use presets::Preset;
 pub use progress::{Control, Losses, Moment, Outcome, Progress, Summary, TrainData};
 pub use schedule::Schedule;

@@ -143,7 +143,8 @@ mod tests {
     #[test]
     fn an_epoch_takes_every_example_once_and_depends_on_seed_and_epoch() {
         let lengths: Vec<usize> = (0..103).map(|i| i % 17).collect();
-        for rule in [rule(), BatchRule { batch_tokens: Some(60), accumulate: 3, ..rule() }, BatchRule { group_by_length: false, ..rule() }] {
+        for rule in [rule(), BatchRule { batch_tokens: Some(60), accumulate: 3, ..rule() }, BatchRule { group_by_length: false, ..rule() }]
+        {
             let plan = rule.epoch(&lengths, 5, 0);
             let mut all: Vec<usize> = plan.concat();
             all.sort();

@@ -87,7 +87,8 @@ pub fn estimate(config: &ModelConfig, parameters: u64, trainable: Trainable, len
         examples: lengths.iter().map(|length| 5 * *length as u64 + 64).sum(),
         process: PROCESS_BYTES,
     };
-    let parts = [bytes.weights, bytes.trained, bytes.gradients, bytes.moments, bytes.best, bytes.activations, bytes.examples, bytes.process];
+    let parts =
+        [bytes.weights, bytes.trained, bytes.gradients, bytes.moments, bytes.best, bytes.activations, bytes.examples, bytes.process];
     Estimate {
         parameters,
         trainable_parameters: trainable.parameters,
