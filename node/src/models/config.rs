@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::ModelError;
 use super::families::{self, Family};
 pub use super::kernels::activation::Activation;
-pub use super::kernels::attention::Mask;
 use super::kernels::attention::Heads;
+pub use super::kernels::attention::Mask;
 pub use super::ops::NormKind;
 
 /// A model's architecture. Lengths in elements.

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, TensorId};
 
+use super::ModelError;
 use super::batch::{IGNORED, TokenBatch};
 use super::config::{Head, ModelConfig, Positions};
 use super::kernels::rope::RopeTable;
 use super::ops::{self, Array, Gradients, Group, Low, Norm};
-use super::ModelError;
 
 /// One transformer block.
 #[derive(Debug, Clone)]

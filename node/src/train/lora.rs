@@ -10,7 +10,7 @@ use super::session::Session;
 use super::stopping::Evaluation;
 use super::{TrainError, TrainSettings};
 use crate::data::batches::Draw;
-use crate::models::BaseModel;
+use crate::models::{Attached, BaseModel, Lora};
 use crate::peft::{Adapter, AdapterTensor};
 
 /// Draws a tensor's first values: its PEFT name, how many, and the module's inputs (which scale the draw).
@@ -66,15 +66,15 @@ pub fn train_lora(
     settings.check()?;
     let variables = starting_variables(base, settings, start)?;
     let by_name: BTreeMap<&str, &Var> = variables.iter().map(|(name, variable)| (name.as_str(), variable)).collect();
-    let scale = settings.alpha / settings.rank as f64;
-    let mut lora = BTreeMap::new();
+    let (scale, dropout) = ((settings.alpha / settings.rank as f64) as f32, settings.dropout as f32);
+    let mut parts = Attached::default();
     for module in base.modules(&settings.targets)? {
         let half = |which| by_name.get(Adapter::tensor_name(&module.name, which).as_str()).map(|v| v.as_tensor().clone());
         if let (Some(a), Some(b)) = (half('A'), half('B')) {
-            lora.insert(module.name, (a, b, scale));
+            parts.lora.insert(module.name, vec![Lora { a, b, scale, dropout }]);
         }
     }
-    let decoder = base.with_lora(&lora)?;
+    let decoder = base.attach(&parts)?;
     let summary = match Session::new(&decoder, &variables, data, settings, checkpoint).run(progress)? {
         Outcome::Finished(summary) => summary,
         Outcome::Stopped { step, steps } => return Ok(Outcome::Stopped { step, steps }),

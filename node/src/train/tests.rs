@@ -348,10 +348,7 @@ fn families() -> Vec<(&'static str, ModelConfig)> {
         ("llama-tied", llama.clone()),
         ("mistral", ModelConfig { family: Family::Mistral, mask: Mask::Window(3), ..llama.clone() }),
         ("qwen2", ModelConfig { family: Family::Qwen2, biases: [true, false, false], ..llama.clone() }),
-        (
-            "gemma",
-            ModelConfig { family: Family::Gemma, norm_offset: 1.0, embedding_scale: 4.0, activation: Activation::GeluTanh, ..llama },
-        ),
+        ("gemma", ModelConfig { family: Family::Gemma, norm_offset: 1.0, embedding_scale: 4.0, activation: Activation::GeluTanh, ..llama }),
         ("gpt2", gpt2),
         ("bert", bert),
         ("roberta", roberta),

@@ -21,7 +21,10 @@ pub(super) fn config(fields: &Fields) -> Result<ModelConfig, ModelError> {
     let config = bert::config(fields)?;
     let first = fields.token("pad_token_id").unwrap_or(1) as usize + 1;
     if config.positions_max <= first {
-        return Err(ModelError::file(fields.path, format!("max_position_embeddings is {}, but positions begin at {first}", config.positions_max)));
+        return Err(ModelError::file(
+            fields.path,
+            format!("max_position_embeddings is {}, but positions begin at {first}", config.positions_max),
+        ));
     }
     Ok(ModelConfig {
         family: Family::Roberta,

@@ -130,9 +130,8 @@ impl<'a> Gradients<'a> {
 
     /// The sums as tensors of their variables' shapes.
     pub(crate) fn finish(self, variables: &[(String, Var)], device: &Device) -> Result<GradientList> {
-        let one = |(sum, (_, variable)): (Option<Array>, &(String, Var))| {
-            sum.map(|sum| sum.into_tensor(variable.dims(), device)).transpose()
-        };
+        let one =
+            |(sum, (_, variable)): (Option<Array>, &(String, Var))| sum.map(|sum| sum.into_tensor(variable.dims(), device)).transpose();
         let none = std::iter::repeat_with(|| None);
         self.sums.into_iter().chain(none).zip(variables).map(one).collect()
     }
