@@ -9,6 +9,7 @@ mod fetch;
 mod hint;
 mod key;
 mod merge;
+mod method;
 mod publish;
 mod round;
 mod run;

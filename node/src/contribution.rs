@@ -4,17 +4,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
+use mingle_protocol::adapter::{AdapterKind, Scaling};
 use mingle_protocol::hash::ContentHash;
-use mingle_protocol::number::seeded_uniform;
+use mingle_protocol::number::{Spread, seeded};
 use mingle_protocol::round::{Parent, Round};
 
 use crate::data::{self, Template, TokenizedExample, Tokens};
 use crate::driver::{Prepared, TrainingDesk, TrainingStatus};
 use crate::home::Home;
+use crate::merged::config_of;
 use crate::merger::hash_of;
 use crate::models::{BaseModel, base_digest};
 use crate::peft::{self, Adapter};
-use crate::train::{Control, Outcome, Progress, Start, TrainData, TrainSettings, TrainedAdapter, train_lora};
+use crate::sent::{merged_file, sent_file, write_sent};
+use crate::train::{Control, LowRankSettings, Method, Outcome, Progress, Start, TrainData, TrainSettings, TrainedAdapter, train_adapter};
 
 /// Examples kept from training, to measure it with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,10 +74,19 @@ impl TrainingPlan {
 
     /// The plan with the shape the round pins.
     pub fn for_round(mut self, round: &Round) -> Self {
-        let shape = round.shape();
-        self.settings.rank = shape.rank as usize;
-        self.settings.alpha = f64::from(shape.alpha);
-        self.settings.targets = shape.modules.iter().map(|module| module.name.clone()).collect();
+        let kind = round.kind();
+        self.settings.method = match kind {
+            AdapterKind::Lora(_) => Method::Lora,
+            AdapterKind::FrozenA(_) => Method::FrozenA,
+            AdapterKind::Subspace(shape) => Method::Subspace { seeds: shape.seeds as usize, interval: shape.interval as usize },
+            AdapterKind::Full(_) => Method::Full,
+        };
+        if let Some(shape) = kind.low_rank() {
+            self.settings.rank = shape.rank as usize;
+            self.settings.alpha = f64::from(shape.alpha);
+            self.settings.low_rank = LowRankSettings { rslora: shape.scaling == Scaling::Rslora, ..Default::default() };
+            self.settings.targets = shape.modules.iter().map(|module| module.name.clone()).collect();
+        }
         self
     }
 
@@ -88,24 +100,25 @@ impl TrainingPlan {
         let plan = self.for_round(round);
         check_base(&plan.base, round)?;
         let start = match (&round.manifest().parent, &plan.start_from) {
-            (Some(parent), from) => Some(parent_adapter(parent, from.as_deref(), home)?),
+            (Some(parent), from) => Some(parent_adapter(parent, round.kind(), from.as_deref(), home)?),
             (None, Some(from)) => {
                 bail!("round \"{}\" has no parent, so its members may not start from {}", round.manifest().name, from.display())
             }
             (None, None) => None,
         };
         let (base, examples) = plan.load()?;
-        let seed = round.shape().seed;
-        let draw = |name: &str, count: usize, inputs: u64| seeded_uniform(&seed, name, count, inputs).collect::<Vec<f32>>();
+        let seed = round.kind().low_rank().map_or([0; 32], |shape| shape.seed);
+        let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
         let start = start.as_ref().map_or(Start::Drawn(&draw), Start::Adapter);
         let checkpoint = round_home.training();
-        let trained = train(&base, &examples, &plan.settings, start, Some(&checkpoint), |progress| {
+        let mut trained = train(&base, &examples, &plan.settings, start, Some(&checkpoint), |progress| {
             desk.report(status_of(progress));
             if desk.stopped() { Control::Stop } else { Control::Continue }
         })?;
-        peft::write(&round_home.adapter(), &trained.adapter, Some(&round.manifest().base.name))?;
+        trained.adapter.config.base = Some(round.manifest().base.name.clone());
+        peft::write(&round_home.adapter(), &trained.adapter)?;
         Ok(Prepared {
-            weights: round_home.adapter().join(peft::WEIGHTS),
+            weights: write_sent(&round_home.adapter(), &trained.adapter, round)?,
             examples: trained.examples as u64,
             losses: Some((trained.losses.before, trained.losses.after)),
             seconds: trained.seconds,
@@ -126,7 +139,7 @@ pub fn train(
     mut progress: impl FnMut(&Progress) -> Control,
 ) -> Result<TrainedAdapter> {
     let data = TrainData { train: &examples.train, held_out: &examples.held_out };
-    match train_lora(base, data, settings, start, checkpoint, &mut progress)? {
+    match train_adapter(base, data, settings, start, checkpoint, &mut progress)? {
         Outcome::Finished(trained) => Ok(trained),
         Outcome::Stopped { step, steps } => bail!("training was stopped after step {step} of {steps}; it goes on from there next time"),
     }
@@ -161,9 +174,9 @@ pub fn check_base(folder: &Path, round: &Round) -> Result<()> {
 }
 
 /// The merged adapter a chained round starts from: given, or left in this home by the parent round.
-fn parent_adapter(parent: &Parent, given: Option<&Path>, home: &Home) -> Result<Adapter> {
+fn parent_adapter(parent: &Parent, kind: &AdapterKind, given: Option<&Path>, home: &Home) -> Result<Adapter> {
     let folder = given.map_or_else(|| home.round(parent.round).merged_current(), Path::to_owned);
-    let weights = folder.join(peft::WEIGHTS);
+    let weights = merged_file(&folder, kind);
     let found: ContentHash =
         hash_of(&weights).with_context(|| format!("cannot read the parent round's merged adapter {}", weights.display()))?;
     anyhow::ensure!(found == parent.merged, "{} has hash {found}, but the round starts from {}", weights.display(), parent.merged);
@@ -171,13 +184,15 @@ fn parent_adapter(parent: &Parent, given: Option<&Path>, home: &Home) -> Result<
 }
 
 /// An adapter made by any trainer, checked against the round as far as its configuration goes; its tensors are checked
-/// when it is announced.
+/// when it is announced. Where only a part of it travels, that part is put into this peer's home.
 ///
 /// # Errors
-/// Rank or scaling other than the round's, or anything that is not plain LoRA, by name.
-pub fn from_directory(folder: &Path, round: &Round, examples: u64) -> Result<Prepared> {
+/// Rank or scale other than the round's, matrices that are not those the round draws, or anything that is not additive, by
+/// name.
+pub fn from_directory(folder: &Path, round: &Round, home: &Home, examples: u64) -> Result<Prepared> {
+    let prepared = |weights| Ok(Prepared { weights, examples, losses: None, seconds: 0.0 });
+    let Some(expected) = config_of(round) else { return prepared(sent_file(folder, round.kind())) };
     let config = peft::read_config(folder)?;
-    let shape = round.shape();
     let matches = |what: &str, found: f64, expected: f64| {
         anyhow::ensure!(
             found == expected,
@@ -187,12 +202,22 @@ pub fn from_directory(folder: &Path, round: &Round, examples: u64) -> Result<Pre
         );
         Ok(())
     };
-    matches("rank", config.rank as f64, f64::from(shape.rank))?;
-    matches("alpha", config.alpha, f64::from(shape.alpha))?;
+    for module in round.kind().low_rank().iter().flat_map(|shape| &shape.modules) {
+        matches("rank", config.rank_of(&module.name) as f64, expected.rank_of(&module.name) as f64)?;
+        matches("scale", config.scale_of(&module.name), expected.scale_of(&module.name))?;
+    }
     let weights = folder.join(peft::WEIGHTS);
     if !weights.exists() {
         // Says by name what is wrong with a directory of pickled or missing weights.
         peft::read(folder)?;
     }
-    Ok(Prepared { weights, examples, losses: None, seconds: 0.0 })
+    match round.kind() {
+        AdapterKind::Lora(_) => prepared(weights),
+        _ => {
+            let own = home.round(round.id()).adapter();
+            let adapter = peft::read(folder)?;
+            peft::write(&own, &adapter)?;
+            prepared(write_sent(&own, &adapter, round)?)
+        }
+    }
 }

@@ -14,5 +14,6 @@ pub mod merger;
 pub mod models;
 pub mod network;
 pub mod peft;
+pub mod sent;
 pub mod store;
 pub mod train;

@@ -13,6 +13,7 @@ pub mod decoder;
 pub mod kernels;
 mod linear;
 pub mod pretrained;
+pub mod targets;
 pub mod weights;
 
 pub use config::ModelConfig;
@@ -36,6 +37,8 @@ pub enum ModelError {
     Dtype { name: String, found: String },
     #[error("\"{target}\" names no linear module of this model, which has {known}")]
     UnknownTarget { target: String, known: String },
+    #[error("\"{pattern}\" is no regular expression: {reason}")]
+    TargetPattern { pattern: String, reason: String },
     #[error("the adapter's {name} has shape {found:?}, but this base asks for {expected:?}")]
     AdapterShape { name: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("the adapter holds {name}, which names no module of this base")]

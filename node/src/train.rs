@@ -11,6 +11,7 @@ mod full;
 mod gradients;
 mod lora;
 pub mod memory;
+mod method;
 mod optimiser;
 #[cfg(test)]
 mod reference;
@@ -20,7 +21,8 @@ pub mod settings;
 mod tests;
 
 pub use full::{TrainedModel, random_decoder, train_full};
-pub use lora::{Start, TrainedAdapter, seeded_draw, train_lora};
+pub use lora::{Start, TrainedAdapter, seeded_draw, train_adapter};
+pub use method::{LowRankSettings, Method, config_of};
 pub use session::{Control, Losses, Outcome, Progress, TrainData};
 pub use settings::{Schedule, TrainSettings};
 

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use mingle_protocol::number::seeded_uniform;
+use mingle_protocol::number::{Spread, seeded};
 use serde_json::json;
 
 use super::args::{OutputArgs, TrainingArgs, read_round};
+use super::method::MethodArgs;
 use crate::console::Console;
 use crate::contribution::{check_base, status_of, train};
 use crate::driver::Event;
 use crate::peft;
-use crate::train::settings::ALL_TARGETS;
 use crate::train::{Control, Start, checkpoint};
 
 const EXAMPLES: &str = "\
@@ -36,17 +36,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Take rank, alpha, modules and the common start from this round
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["rank", "alpha", "targets"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "rank", "alpha", "targets", "rslora", "save_modules", "subspaces", "interval"])]
     round: Option<PathBuf>,
-    /// LoRA rank
-    #[arg(long, default_value_t = 16)]
-    rank: u32,
-    /// LoRA alpha [default: twice the rank]
-    #[arg(long)]
-    alpha: Option<u32>,
-    /// Linear layers to adapt, by the last part of their names
-    #[arg(long, value_delimiter = ',', default_values_t = ALL_TARGETS.map(String::from))]
-    targets: Vec<String>,
+    #[command(flatten)]
+    method: MethodArgs,
     /// Start from this PEFT directory
     #[arg(long, value_name = "DIR")]
     start_from: Option<PathBuf>,
@@ -62,30 +55,29 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let round = args.round.as_deref().map(read_round).transpose()?;
     let mut plan = args.training.plan(args.base.clone(), args.data, args.start_from);
-    plan.settings.rank = args.rank as usize;
-    plan.settings.alpha = f64::from(args.alpha.unwrap_or(args.rank.saturating_mul(2)));
-    plan.settings.targets = args.targets;
+    args.method.set(&mut plan.settings);
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&plan.settings.seed.to_le_bytes());
     if let Some(round) = &round {
         check_base(&args.base, round)?;
         plan = plan.for_round(round);
-        seed = round.shape().seed;
+        seed = round.kind().low_rank().map_or(seed, |shape| shape.seed);
     }
     let (base, examples) = plan.load()?;
     let from = plan.start_from.as_deref().map(peft::read).transpose()?;
-    let draw = |name: &str, count: usize, inputs: u64| seeded_uniform(&seed, name, count, inputs).collect::<Vec<f32>>();
+    let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
     let start = from.as_ref().map_or(Start::Drawn(&draw), Start::Adapter);
     let mut unfinished = args.out.clone().into_os_string();
     unfinished.push(".training");
     let unfinished = PathBuf::from(unfinished);
     let mut console = Console::new(args.output.json, args.output.quiet);
-    let trained = train(&base, &examples, &plan.settings, start, Some(&unfinished), |progress| {
+    let mut trained = train(&base, &examples, &plan.settings, start, Some(&unfinished), |progress| {
         console.show(&Event::Training(status_of(progress)));
         Control::Continue
     })?;
     let name = std::path::absolute(&args.base)?.file_name().map(|name| name.to_string_lossy().into_owned());
-    peft::write(&args.out, &trained.adapter, round.as_ref().map(|round| round.manifest().base.name.clone()).or(name).as_deref())?;
+    trained.adapter.config.base = round.as_ref().map(|round| round.manifest().base.name.clone()).or(name);
+    peft::write(&args.out, &trained.adapter)?;
     checkpoint::remove(&unfinished).context("the adapter is written, but its checkpoint cannot be removed")?;
     // Only if it is empty: it may have been there before.
     let _ = std::fs::remove_dir(&unfinished);

@@ -11,7 +11,7 @@ use super::decoder::{BLOCK_MODULES, Block, Decoder};
 use super::kernels::rope::RopeTable;
 use super::linear::{Linear, Lora};
 use super::weights::{Weights, to_bf16_safetensors};
-use super::{ModelConfig, ModelError};
+use super::{ModelConfig, ModelError, targets};
 use crate::files;
 
 /// A linear module that can carry LoRA.
@@ -101,16 +101,7 @@ impl ModelConfig {
     /// The linear modules whose last name part (`q_proj`), or whole name, is among `targets`; sorted by name. Needs no
     /// weights. Targets that name nothing are refused.
     pub fn modules(&self, targets: &[String]) -> Result<Vec<LinearModule>, ModelError> {
-        let all = all_modules(self);
-        let hit = |name: &str, target: &str| name == target || name.rsplit('.').next() == Some(target);
-        for target in targets {
-            if !all.iter().any(|module| hit(&module.name, target)) {
-                let last = |name: &&str| name.rsplit('.').next().unwrap_or_default().to_string();
-                let known = BLOCK_MODULES.iter().map(last).collect::<Vec<_>>().join(", ");
-                return Err(ModelError::UnknownTarget { target: target.clone(), known });
-            }
-        }
-        Ok(all.into_iter().filter(|module| targets.iter().any(|target| hit(&module.name, target))).collect())
+        targets::select(&all_modules(self), targets)
     }
 }
 

@@ -34,6 +34,11 @@ struct Place {
 }
 
 impl Weights {
+    /// Names and shapes of all tensors, in order of their names.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.places.iter().map(|(name, place)| (name.as_str(), place.dims.as_slice()))
+    }
+
     /// Opens the directory's weights: reads every header, no tensor.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let mut places = BTreeMap::new();

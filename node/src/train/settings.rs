@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
+use super::method::{LowRankSettings, Method};
 
 /// Settings of one training. The defaults suit LoRA.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub struct TrainSettings {
     pub epsilon: f64,
     /// Gradients longer than this are scaled down to it; 0 leaves them.
     pub clip_norm: f64,
+    /// What of the model is trained.
+    pub method: Method,
+    pub low_rank: LowRankSettings,
     /// Tokens an example is cut at.
     pub length_max: usize,
     pub seed: u64,
@@ -63,6 +67,8 @@ impl Default for TrainSettings {
             beta2: 0.999,
             epsilon: 1e-8,
             clip_norm: 1.0,
+            method: Method::Lora,
+            low_rank: LowRankSettings::default(),
             length_max: 512,
             seed: 0,
             rank: 8,
@@ -88,6 +94,7 @@ impl TrainSettings {
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let not_negative = |value: f64| value.is_finite() && value >= 0.0;
         require(positive(self.learning_rate), "learning_rate", &self.learning_rate, "a positive number")?;
+        self.check_method()?;
         require(positive(self.alpha), "alpha", &self.alpha, "a positive number")?;
         require(positive(self.epsilon), "epsilon", &self.epsilon, "a positive number")?;
         require(not_negative(self.weight_decay), "weight_decay", &self.weight_decay, "0 or a positive number")?;
