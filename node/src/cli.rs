@@ -7,6 +7,7 @@ mod args;
 mod eval;
 mod fetch;
 mod hint;
+mod interrupt;
 mod key;
 mod merge;
 mod method;
@@ -15,6 +16,7 @@ mod round;
 mod run;
 mod status;
 mod train;
+mod training;
 mod verify;
 mod withdraw;
 

@@ -14,9 +14,12 @@ use crate::driver::{Prepared, TrainingDesk, TrainingStatus};
 use crate::home::Home;
 use crate::merged::config_of;
 use crate::merger::hash_of;
-use crate::models::{BaseModel, base_digest};
+use crate::models::weights::Weights;
+use crate::models::{BaseModel, ModelConfig, base_digest};
 use crate::peft::{self, Adapter};
 use crate::sent::{merged_file, sent_file, write_sent};
+use crate::train::estimate::{Estimate, Trainable, estimate};
+use crate::train::metrics::{Metrics, MetricsPlan};
 use crate::train::{Control, LowRankSettings, Method, Outcome, Progress, Start, TrainData, TrainSettings, TrainedAdapter, train_adapter};
 
 /// Examples kept from training, to measure it with.
@@ -43,6 +46,9 @@ pub struct TrainingPlan {
     pub settings: TrainSettings,
     /// Start from this PEFT directory instead of the common start.
     pub start_from: Option<PathBuf>,
+    pub metrics: MetricsPlan,
+    /// Train even if the estimate says that the memory will not do.
+    pub ignore_memory: bool,
 }
 
 /// Training and held-out examples.
@@ -55,21 +61,57 @@ impl TrainingPlan {
     /// Loads the base and reads the data, so that what is wrong with them is said before anything runs.
     ///
     /// # Errors
-    /// A base or data that cannot be used, in one sentence each.
+    /// A base or data that cannot be used, or a training that needs more memory than there is, in one sentence each.
     pub fn load(&self) -> Result<(BaseModel, Examples)> {
-        let base = BaseModel::load(&self.base, &Device::Cpu)?;
-        let tokens = Tokens::read(&self.base, base.config())?;
+        let examples = self.examples()?;
+        if !self.ignore_memory {
+            self.estimate(&examples)?.check()?;
+        }
+        Ok((BaseModel::load(&self.base, &Device::Cpu)?, examples))
+    }
+
+    /// Reads the data and splits it. Needs of the base its configuration and its tokenizer.
+    ///
+    /// # Errors
+    /// As [`TrainingPlan::load`].
+    pub fn examples(&self) -> Result<Examples> {
+        let settings = &self.settings;
+        let tokens = Tokens::read(&self.base, &ModelConfig::read(&self.base)?)?;
         let mut records = Vec::new();
         for path in &self.data {
             records.extend(data::read_jsonl(path)?);
         }
-        let examples = tokens.examples(&records, self.template, self.settings.length_max)?;
-        if examples.is_empty() {
-            bail!("no example in the data has a label within {} tokens", self.settings.length_max);
+        let (train, held_out) = if settings.pack {
+            let held_out = self.held_out.count(records.len());
+            data::packed(&tokens, records, self.template, settings.length_max, held_out, settings.seed)?
+        } else {
+            let examples = tokens.examples(&records, self.template, settings.length_max)?;
+            let held_out = self.held_out.count(examples.len());
+            data::split_held_out(examples, held_out, settings.seed)
+        };
+        if train.is_empty() {
+            bail!("no example in the data has a label within {} tokens", settings.length_max);
         }
-        let held_out = self.held_out.count(examples.len());
-        let (train, held_out) = data::split_held_out(examples, held_out, self.settings.seed);
-        Ok((base, Examples { train, held_out }))
+        Ok(Examples { train, held_out })
+    }
+
+    /// What this training will need. Reads no weights, only the headers of their files.
+    ///
+    /// # Errors
+    /// A base that cannot be used, or targets that it does not have.
+    pub fn estimate(&self, examples: &Examples) -> Result<Estimate> {
+        let (settings, config) = (&self.settings, ModelConfig::read(&self.base)?);
+        settings.check()?;
+        let parameters = Weights::open(&self.base)?.elements();
+        let modules = config.modules(&settings.targets)?;
+        let rank = settings.rank as u64;
+        let trainable = Trainable {
+            parameters: modules.iter().map(|module| rank * (module.inputs + module.outputs)).sum(),
+            in_place: false,
+            rank_per_block: rank * modules.len() as u64 / config.layers as u64,
+        };
+        let lengths: Vec<usize> = examples.train.iter().map(|example| example.tokens.len()).collect();
+        Ok(estimate(&config, parameters, trainable, &lengths, settings))
     }
 
     /// The plan with the shape the round pins.
@@ -111,10 +153,16 @@ impl TrainingPlan {
         let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
         let start = start.as_ref().map_or(Start::Drawn(&draw), Start::Adapter);
         let checkpoint = round_home.training();
-        let mut trained = train(&base, &examples, &plan.settings, start, Some(&checkpoint), |progress| {
+        let outcome = train(&base, &examples, &plan, start, Some(&checkpoint), |progress| {
             desk.report(status_of(progress));
             if desk.stopped() { Control::Stop } else { Control::Continue }
         })?;
+        let mut trained = match outcome {
+            Outcome::Finished(trained) => trained,
+            Outcome::Stopped { step, steps } => {
+                bail!("training was stopped after step {step} of {steps}; it goes on from there next time")
+            }
+        };
         trained.adapter.config.base = Some(round.manifest().base.name.clone());
         peft::write(&round_home.adapter(), &trained.adapter)?;
         Ok(Prepared {
@@ -126,23 +174,28 @@ impl TrainingPlan {
     }
 }
 
-/// Trains on loaded examples.
+/// Trains on loaded examples, and writes the metrics the plan asks for.
 ///
 /// # Errors
-/// What the training refuses, or that it was stopped.
+/// What the training refuses, or metrics that cannot be written.
 pub fn train(
     base: &BaseModel,
     examples: &Examples,
-    settings: &TrainSettings,
+    plan: &TrainingPlan,
     start: Start,
     checkpoint: Option<&Path>,
     mut progress: impl FnMut(&Progress) -> Control,
-) -> Result<TrainedAdapter> {
+) -> Result<Outcome<TrainedAdapter>> {
     let data = TrainData { train: &examples.train, held_out: &examples.held_out };
-    match train_adapter(base, data, settings, start, checkpoint, &mut progress)? {
-        Outcome::Finished(trained) => Ok(trained),
-        Outcome::Stopped { step, steps } => bail!("training was stopped after step {step} of {steps}; it goes on from there next time"),
-    }
+    let mut metrics = Metrics::new(&plan.metrics)?;
+    let mut failed = None;
+    let mut told = |step: &Progress| {
+        failed = metrics.record(step).err();
+        let control = progress(step);
+        if failed.is_some() { Control::Stop } else { control }
+    };
+    let outcome = train_adapter(base, data, &plan.settings, start, checkpoint, &mut told)?;
+    failed.map_or(Ok(outcome), |error| Err(error.into()))
 }
 
 pub fn status_of(progress: &Progress) -> TrainingStatus {
@@ -151,9 +204,14 @@ pub fn status_of(progress: &Progress) -> TrainingStatus {
         steps: progress.steps as u64,
         epoch: progress.epoch as u64,
         epochs: progress.epochs as u64,
-        loss: f64::from(progress.loss),
+        loss: progress.loss,
         tokens_per_second: progress.tokens_per_second,
         seconds_left: progress.remaining.as_secs_f64(),
+        learning_rate: progress.learning_rate,
+        gradient_norm: progress.gradient_norm,
+        resident_bytes: progress.memory.map(|memory| memory.resident),
+        peak_bytes: progress.memory.map(|memory| memory.peak),
+        held_out_loss: progress.held_out_loss,
     }
 }
 

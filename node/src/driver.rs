@@ -31,7 +31,7 @@ use crate::home::RoundHome;
 use crate::network::{self, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId};
 use crate::store::Store;
 pub use event::{Event, TrainingStatus};
-use signals::Signals;
+pub(crate) use signals::Signals;
 pub use status::{MergedStatus, Phase, SlotStatus, Status};
 
 /// Reports of the merger and the training that may wait for the loop.

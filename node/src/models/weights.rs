@@ -75,6 +75,11 @@ impl Weights {
         self.places.keys().map(String::as_str)
     }
 
+    /// Numbers in all tensors together.
+    pub fn elements(&self) -> u64 {
+        self.places.values().map(|place| place.dims.iter().map(|dim| *dim as u64).product::<u64>()).sum()
+    }
+
     pub fn contains(&self, name: &str) -> bool {
         self.places.contains_key(name)
     }

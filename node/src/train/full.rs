@@ -4,7 +4,8 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::session::{Control, Losses, Outcome, Progress, Session, TrainData};
+use super::progress::{Control, Losses, Outcome, Progress, TrainData};
+use super::session::Session;
 use super::{TrainError, TrainSettings};
 use crate::data::batches::Draw;
 use crate::models::{Decoder, ModelConfig};
@@ -15,8 +16,8 @@ const INITIAL_DEVIATION: f64 = 0.02;
 /// A finished training of all weights; [`Decoder::save`] writes it as a Hugging Face directory.
 pub struct TrainedModel {
     pub losses: Losses,
-    /// Loss of each step's batch.
-    pub step_losses: Vec<f32>,
+    /// Loss of each step.
+    pub step_losses: Vec<f64>,
     /// Tokens fed over all steps, padding not counted.
     pub tokens: u64,
     pub seconds: f64,
@@ -51,8 +52,7 @@ pub fn train_full(
     checkpoint: Option<&Path>,
     progress: &mut dyn FnMut(&Progress) -> Control,
 ) -> Result<Outcome<TrainedModel>, TrainError> {
-    let session = Session { decoder, variables, data, settings, checkpoint };
-    Ok(match session.run(progress)? {
+    Ok(match Session::new(decoder, variables, data, settings, checkpoint).run(progress)? {
         Outcome::Finished(summary) => Outcome::Finished(TrainedModel {
             losses: summary.losses,
             step_losses: summary.steps,

@@ -10,7 +10,9 @@ use candle_core::{DType, Tensor, Var};
 use mingle_protocol::number::Spread;
 
 use super::method::{Method, check_start};
-use super::session::{Control, Losses, Outcome, Progress, Session, TrainData};
+use super::progress::{Control, Losses, Outcome, Progress, TrainData};
+use super::session::Session;
+use super::stopping::Evaluation;
 use super::{TrainError, TrainSettings};
 use crate::data::batches::Draw;
 use crate::models::{BaseModel, LinearModule, ModelError};
@@ -41,8 +43,13 @@ pub fn seeded_draw(seed: u64) -> impl Fn(&str, usize, Spread) -> Vec<f32> {
 pub struct TrainedAdapter {
     pub adapter: Adapter,
     pub losses: Losses,
-    /// Loss of each step's batch.
-    pub step_losses: Vec<f32>,
+    /// Loss of each step.
+    pub step_losses: Vec<f64>,
+    /// The held-out losses measured after steps.
+    pub evaluations: Vec<Evaluation>,
+    /// The step whose adapter this is.
+    pub chosen_step: usize,
+    pub stopped_early: bool,
     /// Training examples, each seen once an epoch.
     pub examples: u64,
     /// Tokens fed over all steps, padding not counted.
@@ -71,8 +78,7 @@ pub fn train_adapter(
     variables.sort_by(|a, b| a.0.cmp(&b.0));
     let lora = parts.iter().map(|part| Ok((part.module.clone(), (part.a.clone(), part.b()?, config.scale_of(&part.module)))));
     let decoder = base.with_lora(&lora.collect::<Result<BTreeMap<_, _>, TrainError>>()?)?;
-    let session = Session { decoder: &decoder, variables: &variables, data, settings, checkpoint };
-    let summary = match session.run(progress)? {
+    let summary = match Session::new(&decoder, &variables, data, settings, checkpoint).run(progress)? {
         Outcome::Finished(summary) => summary,
         Outcome::Stopped { step, steps } => return Ok(Outcome::Stopped { step, steps }),
     };
@@ -86,6 +92,9 @@ pub fn train_adapter(
         adapter: Adapter { config, tensors },
         losses: summary.losses,
         step_losses: summary.steps,
+        evaluations: summary.evaluations,
+        chosen_step: summary.chosen_step,
+        stopped_early: summary.stopped_early,
         examples: data.train.len() as u64,
         tokens: summary.tokens,
         seconds: summary.seconds,

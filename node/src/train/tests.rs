@@ -1,5 +1,7 @@
 //! Training as a whole, on random bases of a few thousand parameters.
 
+mod session;
+
 use std::path::Path;
 
 use candle_core::Device;
