@@ -31,7 +31,11 @@ fn cut(examples: &[TokenizedExample], length: usize) -> Vec<TokenizedExample> {
     let tokens: Vec<u32> = examples.iter().flat_map(|example| example.tokens.iter().copied()).collect();
     let learned: Vec<bool> = examples.iter().flat_map(|example| example.learned.iter().copied()).collect();
     let blocks = tokens.chunks(length.max(2)).zip(learned.chunks(length.max(2)));
-    let block = |(tokens, learned): (&[u32], &[bool])| TokenizedExample { tokens: tokens.to_vec(), learned: learned.to_vec() };
+    let block = |(tokens, learned): (&[u32], &[bool])| TokenizedExample {
+        tokens: tokens.to_vec(),
+        learned: learned.to_vec(),
+        ..TokenizedExample::default()
+    };
     blocks.map(block).filter(|example| example.labels() > 0).collect()
 }
 

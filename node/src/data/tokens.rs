@@ -19,16 +19,23 @@ pub struct Tokens {
     vocabulary: usize,
 }
 
-/// One example: `learned[i]` says whether token `i` is something the model should have predicted.
-#[derive(Debug, Clone, PartialEq)]
+/// One example: `learned[i]` says whether token `i` is something the model should have predicted; or a text and its class.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenizedExample {
     pub tokens: Vec<u32>,
     pub learned: Vec<bool>,
+    /// Each token's type (BERT's segments); empty where all are 0.
+    pub types: Vec<u32>,
+    /// The class of the whole text, for classifiers.
+    pub label: Option<u32>,
 }
 
 impl TokenizedExample {
-    /// Labels it gives: learned tokens that have one before them.
+    /// Labels it gives: learned tokens that have one before them, or its class.
     pub fn labels(&self) -> usize {
+        if self.label.is_some() {
+            return 1;
+        }
         self.learned.iter().skip(1).filter(|learned| **learned).count()
     }
 }
@@ -86,7 +93,7 @@ impl Tokens {
 
     /// Each segment is tokenised by itself, so that a prompt's tokens do not depend on the answer that follows.
     fn join(&self, segments: &[Segment]) -> Result<TokenizedExample, DataError> {
-        let mut example = TokenizedExample { tokens: self.bos.into_iter().collect(), learned: Vec::new() };
+        let mut example = TokenizedExample { tokens: self.bos.into_iter().collect(), ..TokenizedExample::default() };
         example.learned.resize(example.tokens.len(), false);
         for segment in segments {
             example.tokens.extend(self.encode(&segment.text)?);
@@ -102,7 +109,7 @@ impl Tokens {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::models::config::RopeScaling;
+    use crate::models::families::tiny_llama;
 
     /// Words of a counting language; `truncation` asks for what the trainer must not do.
     pub fn write_tokenizer(dir: &Path) {
@@ -132,12 +139,8 @@ pub(crate) mod tests {
             head_dim: 4,
             vocabulary,
             positions_max: 64,
-            norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope: RopeScaling::Default,
             tied: true,
-            bos: Some(1),
-            eos: vec![2],
+            ..tiny_llama()
         }
     }
 

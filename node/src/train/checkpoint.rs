@@ -52,7 +52,6 @@ fn refuse(path: &Path, reason: impl ToString) -> TrainError {
 /// A tensor to be written.
 pub enum Part<'a> {
     Losses(&'a [f64]),
-    Values(&'a [f32]),
     Tensor(&'a Tensor),
 }
 
@@ -60,17 +59,17 @@ impl Part<'_> {
     fn dtype_and_count(&self) -> (Dtype, usize) {
         match self {
             Self::Losses(losses) => (Dtype::F64, losses.len()),
-            Self::Values(values) => (Dtype::F32, values.len()),
             Self::Tensor(tensor) => (Dtype::F32, tensor.elem_count()),
         }
     }
 
     fn write(&self, to: &mut impl Write) -> io::Result<()> {
-        let mut floats = |values: &[f32]| values.iter().try_for_each(|value| to.write_all(&value.to_le_bytes()));
         match self {
             Self::Losses(losses) => losses.iter().try_for_each(|loss| to.write_all(&loss.to_le_bytes())),
-            Self::Values(values) => floats(values),
-            Self::Tensor(tensor) => floats(&tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(io::Error::other)?),
+            Self::Tensor(tensor) => {
+                let values = tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(io::Error::other)?;
+                values.iter().try_for_each(|value| to.write_all(&value.to_le_bytes()))
+            }
         }
     }
 }
@@ -169,14 +168,10 @@ impl Checkpoint {
         Ok(bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect())
     }
 
-    pub fn values(&mut self, name: &str, count: usize) -> Result<Vec<f32>, TrainError> {
-        let bytes = self.bytes(name, Dtype::F32, count)?;
-        Ok(widen(Dtype::F32, &bytes).unwrap_or_default())
-    }
-
     /// A tensor of the shape and on the device of `like`.
     pub fn tensor(&mut self, name: &str, like: &Tensor) -> Result<Tensor, TrainError> {
-        Ok(Tensor::from_vec(self.values(name, like.elem_count())?, like.shape(), like.device())?)
+        let bytes = self.bytes(name, Dtype::F32, like.elem_count())?;
+        Ok(Tensor::from_vec(widen(Dtype::F32, &bytes).unwrap_or_default(), like.shape(), like.device())?)
     }
 
     /// Puts the saved values into the variables.

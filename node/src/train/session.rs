@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use candle_core::{Tensor, Var};
 
 use super::checkpoint::{self, Checkpoint, Part, State};
-use super::gradients::{BatchGradients, batch_gradients, pool};
+use super::gradients::{batch_gradients, pool};
 use super::memory::keep_freed_memory;
 use super::optimiser::Optimiser;
 use super::progress::{Control, Losses, Moment, Outcome, Progress, Summary, TrainData};
@@ -15,8 +15,9 @@ use super::steps::Steps;
 use super::stopping::{self, Evaluation};
 use super::{Schedule, TrainError, TrainSettings, resources};
 use crate::data::TokenizedExample;
+use crate::data::batches::Draw;
 use crate::evaluate::held_out_loss;
-use crate::models::Decoder;
+use crate::models::{Decoder, Pass};
 
 /// Is shown a training's beginning and end.
 pub type Watch<'a> = dyn FnMut(&Moment) -> Result<(), TrainError> + 'a;
@@ -77,7 +78,7 @@ impl<'a> Session<'a> {
         self.show(0, count, &pool)?;
         let mut now = match self.resumed(&digest)? {
             Some(running) => running,
-            None => self.fresh(digest, self.held_out_loss(&pool)?),
+            None => self.fresh(digest, self.held_out_loss(&pool)?)?,
         };
         let (began, seconds_before, tokens_before, step_before) = (Instant::now(), now.state.seconds, now.state.tokens, now.state.step);
         let ended_early = |history: &[Evaluation]| {
@@ -85,19 +86,19 @@ impl<'a> Session<'a> {
         };
         while now.state.step < count && !ended_early(&now.history) {
             let step = now.state.step;
-            self.enter(step, &mut now);
+            self.enter(step, &mut now)?;
             let active = &self.variables[now.state.active.0..now.state.active.1];
             let examples: Vec<&TokenizedExample> = steps.examples(step).iter().map(|index| &self.data.train[*index]).collect();
-            let batch = batch_gradients(&pool, self.decoder, active, &examples)?;
-            let loss = f64::from(batch.loss);
+            let pass = Pass { recompute: settings.recompute, dropout_seed: self.dropout_seed(step) };
+            let batch = batch_gradients(&pool, self.decoder, active, &examples, settings.batch_size, &pass)?;
+            let loss = batch.loss;
             if !loss.is_finite() {
                 return Err(TrainError::Diverged { step, loss });
             }
             let learning_rate = settings.learning_rate_at(step, count);
-            let gradient_norm = norm(&batch);
             // The rate of this step; and the count of these variables' own steps, for their moments' bias.
             let this_step = TrainSettings { learning_rate, schedule: Schedule::Constant, warmup_steps: Some(0), ..settings.clone() };
-            now.optimiser.step(active, &batch.gradients, &this_step, now.state.active_steps, count)?;
+            let gradient_norm = now.optimiser.step(active, &batch.gradients, &this_step, now.state.active_steps, count)?;
             now.losses.push(loss);
             now.state.step += 1;
             now.state.active_steps += 1;
@@ -144,12 +145,13 @@ impl<'a> Session<'a> {
 
     fn show(&mut self, step: usize, steps: usize, pool: &rayon::ThreadPool) -> Result<(), TrainError> {
         let Some(watch) = self.watch.as_mut() else { return Ok(()) };
-        let gradients = |examples: &[&TokenizedExample]| batch_gradients(pool, self.decoder, self.variables, examples);
-        let (decoder, variables, train) = (self.decoder, self.variables, self.data.train);
-        watch(&Moment { step, steps, decoder, variables, train, gradients: &gradients })
+        let pass = Pass { recompute: self.settings.recompute, dropout_seed: None };
+        let (decoder, variables, at_once) = (self.decoder, self.variables, self.settings.batch_size);
+        let gradients = |examples: &[&TokenizedExample]| batch_gradients(pool, decoder, variables, examples, at_once, &pass);
+        watch(&Moment { step, steps, decoder, variables, train: self.data.train, gradients: &gradients })
     }
 
-    fn fresh(&self, digest: String, loss_before: f64) -> Running {
+    fn fresh(&self, digest: String, loss_before: f64) -> Result<Running, TrainError> {
         let active = self.active(0);
         let state = State {
             step: 0,
@@ -162,7 +164,8 @@ impl<'a> Session<'a> {
             active_steps: 0,
             best: false,
         };
-        Running { state, optimiser: Optimiser::new(&self.variables[active]), losses: Vec::new(), history: Vec::new(), best: None }
+        let optimiser = Optimiser::new(&self.variables[active])?;
+        Ok(Running { state, optimiser, losses: Vec::new(), history: Vec::new(), best: None })
     }
 
     fn active(&self, step: usize) -> Range<usize> {
@@ -170,13 +173,19 @@ impl<'a> Session<'a> {
     }
 
     /// Makes the variables of step `step` active, with new moments if others were.
-    fn enter(&self, step: usize, now: &mut Running) {
+    fn enter(&self, step: usize, now: &mut Running) -> Result<(), TrainError> {
         let active = self.active(step);
         if now.state.active != (active.start, active.end) {
             now.state.active = (active.start, active.end);
             now.state.active_steps = 0;
-            now.optimiser = Optimiser::new(&self.variables[active]);
+            now.optimiser = Optimiser::new(&self.variables[active])?;
         }
+        Ok(())
+    }
+
+    /// Another for each step; the same when a resumed training comes to it.
+    fn dropout_seed(&self, step: usize) -> Option<u64> {
+        (self.settings.dropout > 0.0).then(|| Draw::new(self.settings.seed, "dropout", step as u64).word())
     }
 
     /// Measures the held-out examples if it is time to, and keeps the variables if they are the best so far.
@@ -223,8 +232,8 @@ impl<'a> Session<'a> {
         let mut parts = vec![("losses".to_string(), Part::Losses(&now.losses))];
         parts.extend(self.variables.iter().map(|(name, variable)| (format!("p.{name}"), Part::Tensor(variable.as_tensor()))));
         let active = &self.variables[now.state.active.0..now.state.active.1];
-        for ((name, _), (m, v)) in active.iter().zip(&now.optimiser.moments) {
-            parts.extend([(format!("m.{name}"), Part::Values(m)), (format!("v.{name}"), Part::Values(v))]);
+        for ((name, _), [m, v]) in active.iter().zip(&now.optimiser.moments) {
+            parts.extend([(format!("m.{name}"), Part::Tensor(m)), (format!("v.{name}"), Part::Tensor(v))]);
         }
         for ((name, _), value) in self.variables.iter().zip(now.best.iter().flatten()) {
             parts.push((format!("b.{name}"), Part::Tensor(value)));
@@ -240,10 +249,9 @@ impl<'a> Session<'a> {
         let (losses, history) = (saved.losses()?, saved.state.history());
         let (start, end) = saved.state.active;
         let active = self.variables.get(start..end).ok_or_else(|| saved.refuse("its active variables are not of this training"))?;
-        let mut optimiser = Optimiser::new(active);
-        for ((name, variable), (m, v)) in active.iter().zip(&mut optimiser.moments) {
-            *m = saved.values(&format!("m.{name}"), variable.elem_count())?;
-            *v = saved.values(&format!("v.{name}"), variable.elem_count())?;
+        let mut optimiser = Optimiser { moments: Vec::with_capacity(active.len()) };
+        for (name, variable) in active {
+            optimiser.moments.push([saved.tensor(&format!("m.{name}"), variable)?, saved.tensor(&format!("v.{name}"), variable)?]);
         }
         let mut best = None;
         if saved.state.best {
@@ -268,6 +276,7 @@ impl<'a> Session<'a> {
             for (token, learned) in example.tokens.iter().zip(&example.learned) {
                 hasher.update(&token.to_le_bytes()).update(&[u8::from(*learned)]);
             }
+            hasher.update(format!("{:?} {:?}", example.types, example.label).as_bytes());
         }
         for (name, variable) in self.variables {
             hasher.update(name.as_bytes());
@@ -277,10 +286,4 @@ impl<'a> Session<'a> {
         }
         Ok(hasher.finalize().to_hex().to_string())
     }
-}
-
-/// Length of all gradients together.
-fn norm(batch: &BatchGradients) -> f64 {
-    let squares = |gradient: &Vec<f32>| gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
-    batch.gradients.iter().map(squares).sum::<f64>().sqrt()
 }
