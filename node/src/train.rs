@@ -25,6 +25,7 @@ mod session;
 pub mod settings;
 mod steps;
 mod stopping;
+mod subspace;
 mod tensorboard;
 #[cfg(test)]
 mod tests;

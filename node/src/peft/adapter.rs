@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{Device, Tensor};
 
 use super::AdapterConfig;
-use crate::models::{BaseModel, Decoder, ModelError};
+use crate::models::{Attached, BaseModel, Decoder, Lora, ModelError};
 
 const PREFIX: &str = "base_model.model.";
 
@@ -27,9 +27,6 @@ pub struct Adapter {
     /// Sorted by name.
     pub tensors: Vec<AdapterTensor>,
 }
-
-/// What an adapter holds of one module.
-type Halves = (Tensor, Tensor, f64);
 
 impl Adapter {
     /// PEFT's name of a module's tensor; `which` is `A` or `B`.
@@ -60,14 +57,12 @@ impl Adapter {
 
     /// The base with this adapter on it. Costs a copy of the adapter, not of the base.
     pub fn apply(&self, base: &BaseModel) -> Result<Decoder, ModelError> {
-        if let Some((name, _)) = self.saved().next() {
-            return Err(ModelError::AdapterModule { name: name.into() });
-        }
-        base.with_lora(&self.low_rank(base.device())?)
+        base.attach(&self.parts(base.device())?)
     }
 
-    /// A, B and scale by module.
-    pub fn low_rank(&self, device: &Device) -> Result<BTreeMap<String, Halves>, ModelError> {
+    /// Its tensors as a model takes them.
+    pub fn parts(&self, device: &Device) -> Result<Attached, ModelError> {
+        let mut parts = Attached::default();
         let mut halves: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
         for tensor in &self.tensors {
             if let Some((module, which)) = split_name(&tensor.name) {
@@ -75,13 +70,16 @@ impl Adapter {
                 halves.entry(module.to_string()).or_default()[usize::from(which == 'B')] = Some(values);
             }
         }
-        let mut pairs = BTreeMap::new();
         for (module, [a, b]) in halves {
             let lacks = |which| ModelError::AdapterHalf { name: Self::tensor_name(&module, which) };
-            let pair = (a.ok_or_else(|| lacks('A'))?, b.ok_or_else(|| lacks('B'))?, self.config.scale_of(&module));
-            pairs.insert(module, pair);
+            let (a, b) = (a.ok_or_else(|| lacks('A'))?, b.ok_or_else(|| lacks('B'))?);
+            let scale = self.config.scale_of(&module) as f32;
+            parts.lora.insert(module, vec![Lora { a, b, scale, dropout: 0.0 }]);
         }
-        Ok(pairs)
+        for (name, tensor) in self.saved() {
+            parts.replaced.insert(name.into(), Tensor::from_slice(&tensor.values, tensor.dims.as_slice(), device)?);
+        }
+        Ok(parts)
     }
 }
 

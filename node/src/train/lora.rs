@@ -13,9 +13,10 @@ use super::method::{Method, check_start};
 use super::progress::{Control, Losses, Outcome, Progress, TrainData};
 use super::session::Session;
 use super::stopping::Evaluation;
+use super::subspace::Turns;
 use super::{TrainError, TrainSettings};
 use crate::data::batches::Draw;
-use crate::models::{BaseModel, LinearModule, ModelError};
+use crate::models::{Attached, BaseModel, LinearModule, Lora, ModelError};
 use crate::peft::{Adapter, AdapterConfig, AdapterTensor};
 
 /// Draws a tensor's first values: its PEFT name, how many, and how wide.
@@ -74,18 +75,37 @@ pub fn train_adapter(
         check_start(adapter, &config, &modules)?;
     }
     let parts = modules.iter().map(|module| Part::new(base, settings, &config, module, &start)).collect::<Result<Vec<_>, _>>()?;
-    let mut variables: Vec<(String, Var)> = parts.iter().flat_map(Part::variables).collect();
-    variables.sort_by(|a, b| a.0.cmp(&b.0));
-    let lora = parts.iter().map(|part| Ok((part.module.clone(), (part.a.clone(), part.b()?, config.scale_of(&part.module)))));
-    let decoder = base.with_lora(&lora.collect::<Result<BTreeMap<_, _>, TrainError>>()?)?;
-    let summary = match Session::new(&decoder, &variables, data, settings, checkpoint).run(progress)? {
+    let heads = saved_variables(base, &settings.low_rank.saved, &start)?;
+    let mut attached = Attached::default();
+    for part in &parts {
+        attached.lora.insert(part.module.clone(), part.lora(config.scale_of(&part.module) as f32, settings.dropout as f32)?);
+    }
+    attached.replaced.extend(heads.iter().map(|(name, head)| (name.clone(), head.as_tensor().clone())));
+    let decoder = base.attach(&attached)?;
+    // Block by block, so that those of one subspace stand together.
+    let blocks = settings.method.blocks();
+    let mut variables: Vec<(String, Var)> =
+        (0..blocks).flat_map(|block| parts.iter().flat_map(move |part| part.variables(block))).collect();
+    let (of_block, of_all_blocks) = (variables.len() / blocks, variables.len());
+    variables.extend(heads.iter().map(|(name, head)| (Adapter::saved_name(name), head.clone())));
+    let turns = Turns::of(settings);
+    let active = turns.map(|turns| move |step| turns.subspace(step) * of_block..(turns.subspace(step) + 1) * of_block);
+    let mut session = Session::new(&decoder, &variables, data, settings, checkpoint);
+    if let Some(active) = &active {
+        session.active = Some(active);
+        session.always = of_all_blocks..variables.len();
+    }
+    let summary = match session.run(progress)? {
         Outcome::Finished(summary) => summary,
         Outcome::Stopped { step, steps } => return Ok(Outcome::Stopped { step, steps }),
     };
-    let mut tensors = Vec::with_capacity(2 * parts.len());
+    let mut tensors = Vec::with_capacity(2 * parts.len() + heads.len());
     for part in &parts {
         tensors.push(held(Adapter::tensor_name(&part.module, 'A'), &part.a)?);
         tensors.push(held(Adapter::tensor_name(&part.module, 'B'), &part.b()?)?);
+    }
+    for (name, head) in &heads {
+        tensors.push(held(Adapter::saved_name(name), head)?);
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Outcome::Finished(TrainedAdapter {
@@ -99,6 +119,44 @@ pub fn train_adapter(
         tokens: summary.tokens,
         seconds: summary.seconds,
     }))
+}
+
+/// The tensors of the modules that are trained whole, by name, each a variable that begins as the base's or the adapter's.
+fn saved_variables(base: &BaseModel, modules: &[String], start: &Start) -> Result<Vec<(String, Var)>, TrainError> {
+    let mut variables = Vec::new();
+    for (name, value) in tensors_of(base, modules)? {
+        let begin = match start {
+            // A copy: training must not change the base it starts from.
+            Start::Drawn(_) => value.force_contiguous()?,
+            Start::Adapter(adapter) => {
+                let held = adapter.tensor(&Adapter::saved_name(&name)).ok_or_else(|| ModelError::AdapterHalf { name: name.clone() })?;
+                if held.dims != value.dims() {
+                    return Err(ModelError::AdapterShape { name, found: held.dims.clone(), expected: value.dims().to_vec() }.into());
+                }
+                Tensor::from_slice(&held.values, held.dims.as_slice(), base.device())?
+            }
+        };
+        variables.push((name, Var::from_tensor(&begin.copy()?)?));
+    }
+    Ok(variables)
+}
+
+/// The base's tensors that belong to these modules, by name.
+///
+/// # Errors
+/// A module that the base does not have.
+pub fn tensors_of(base: &BaseModel, modules: &[String]) -> Result<Vec<(String, Tensor)>, ModelError> {
+    let weights = base.decoder().weights();
+    let mut found: BTreeMap<String, Tensor> = BTreeMap::new();
+    for module in modules {
+        let inside = |name: &str| name.strip_prefix(module.as_str()).is_some_and(|rest| rest.starts_with('.'));
+        let before = found.len();
+        found.extend(weights.iter().filter(|(name, _)| inside(name)).cloned());
+        if found.len() == before {
+            return Err(ModelError::AdapterModule { name: module.clone() });
+        }
+    }
+    Ok(found.into_iter().collect())
 }
 
 fn held(name: String, tensor: &Tensor) -> Result<AdapterTensor, TrainError> {
@@ -157,14 +215,23 @@ impl Part {
         Ok(Self { module: module.name.clone(), a, a_variable, b: b.collect::<Result<_, TrainError>>()? })
     }
 
-    /// By names that no two of them share.
-    fn variables(&self) -> Vec<(String, Var)> {
+    /// What a block trains, by names that no two blocks share.
+    fn variables(&self, block: usize) -> Vec<(String, Var)> {
         let name = |which| Adapter::tensor_name(&self.module, which);
-        let block = |(index, variable): (usize, &Var)| match self.b.len() {
-            1 => (name('B'), variable.clone()),
-            _ => (format!("{}.{index}", name('B')), variable.clone()),
+        let b = if self.b.len() == 1 { name('B') } else { format!("{}.{block}", name('B')) };
+        let a = self.a_variable.iter().map(|variable| (name('A'), variable.clone()));
+        a.chain([(b, self.b[block].clone())]).collect()
+    }
+
+    /// As the model takes them: one pair for each block.
+    fn lora(&self, scale: f32, dropout: f32) -> Result<Vec<Lora>, TrainError> {
+        let rows = self.a.dim(0)? / self.b.len();
+        let pair = |(block, b): (usize, &Var)| {
+            // The whole A where it is one, for it may be a variable.
+            let a = if self.b.len() == 1 { self.a.clone() } else { self.a.narrow(0, block * rows, rows)?.force_contiguous()? };
+            Ok(Lora { a, b: b.as_tensor().clone(), scale, dropout })
         };
-        self.a_variable.iter().map(|variable| (name('A'), variable.clone())).chain(self.b.iter().enumerate().map(block)).collect()
+        self.b.iter().enumerate().map(pair).collect()
     }
 
     /// All blocks side by side: (outputs, rank in all).
