@@ -1,5 +1,6 @@
 //! How a member comes by the one adapter it announces: by training it here, or from a PEFT directory made elsewhere.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -12,15 +13,25 @@ use mingle_protocol::round::{Parent, Round};
 use crate::data::{self, Template, TokenizedExample, Tokens};
 use crate::driver::{Prepared, TrainingDesk, TrainingStatus};
 use crate::home::Home;
-use crate::merged::config_of;
+use crate::merged::{config_of, module_of};
 use crate::merger::hash_of;
 use crate::models::weights::Weights;
 use crate::models::{BaseModel, ModelConfig, base_digest};
-use crate::peft::{self, Adapter};
+use crate::peft::{self, Difference, Update};
 use crate::sent::{merged_file, sent_file, write_sent};
 use crate::train::estimate::{Estimate, Trainable, estimate};
 use crate::train::metrics::{Metrics, MetricsPlan};
-use crate::train::{Control, LowRankSettings, Method, Outcome, Progress, Start, TrainData, TrainSettings, TrainedAdapter, train_adapter};
+use crate::train::{
+    Control, DrawTensor, LowRankSettings, Method, Outcome, Progress, Start, TrainData, TrainSettings, Trained, TrainedAdapter,
+    train_adapter, train_difference,
+};
+
+/// Where a training begins: drawn, or where another ended.
+#[derive(Clone, Copy)]
+pub struct Beginning<'a> {
+    pub draw: &'a DrawTensor<'a>,
+    pub from: Option<&'a Update>,
+}
 
 /// Examples kept from training, to measure it with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -103,13 +114,7 @@ impl TrainingPlan {
         let (settings, config) = (&self.settings, ModelConfig::read(&self.base)?);
         settings.check()?;
         let parameters = Weights::open(&self.base)?.elements();
-        let modules = config.modules(&settings.targets)?;
-        let rank = settings.rank as u64;
-        let trainable = Trainable {
-            parameters: modules.iter().map(|module| rank * (module.inputs + module.outputs)).sum(),
-            in_place: false,
-            rank_per_block: rank * modules.len() as u64 / config.layers as u64,
-        };
+        let trainable = trainable(&config, parameters, settings)?;
         let lengths: Vec<usize> = examples.train.iter().map(|example| example.tokens.len()).collect();
         Ok(estimate(&config, parameters, trainable, &lengths, settings))
     }
@@ -126,7 +131,9 @@ impl TrainingPlan {
         if let Some(shape) = kind.low_rank() {
             self.settings.rank = shape.rank as usize;
             self.settings.alpha = f64::from(shape.alpha);
-            self.settings.low_rank = LowRankSettings { rslora: shape.scaling == Scaling::Rslora, ..Default::default() };
+            let saved: BTreeSet<String> = shape.saved.iter().map(|tensor| module_of(&tensor.name).to_owned()).collect();
+            self.settings.low_rank =
+                LowRankSettings { rslora: shape.scaling == Scaling::Rslora, saved: saved.into_iter().collect(), ..Default::default() };
             self.settings.targets = shape.modules.iter().map(|module| module.name.clone()).collect();
         }
         self
@@ -142,7 +149,7 @@ impl TrainingPlan {
         let plan = self.for_round(round);
         check_base(&plan.base, round)?;
         let start = match (&round.manifest().parent, &plan.start_from) {
-            (Some(parent), from) => Some(parent_adapter(parent, round.kind(), from.as_deref(), home)?),
+            (Some(parent), from) => Some(parent_update(parent, round.kind(), from.as_deref(), home)?),
             (None, Some(from)) => {
                 bail!("round \"{}\" has no parent, so its members may not start from {}", round.manifest().name, from.display())
             }
@@ -151,7 +158,7 @@ impl TrainingPlan {
         let (base, examples) = plan.load()?;
         let seed = round.kind().low_rank().map_or([0; 32], |shape| shape.seed);
         let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
-        let start = start.as_ref().map_or(Start::Drawn(&draw), Start::Adapter);
+        let start = Beginning { draw: &draw, from: start.as_ref() };
         let checkpoint = round_home.training();
         let outcome = train(&base, &examples, &plan, start, Some(&checkpoint), |progress| {
             desk.report(status_of(progress));
@@ -163,8 +170,8 @@ impl TrainingPlan {
                 bail!("training was stopped after step {step} of {steps}; it goes on from there next time")
             }
         };
-        trained.adapter.config.base = Some(round.manifest().base.name.clone());
-        peft::write(&round_home.adapter(), &trained.adapter)?;
+        name_base(&mut trained.adapter, Some(round.manifest().base.name.clone()));
+        trained.adapter.write(&round_home.adapter())?;
         Ok(Prepared {
             weights: write_sent(&round_home.adapter(), &trained.adapter, round)?,
             examples: trained.examples as u64,
@@ -182,10 +189,10 @@ pub fn train(
     base: &BaseModel,
     examples: &Examples,
     plan: &TrainingPlan,
-    start: Start,
+    start: Beginning,
     checkpoint: Option<&Path>,
     mut progress: impl FnMut(&Progress) -> Control,
-) -> Result<Outcome<TrainedAdapter>> {
+) -> Result<Outcome<Trained<Update>>> {
     let data = TrainData { train: &examples.train, held_out: &examples.held_out };
     let mut metrics = Metrics::new(&plan.metrics)?;
     let mut failed = None;
@@ -194,8 +201,31 @@ pub fn train(
         let control = progress(step);
         if failed.is_some() { Control::Stop } else { control }
     };
-    let outcome = train_adapter(base, data, &plan.settings, start, checkpoint, &mut told)?;
+    let settings = &plan.settings;
+    let outcome = match (settings.method, start.from) {
+        (Method::Full, None) => whole(train_difference(base, data, settings, None, checkpoint, &mut told)?),
+        (Method::Full, Some(Update::Difference(from))) => whole(train_difference(base, data, settings, Some(from), checkpoint, &mut told)?),
+        (Method::Full, Some(_)) => bail!("a full training goes on from a difference of all weights, not from an adapter"),
+        (_, None) => low_rank(train_adapter(base, data, settings, Start::Drawn(start.draw), checkpoint, &mut told)?),
+        (_, Some(Update::Adapter(from))) => low_rank(train_adapter(base, data, settings, Start::Adapter(from), checkpoint, &mut told)?),
+        (_, Some(_)) => bail!("a training of low-rank matrices goes on from an adapter, not from a difference of all weights"),
+    };
     failed.map_or(Ok(outcome), |error| Err(error.into()))
+}
+
+fn low_rank(outcome: Outcome<TrainedAdapter>) -> Outcome<Trained<Update>> {
+    outcome.map(|trained| trained.map(Update::Adapter))
+}
+
+fn whole(outcome: Outcome<Trained<Difference>>) -> Outcome<Trained<Update>> {
+    outcome.map(|trained| trained.map(Update::Difference))
+}
+
+/// Says in an adapter's configuration what it was trained on.
+pub fn name_base(update: &mut Update, name: Option<String>) {
+    if let Update::Adapter(adapter) = update {
+        adapter.config.base = name;
+    }
 }
 
 pub fn status_of(progress: &Progress) -> TrainingStatus {
@@ -215,6 +245,23 @@ pub fn status_of(progress: &Progress) -> TrainingStatus {
     }
 }
 
+/// What a method trains of a base with so many numbers. Heads are few beside the rest.
+fn trainable(config: &ModelConfig, parameters: u64, settings: &TrainSettings) -> Result<Trainable> {
+    if settings.method == Method::Full {
+        return Ok(Trainable { parameters, in_place: false, rank_per_block: 0 });
+    }
+    let modules = config.modules(&settings.targets)?;
+    let adapter = settings.adapter_config(&modules);
+    let (mut trained, mut ranks) = (0, 0);
+    for module in &modules {
+        let rank = adapter.rank_of(&module.name) as u64;
+        let inputs = if settings.method == Method::Lora { module.inputs } else { 0 };
+        trained += rank * (inputs + module.outputs);
+        ranks += rank;
+    }
+    Ok(Trainable { parameters: trained, in_place: false, rank_per_block: ranks / config.layers as u64 })
+}
+
 /// Refuses a base with other weights than the round's.
 ///
 /// # Errors
@@ -232,13 +279,13 @@ pub fn check_base(folder: &Path, round: &Round) -> Result<()> {
 }
 
 /// The merged adapter a chained round starts from: given, or left in this home by the parent round.
-fn parent_adapter(parent: &Parent, kind: &AdapterKind, given: Option<&Path>, home: &Home) -> Result<Adapter> {
+fn parent_update(parent: &Parent, kind: &AdapterKind, given: Option<&Path>, home: &Home) -> Result<Update> {
     let folder = given.map_or_else(|| home.round(parent.round).merged_current(), Path::to_owned);
     let weights = merged_file(&folder, kind);
     let found: ContentHash =
         hash_of(&weights).with_context(|| format!("cannot read the parent round's merged adapter {}", weights.display()))?;
     anyhow::ensure!(found == parent.merged, "{} has hash {found}, but the round starts from {}", weights.display(), parent.merged);
-    Ok(peft::read(&folder)?)
+    Ok(Update::read(&folder)?)
 }
 
 /// An adapter made by any trainer, checked against the round as far as its configuration goes; its tensors are checked
@@ -273,9 +320,9 @@ pub fn from_directory(folder: &Path, round: &Round, home: &Home, examples: u64) 
         AdapterKind::Lora(_) => prepared(weights),
         _ => {
             let own = home.round(round.id()).adapter();
-            let adapter = peft::read(folder)?;
-            peft::write(&own, &adapter)?;
-            prepared(write_sent(&own, &adapter, round)?)
+            let update = Update::read(folder)?;
+            update.write(&own)?;
+            prepared(write_sent(&own, &update, round)?)
         }
     }
 }

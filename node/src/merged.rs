@@ -155,7 +155,7 @@ pub fn config_of(round: &Round) -> Option<AdapterConfig> {
 }
 
 /// The module that a tensor of the base belongs to.
-fn module_of(tensor: &str) -> &str {
+pub fn module_of(tensor: &str) -> &str {
     tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
 }
 

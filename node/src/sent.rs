@@ -10,12 +10,10 @@ use mingle_protocol::adapter::{AdapterKind, Dtype, canonical_header};
 use mingle_protocol::round::Round;
 
 use crate::files;
-use crate::peft::{self, Adapter, AdapterTensor};
+use crate::peft::{self, AdapterTensor, DIFFERENCE, Update};
 
 /// The part of an adapter that travels where A does not.
 pub const SENT: &str = "sent.safetensors";
-/// What a full training changed, by the names of the base's weights.
-pub const DIFFERENCE: &str = "difference.safetensors";
 
 /// The file in a member's adapter directory that it announces.
 pub fn sent_file(folder: &Path, kind: &AdapterKind) -> PathBuf {
@@ -34,19 +32,19 @@ pub fn merged_file(folder: &Path, kind: &AdapterKind) -> PathBuf {
     })
 }
 
-/// Writes what travels of `adapter`, which lies in `folder` already, and gives its path.
+/// Writes what travels of `update`, which lies in `folder` already, and gives its path.
 ///
 /// # Errors
 /// An adapter whose A is not the round's, or that lacks a tensor of the round.
-pub fn write_sent(folder: &Path, adapter: &Adapter, round: &Round) -> Result<PathBuf> {
+pub fn write_sent(folder: &Path, update: &Update, round: &Round) -> Result<PathBuf> {
     let path = sent_file(folder, round.kind());
-    if matches!(round.kind(), AdapterKind::Lora(_)) {
+    if matches!(round.kind(), AdapterKind::Lora(_) | AdapterKind::Full(_)) {
         return Ok(path);
     }
-    check_drawn(adapter, round).with_context(|| format!("the adapter in {} is none of this round", folder.display()))?;
+    check_drawn(update, round).with_context(|| format!("the adapter in {} is none of this round", folder.display()))?;
     let mut bytes = canonical_header(round.tensors(), Dtype::F32);
     for tensor in round.tensors().iter() {
-        let held = adapter.tensor(&tensor.name).with_context(|| format!("{} lacks {}", folder.display(), tensor.name))?;
+        let held = update.tensor(&tensor.name).with_context(|| format!("{} lacks {}", folder.display(), tensor.name))?;
         ensure!(dims(held) == tensor.dims, "{} has {} of shape {:?}, not {:?}", folder.display(), tensor.name, held.dims, tensor.dims);
         bytes.extend(held.values.iter().flat_map(|value| value.to_le_bytes()));
     }
@@ -56,10 +54,10 @@ pub fn write_sent(folder: &Path, adapter: &Adapter, round: &Round) -> Result<Pat
 
 /// Whether the matrices that nobody sends are those everybody will draw: with others the sent ones would mean something
 /// else.
-fn check_drawn(adapter: &Adapter, round: &Round) -> Result<()> {
+fn check_drawn(update: &Update, round: &Round) -> Result<()> {
     for drawn in round.kind().drawn() {
         let name = &drawn.tensor.name;
-        let held = adapter.tensor(name).with_context(|| format!("{name} is missing"))?;
+        let held = update.tensor(name).with_context(|| format!("{name} is missing"))?;
         ensure!(dims(held) == drawn.tensor.dims, "{name} has shape {:?}, but the round draws {:?}", held.dims, drawn.tensor.dims);
         ensure!(
             drawn.values().eq(held.values.iter().copied()),

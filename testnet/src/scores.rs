@@ -55,7 +55,7 @@ impl Examiner {
     /// # Errors
     /// A directory that is no adapter of this base.
     pub fn adapter(&self, folder: &Path) -> Result<f64> {
-        let decoder = peft::read(folder)?.apply(&self.base)?;
+        let decoder = peft::Update::read(folder)?.apply(&self.base)?;
         Ok(held_out_loss(&decoder, &self.examples)?.loss)
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use candle_core::Device;
 use clap::Subcommand;
 use mingle_protocol::adapter::{LoraShape, Scaling, Tensor};
 use mingle_protocol::hash::ContentHash;
@@ -12,10 +13,11 @@ use mingle_protocol::identity::{MemberKey, Roster};
 use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Parent, Round, VERSION, WeightRule};
 
 use super::args::read_round;
-use super::method::MethodArgs;
+use super::method::{MethodArg, MethodArgs};
 use crate::merged::Proof;
 use crate::models::{self, base_digest};
 use crate::sent::merged_file;
+use crate::train::tensors_of;
 use crate::{files, merger};
 
 const EXAMPLES: &str = "\
@@ -136,16 +138,16 @@ fn base_model(args: &NewArgs) -> Result<BaseModel> {
 fn kind(args: &NewArgs) -> Result<AdapterKind> {
     let folder = args.base.as_deref().context("--base is needed")?;
     let modules = models::ModelConfig::read(folder)?.modules(&args.method.targets)?;
-    let weights = models::weights::Weights::open(folder)?;
-    let tensor = |(name, dims): (&str, &[usize])| Tensor::new(name, dims.iter().map(|dimension| *dimension as u64).collect::<Vec<_>>());
-    let weights: Vec<Tensor> = weights.shapes().map(tensor).collect();
-    let mut saved = Vec::new();
-    for module in &args.method.save_modules {
-        let inside =
-            |name: &str| name.rsplit_once('.').is_some_and(|(owner, _)| owner == module || owner.starts_with(&format!("{module}.")));
-        let found: Vec<Tensor> = weights.iter().filter(|tensor| inside(&tensor.name)).cloned().collect();
-        anyhow::ensure!(!found.is_empty(), "--save-modules: the base has no module \"{module}\"");
-        saved.extend(found);
+    let tensor = |(name, tensor): (String, candle_core::Tensor)| {
+        Tensor::new(name, tensor.dims().iter().map(|dimension| *dimension as u64).collect::<Vec<_>>())
+    };
+    let (mut saved, mut weights) = (Vec::new(), Vec::new());
+    // Only what is trained whole needs more than the configuration.
+    if args.method.method == MethodArg::Full {
+        weights = models::BaseModel::load(folder, &Device::Cpu)?.decoder().weights().into_iter().map(tensor).collect();
+    } else if !args.method.save_modules.is_empty() {
+        let base = models::BaseModel::load(folder, &Device::Cpu)?;
+        saved = tensors_of(&base, &args.method.save_modules)?.into_iter().map(tensor).collect();
     }
     let seed = match args.seed {
         Some(seed) => seed.0,

@@ -13,17 +13,19 @@ use super::interrupt::Interrupt;
 use super::method::MethodArgs;
 use super::training::TrainingArgs;
 use crate::console::Console;
-use crate::contribution::{TrainingPlan, check_base, status_of, train};
+use crate::contribution::{Beginning, TrainingPlan, check_base, name_base, status_of, train};
 use crate::driver::Event;
+use crate::files;
+use crate::peft::{Update, export};
 use crate::train::estimate::{Estimate, size};
-use crate::train::{Control, Outcome, Start, TrainedAdapter, checkpoint};
-use crate::{files, peft};
+use crate::train::{Control, Outcome, Trained, checkpoint};
 
 const EXAMPLES: &str = "\
 Examples:
   mingle train --base ./tinyllama --data notes.jsonl --out ./adapter
   mingle train --base ./tinyllama --data notes.jsonl --rank 8 --targets q_proj,v_proj --out ./adapter
   mingle train --base ./tinyllama --data notes.jsonl --round round.json --out ./adapter
+  mingle train --base ./tinyllama --data notes.jsonl --method full --out ./model
   mingle train --base ./tinyllama --data notes.jsonl --preset paper-lora --dry-run
   mingle train --base ./tinyllama --data notes.jsonl --evaluate-every 20 --patience 3 --keep-best \\
                --metrics run.jsonl --tensorboard ./runs/1 --out ./adapter
@@ -39,7 +41,7 @@ pub struct Args {
     /// Training data, JSON lines; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
-    /// PEFT directory to write
+    /// Directory to write: PEFT's, or with `--method full` the whole model
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
     /// Say what the training would take, and do not train
@@ -76,9 +78,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return exists(&out, &unfinished, args.output);
     }
     let (base, examples) = plan.load()?;
-    let from = plan.start_from.as_deref().map(peft::read).transpose()?;
+    let from = plan.start_from.as_deref().map(Update::read).transpose()?;
     let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
-    let start = from.as_ref().map_or(Start::Drawn(&draw), Start::Adapter);
+    let start = Beginning { draw: &draw, from: from.as_ref() };
     let mut console = Console::new(args.output.json, args.output.quiet);
     let interrupt = Interrupt::new()?;
     let outcome = train(&base, &examples, &plan, start, Some(&unfinished), |progress| {
@@ -97,9 +99,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
     };
     let name = std::path::absolute(&args.base)?.file_name().map(|name| name.to_string_lossy().into_owned());
-    trained.adapter.config.base = round.as_ref().map(|round| round.manifest().base.name.clone()).or(name);
+    name_base(&mut trained.adapter, round.as_ref().map(|round| round.manifest().base.name.clone()).or(name));
     let folder = files::unfinished_folder(&out)?;
-    peft::write(&folder, &trained.adapter)?;
+    match (&trained.adapter, &round) {
+        // Outside a round people want the model, not what was added to it.
+        (Update::Difference(_), None) => export(&base, &trained.adapter, &folder)?,
+        (update, _) => update.write(&folder)?,
+    }
     files::replace_folder(&folder, &out)?;
     remove_checkpoint(&unfinished)?;
     tell(&trained, &out, args.output, &mut console);
@@ -134,7 +140,7 @@ fn remove_checkpoint(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn tell(trained: &TrainedAdapter, out: &Path, output: OutputArgs, console: &mut Console) {
+fn tell(trained: &Trained<Update>, out: &Path, output: OutputArgs, console: &mut Console) {
     let losses = trained.losses;
     console.show(&Event::Trained {
         examples: trained.examples,

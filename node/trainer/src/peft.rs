@@ -2,15 +2,19 @@
 //!
 //! Written atomically, so that a reader never meets half of one. Reading refuses, by name, every PEFT option that would
 //! make the adapter mean something else than `W + scale B A` and whole tensors in place of the base's, and pickled
-//! weights.
+//! weights. What a full training made is the difference of every weight, in a file of its own.
 
 mod adapter;
 mod config;
 mod directory;
+mod export;
+mod update;
 
 pub use adapter::{Adapter, AdapterTensor, target_names};
 pub use config::{AdapterConfig, CAUSAL_LM, SEQ_CLS, Targets};
 pub use directory::{CONFIG, WEIGHTS, read, read_config, to_safetensors, write};
+pub use export::export;
+pub use update::{DIFFERENCE, Difference, Update};
 
 use std::path::PathBuf;
 

@@ -30,9 +30,9 @@ mod tensorboard;
 #[cfg(test)]
 mod tests;
 
-pub use full::{TrainedModel, random_decoder, train_full};
+pub use full::{TrainedModel, random_decoder, train_difference, train_full};
 pub use gradients::BatchGradients;
-pub use lora::{Start, TrainedAdapter, seeded_draw, train_adapter};
+pub use lora::{DrawTensor, Start, Trained, TrainedAdapter, seeded_draw, tensors_of, train_adapter};
 pub use method::{LowRankSettings, Method, config_of};
 pub use presets::Preset;
 pub use progress::{Control, Losses, Moment, Outcome, Progress, Summary, TrainData};

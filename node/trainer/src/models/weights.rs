@@ -35,9 +35,9 @@ struct Place {
 }
 
 impl Weights {
-    /// Names and shapes of all tensors, in order of their names.
-    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.places.iter().map(|(name, place)| (name.as_str(), place.dims.as_slice()))
+    /// Whether every tensor is stored in f32.
+    pub fn are_f32(&self) -> bool {
+        self.places.values().all(|place| place.dtype == Dtype::F32)
     }
 
     /// Opens the directory's weights: reads every header, no tensor.

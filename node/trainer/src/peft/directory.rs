@@ -29,18 +29,15 @@ pub fn read(dir: &Path) -> Result<Adapter, PeftError> {
     if !path.exists() && dir.join("adapter_model.bin").exists() {
         return Err(PeftError::Pickle { path: dir.join("adapter_model.bin") });
     }
-    let bytes = std::fs::read(&path).map_err(|error| PeftError::File { path: path.clone(), reason: error.to_string() })?;
-    let file = SafeTensors::deserialize(&bytes);
-    let file = file.map_err(|error| PeftError::File { path: path.clone(), reason: error.to_string() })?;
-    let mut tensors = Vec::new();
-    for (name, view) in file.iter() {
-        let refuse = |reason: String| PeftError::Tensor { path: path.clone(), name: name.into(), reason };
+    let tensors = read_tensors(&path)?;
+    for AdapterTensor { name, dims, .. } in &tensors {
+        let refuse = |reason: String| PeftError::Tensor { path: path.clone(), name: name.clone(), reason };
         match split_name(name) {
             None if config.saves(base_name(name)) => {}
             None => return Err(refuse("is neither lora_A nor lora_B of a module, nor of a module in modules_to_save".into())),
             Some((module, which)) => {
-                let &[rows, columns] = view.shape() else {
-                    return Err(refuse(format!("has shape {:?}, but LoRA tensors have two dimensions", view.shape())));
+                let &[rows, columns] = dims.as_slice() else {
+                    return Err(refuse(format!("has shape {dims:?}, but LoRA tensors have two dimensions")));
                 };
                 let (rank, expected) = (if which == 'A' { rows } else { columns }, config.rank_of(module));
                 if rank != expected {
@@ -48,24 +45,38 @@ pub fn read(dir: &Path) -> Result<Adapter, PeftError> {
                 }
             }
         }
-        let values =
-            widen(view.dtype(), view.data()).ok_or_else(|| refuse(format!("has type {:?}, but must be F32, F16 or BF16", view.dtype())))?;
-        tensors.push(AdapterTensor { name: name.into(), dims: view.shape().to_vec(), values });
     }
-    if tensors.is_empty() {
-        return Err(PeftError::File { path, reason: "holds no tensor".into() });
-    }
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Adapter { config, tensors })
 }
 
-/// The adapter's `adapter_model.safetensors`, f32.
-pub fn to_safetensors(adapter: &Adapter) -> Result<Vec<u8>, PeftError> {
+/// All tensors of a file, sorted by name, widened to f32.
+pub(super) fn read_tensors(path: &Path) -> Result<Vec<AdapterTensor>, PeftError> {
+    let explain = |error: &dyn std::fmt::Display| PeftError::File { path: path.into(), reason: error.to_string() };
+    let bytes = std::fs::read(path).map_err(|error| explain(&error))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| explain(&error))?;
+    let mut tensors = Vec::new();
+    for (name, view) in file.iter() {
+        let refuse = || {
+            let reason = format!("has type {:?}, but must be F32, F16 or BF16", view.dtype());
+            PeftError::Tensor { path: path.into(), name: name.into(), reason }
+        };
+        let values = widen(view.dtype(), view.data()).ok_or_else(refuse)?;
+        tensors.push(AdapterTensor { name: name.into(), dims: view.shape().to_vec(), values });
+    }
+    if tensors.is_empty() {
+        return Err(explain(&"holds no tensor"));
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tensors)
+}
+
+/// Tensors as a safetensors file, f32.
+pub fn to_safetensors(tensors: &[AdapterTensor]) -> Result<Vec<u8>, PeftError> {
     let explain = |error: safetensors::SafeTensorError| PeftError::File { path: WEIGHTS.into(), reason: error.to_string() };
     let little = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-    let bytes: Vec<Vec<u8>> = adapter.tensors.iter().map(|tensor| little(&tensor.values)).collect();
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|tensor| little(&tensor.values)).collect();
     let mut views = Vec::new();
-    for (tensor, bytes) in adapter.tensors.iter().zip(&bytes) {
+    for (tensor, bytes) in tensors.iter().zip(&bytes) {
         views.push((&tensor.name, TensorView::new(Dtype::F32, tensor.dims.clone(), bytes).map_err(explain)?));
     }
     safetensors::serialize(views, Some([("format".to_string(), "pt".to_string())].into())).map_err(explain)
@@ -77,7 +88,7 @@ pub fn write(dir: &Path, adapter: &Adapter) -> Result<(), PeftError> {
     let explain = |path: &Path, error: std::io::Error| PeftError::File { path: path.into(), reason: error.to_string() };
     std::fs::create_dir_all(dir).map_err(|error| explain(dir, error))?;
     let text = format!("{:#}\n", adapter.config.to_json());
-    for (name, bytes) in [(WEIGHTS, to_safetensors(adapter)?), (CONFIG, text.into_bytes())] {
+    for (name, bytes) in [(WEIGHTS, to_safetensors(&adapter.tensors)?), (CONFIG, text.into_bytes())] {
         let path = dir.join(name);
         files::replace(&path, &bytes, files::PUBLIC).map_err(|error| explain(&path, error))?;
     }

@@ -10,7 +10,7 @@ use candle_core::{DType, Tensor, Var};
 use mingle_protocol::number::Spread;
 
 use super::method::{Method, check_start};
-use super::progress::{Control, Losses, Outcome, Progress, TrainData};
+use super::progress::{Control, Losses, Outcome, Progress, Summary, TrainData};
 use super::session::Session;
 use super::stopping::Evaluation;
 use super::subspace::Turns;
@@ -39,10 +39,10 @@ pub fn seeded_draw(seed: u64) -> impl Fn(&str, usize, Spread) -> Vec<f32> {
     }
 }
 
-/// A finished training of an adapter.
+/// A finished training: of an adapter, or of what else members send.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TrainedAdapter {
-    pub adapter: Adapter,
+pub struct Trained<T> {
+    pub adapter: T,
     pub losses: Losses,
     /// Loss of each step.
     pub step_losses: Vec<f64>,
@@ -56,6 +56,22 @@ pub struct TrainedAdapter {
     /// Tokens fed over all steps, padding not counted.
     pub tokens: u64,
     pub seconds: f64,
+}
+
+pub type TrainedAdapter = Trained<Adapter>;
+
+impl<T> Trained<T> {
+    pub(super) fn new(adapter: T, summary: Summary, data: TrainData) -> Self {
+        let examples = data.train.len() as u64;
+        let Summary { losses, steps: step_losses, evaluations, chosen_step, stopped_early, tokens, seconds } = summary;
+        Self { adapter, losses, step_losses, evaluations, chosen_step, stopped_early, examples, tokens, seconds }
+    }
+
+    /// The same training, its result seen as something else.
+    pub fn map<U>(self, into: impl FnOnce(T) -> U) -> Trained<U> {
+        let Self { adapter, losses, step_losses, evaluations, chosen_step, stopped_early, examples, tokens, seconds } = self;
+        Trained { adapter: into(adapter), losses, step_losses, evaluations, chosen_step, stopped_early, examples, tokens, seconds }
+    }
 }
 
 /// Trains an adapter on `base`, by any method but the full one. With `checkpoint` (a folder of this training alone) it
@@ -108,17 +124,7 @@ pub fn train_adapter(
         tensors.push(held(Adapter::saved_name(name), head)?);
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Outcome::Finished(TrainedAdapter {
-        adapter: Adapter { config, tensors },
-        losses: summary.losses,
-        step_losses: summary.steps,
-        evaluations: summary.evaluations,
-        chosen_step: summary.chosen_step,
-        stopped_early: summary.stopped_early,
-        examples: data.train.len() as u64,
-        tokens: summary.tokens,
-        seconds: summary.seconds,
-    }))
+    Ok(Outcome::Finished(Trained::new(Adapter { config, tensors }, summary, data)))
 }
 
 /// The tensors of the modules that are trained whole, by name, each a variable that begins as the base's or the adapter's.

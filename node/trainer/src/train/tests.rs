@@ -1,5 +1,6 @@
 //! Training as a whole, on random bases of a few thousand parameters.
 
+mod methods;
 mod session;
 
 use std::path::Path;
