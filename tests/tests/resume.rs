@@ -127,3 +127,36 @@ fn a_training_killed_ten_times_ends_as_if_undisturbed() {
     }
     assert_eq!(std::fs::read_dir(&broken.folder).expect("a folder").count(), 2, "nothing else is left");
 }
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
+    let folder = TempDir::new().expect("a temporary folder");
+    base::write_base(&folder.path().join("base"), 1);
+    base::write_data(&folder.path().join("data.jsonl"), 40, 1);
+    let whole = Training::new(folder.path(), "whole");
+    whole.finish();
+    let mut stopped = Training::new(folder.path(), "stopped");
+    // No checkpoint by itself: the one there is comes from the signal.
+    let every = stopped.arguments.iter().position(|argument| argument == "--checkpoint-every").expect("the option");
+    stopped.arguments[every + 1] = "1000".into();
+    stopped.arguments.retain(|argument| argument != "--json");
+    let mut command = Command::new(PROGRAM);
+    let mut process =
+        command.args(&stopped.arguments).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program can be started");
+    let began = Instant::now();
+    while stopped.steps() < 7 {
+        assert!(began.elapsed() < PATIENCE && process.try_wait().expect("a status").is_none());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Command::new("kill").args(["-INT", &process.id().to_string()]).status().expect("kill can be run");
+    let output = process.wait_with_output().expect("an end");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("; the same command goes on from there"), "{said}");
+    assert!(!stopped.folder.join("adapter").exists() && stopped.folder.join("adapter.training/checkpoint.safetensors").exists());
+    let at = stopped.steps();
+    let again = run(PROGRAM, &stopped.folder.join("home"), &stopped.arguments);
+    again.right();
+    assert!(at >= 7 && stopped.adapter() == whole.adapter() && stopped.course() == whole.course(), "stopped at step {at}");
+}

@@ -1,5 +1,5 @@
 //! Plain texts as language-model training takes them: one after the other, each between begin- and end-of-text, cut into
-//! blocks of one length. Nothing is cut off, and every block but the last is full.
+//! blocks of one length, of which every one but the last is full.
 
 use super::record::{Record, Template};
 use super::tokens::{TokenizedExample, Tokens};
@@ -56,7 +56,7 @@ mod tests {
         let blocks: Vec<&[u32]> = train.iter().map(|example| &example.tokens[..]).collect();
         assert_eq!(blocks, [&[1, 5, 6, 7, 8, 9][..], &[2, 1, 6, 7, 2, 1], &[5, 2]]);
         assert_eq!(train[1].learned, [true, false, true, true, true, false], "a begin-of-text is not learned");
-        let (train, held_out) = packed(&tokens, records, Template::Short, 6, 1, 1).unwrap();
+        let (train, held_out) = packed(&tokens, records, Template::Short, 5, 1, 1).unwrap();
         let count = |examples: &[TokenizedExample]| examples.iter().map(|example| example.tokens.len()).sum::<usize>();
         assert_eq!(count(&train) + count(&held_out), 14);
         assert!(!held_out.is_empty() && held_out[0].tokens[0] == 1, "documents are held out whole");

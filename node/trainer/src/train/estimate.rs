@@ -135,9 +135,10 @@ impl Work {
 
     fn bytes(&self, config: &ModelConfig, trainable: Trainable, recompute: bool) -> u64 {
         let (hidden, vocabulary, layers) = (config.hidden as u64, config.vocabulary as u64, config.layers as u64);
-        let (queries, keys, feed) = (config.query_width() as u64, config.kv_width() as u64, config.intermediate as u64);
+        let (queries, keys) = (config.query_width() as u64, config.kv_width() as u64);
+        let feed = config.intermediate as u64 * if config.gated { 3 } else { 2 };
         // Input, both norms' outputs and the first sum; queries, keys, values, what was attended; gate, up, their product.
-        let block = 4 * hidden + 2 * queries + 2 * keys + 3 * feed + trainable.rank_per_block;
+        let block = 4 * hidden + 2 * queries + 2 * keys + feed + trainable.rank_per_block;
         // One block's gradients live while it goes backwards.
         let trained = match recompute {
             true => self.tokens * (layers * hidden + 2 * block),

@@ -174,3 +174,31 @@ fn blocks_of_variables_take_turns_and_begin_with_new_moments() {
         assert_eq!(shown.iter().filter(|step| **step == 0).count(), stops.len() + 1, "a resumed training shows its beginning again");
     }
 }
+
+#[test]
+fn dropout_draws_anew_each_step_and_resumes_with_the_same_masks() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = tiny_base(dir.path(), tiny_config());
+    let settings = TrainSettings { dropout: 0.3, patience: None, keep_best: false, steps_max: Some(12), ..hasty() };
+    let (whole, _) = stopped_at(&base, &settings, &dir.path().join("whole"), &[]);
+    let (resumed, _) = stopped_at(&base, &settings, &dir.path().join("resumed"), &[5]);
+    assert_eq!((&resumed.adapter, &resumed.step_losses), (&whole.adapter, &whole.step_losses));
+    let other = |change: TrainSettings| stopped_at(&base, &change, &dir.path().join(format!("{}-{}", change.seed, change.dropout)), &[]).0;
+    assert_ne!(other(TrainSettings { dropout: 0.0, ..settings.clone() }).adapter, whole.adapter);
+    // What an evaluation sees has no dropout: the reported loss is that of the adapter as it is used.
+    let examples = counting(24);
+    let score = held_out_loss(&whole.adapter.apply(&base).unwrap(), &examples[12..]).unwrap();
+    assert_eq!(score.loss, whole.losses.after);
+}
+
+#[test]
+fn recomputing_changes_no_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = tiny_base(dir.path(), tiny_config());
+    let with = |recompute| {
+        let settings = TrainSettings { recompute, dropout: 0.2, steps_max: Some(8), patience: None, keep_best: false, ..hasty() };
+        stopped_at(&base, &settings, &dir.path().join(recompute.to_string()), &[]).0
+    };
+    let (kept, recomputed) = (with(false), with(true));
+    assert_eq!((kept.adapter, kept.step_losses), (recomputed.adapter, recomputed.step_losses));
+}
