@@ -273,7 +273,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let stands = matches!(own, Some(SlotState::Adapter(_)));
         let withdrawn = matches!(own, Some(SlotState::Withdrawn));
         if !matches!(work, Work::Read) {
-            let trained = self.home.adapter().join(crate::peft::WEIGHTS);
+            let trained = crate::sent::sent_file(&self.home.adapter(), self.machine.round().kind());
             self.store_again(&trained)?;
         }
         match work {

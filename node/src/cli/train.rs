@@ -4,26 +4,28 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use mingle_protocol::number::seeded_uniform;
+use mingle_protocol::number::{Spread, seeded};
 use serde_json::json;
 
 use super::EXIT_UNREACHED;
 use super::args::{OutputArgs, read_round};
 use super::interrupt::Interrupt;
+use super::method::MethodArgs;
 use super::training::TrainingArgs;
 use crate::console::Console;
-use crate::contribution::{TrainingPlan, check_base, status_of, train};
+use crate::contribution::{Beginning, TrainingPlan, check_base, name_base, status_of, train};
 use crate::driver::Event;
+use crate::files;
+use crate::peft::{Update, export};
 use crate::train::estimate::{Estimate, size};
-use crate::train::settings::ALL_TARGETS;
-use crate::train::{Control, Outcome, Start, TrainedAdapter, checkpoint};
-use crate::{files, peft};
+use crate::train::{Control, Outcome, Trained, checkpoint};
 
 const EXAMPLES: &str = "\
 Examples:
   mingle train --base ./tinyllama --data notes.jsonl --out ./adapter
   mingle train --base ./tinyllama --data notes.jsonl --rank 8 --targets q_proj,v_proj --out ./adapter
   mingle train --base ./tinyllama --data notes.jsonl --round round.json --out ./adapter
+  mingle train --base ./tinyllama --data notes.jsonl --method full --out ./model
   mingle train --base ./tinyllama --data notes.jsonl --preset paper-lora --dry-run
   mingle train --base ./tinyllama --data notes.jsonl --evaluate-every 20 --patience 3 --keep-best \\
                --metrics run.jsonl --tensorboard ./runs/1 --out ./adapter
@@ -39,24 +41,17 @@ pub struct Args {
     /// Training data, JSON lines; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
-    /// PEFT directory to write
+    /// Directory to write: PEFT's, or with `--method full` the whole model
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
     /// Say what the training would take, and do not train
     #[arg(long)]
     dry_run: bool,
     /// Take rank, alpha, modules and the common start from this round
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["rank", "alpha", "targets"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "rank", "alpha", "targets", "rslora", "save_modules", "subspaces", "interval"])]
     round: Option<PathBuf>,
-    /// LoRA rank
-    #[arg(long, default_value_t = 16)]
-    rank: u32,
-    /// LoRA alpha [default: twice the rank]
-    #[arg(long)]
-    alpha: Option<u32>,
-    /// Linear layers to adapt, by the last part of their names
-    #[arg(long, value_delimiter = ',', default_values_t = ALL_TARGETS.map(String::from))]
-    targets: Vec<String>,
+    #[command(flatten)]
+    method: MethodArgs,
     /// Start from this PEFT directory
     #[arg(long, value_name = "DIR")]
     start_from: Option<PathBuf>,
@@ -69,15 +64,13 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     let round = args.round.as_deref().map(read_round).transpose()?;
     let mut plan = args.training.plan(args.base.clone(), args.data, args.start_from);
-    plan.settings.rank = args.rank as usize;
-    plan.settings.alpha = f64::from(args.alpha.unwrap_or(args.rank.saturating_mul(2)));
-    plan.settings.targets = args.targets;
+    args.method.set(&mut plan.settings);
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&plan.settings.seed.to_le_bytes());
     if let Some(round) = &round {
         check_base(&args.base, round)?;
         plan = plan.for_round(round);
-        seed = round.shape().seed;
+        seed = round.kind().low_rank().map_or(seed, |shape| shape.seed);
     }
     let Some(out) = args.out.filter(|_| !args.dry_run) else { return dry_run(&plan, args.output.json) };
     let unfinished = beside(&out);
@@ -85,16 +78,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return exists(&out, &unfinished, args.output);
     }
     let (base, examples) = plan.load()?;
-    let from = plan.start_from.as_deref().map(peft::read).transpose()?;
-    let draw = |name: &str, count: usize, inputs: u64| seeded_uniform(&seed, name, count, inputs).collect::<Vec<f32>>();
-    let start = from.as_ref().map_or(Start::Drawn(&draw), Start::Adapter);
+    let from = plan.start_from.as_deref().map(Update::read).transpose()?;
+    let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
+    let start = Beginning { draw: &draw, from: from.as_ref() };
     let mut console = Console::new(args.output.json, args.output.quiet);
     let interrupt = Interrupt::new()?;
     let outcome = train(&base, &examples, &plan, start, Some(&unfinished), |progress| {
         console.show(&Event::Training(status_of(progress)));
         if interrupt.asked() { Control::Stop } else { Control::Continue }
     })?;
-    let trained = match outcome {
+    let mut trained = match outcome {
         Outcome::Finished(trained) => trained,
         Outcome::Stopped { step, steps } => {
             if args.output.json {
@@ -106,9 +99,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
     };
     let name = std::path::absolute(&args.base)?.file_name().map(|name| name.to_string_lossy().into_owned());
-    let name = round.as_ref().map(|round| round.manifest().base.name.clone()).or(name);
+    name_base(&mut trained.adapter, round.as_ref().map(|round| round.manifest().base.name.clone()).or(name));
     let folder = files::unfinished_folder(&out)?;
-    peft::write(&folder, &trained.adapter, name.as_deref())?;
+    match (&trained.adapter, &round) {
+        // Outside a round people want the model, not what was added to it.
+        (Update::Difference(_), None) => export(&base, &trained.adapter, &folder)?,
+        (update, _) => update.write(&folder)?,
+    }
     files::replace_folder(&folder, &out)?;
     remove_checkpoint(&unfinished)?;
     tell(&trained, &out, args.output, &mut console);
@@ -143,7 +140,7 @@ fn remove_checkpoint(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn tell(trained: &TrainedAdapter, out: &Path, output: OutputArgs, console: &mut Console) {
+fn tell(trained: &Trained<Update>, out: &Path, output: OutputArgs, console: &mut Console) {
     let losses = trained.losses;
     console.show(&Event::Trained {
         examples: trained.examples,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use mingle_trainer::data::{Template, Tokens, read_jsonl, split_held_out};
 use mingle_trainer::models::BaseModel;
-use mingle_trainer::train::{Control, Outcome, Start, TrainData, TrainSettings, seeded_draw, train_lora};
+use mingle_trainer::train::{Control, Outcome, Start, TrainData, TrainSettings, seeded_draw, train_adapter};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<()> {
     };
     let draw = seeded_draw(1);
     let data = TrainData { train: &train, held_out: &held_out };
-    if let Outcome::Finished(done) = train_lora(&base, data, &settings, Start::Drawn(&draw), None, &mut report)? {
+    if let Outcome::Finished(done) = train_adapter(&base, data, &settings, Start::Drawn(&draw), None, &mut report)? {
         let (losses, speed) = (done.losses, done.tokens as f64 / done.seconds);
         println!("held-out loss {:.4} -> {:.4}; {} tokens, {speed:.0} tokens/s", losses.before, losses.after, done.tokens);
     }

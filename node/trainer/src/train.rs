@@ -12,6 +12,7 @@ mod full;
 mod gradients;
 mod lora;
 pub mod memory;
+mod method;
 pub mod metrics;
 mod optimiser;
 mod presets;
@@ -24,13 +25,15 @@ mod session;
 pub mod settings;
 mod steps;
 mod stopping;
+mod subspace;
 mod tensorboard;
 #[cfg(test)]
 mod tests;
 
-pub use full::{TrainedModel, random_decoder, train_full};
+pub use full::{TrainedModel, random_decoder, train_difference, train_full};
 pub use gradients::BatchGradients;
-pub use lora::{Start, TrainedAdapter, seeded_draw, train_lora};
+pub use lora::{DrawTensor, Start, Trained, TrainedAdapter, seeded_draw, tensors_of, train_adapter};
+pub use method::{LowRankSettings, Method, config_of};
 pub use presets::Preset;
 pub use progress::{Control, Losses, Moment, Outcome, Progress, Summary, TrainData};
 pub use schedule::Schedule;

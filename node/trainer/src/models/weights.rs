@@ -35,6 +35,11 @@ struct Place {
 }
 
 impl Weights {
+    /// Whether every tensor is stored in f32.
+    pub fn are_f32(&self) -> bool {
+        self.places.values().all(|place| place.dtype == Dtype::F32)
+    }
+
     /// Opens the directory's weights: reads every header, no tensor.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let mut places = BTreeMap::new();

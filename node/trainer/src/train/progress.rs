@@ -90,6 +90,16 @@ pub enum Outcome<T> {
     },
 }
 
+impl<T> Outcome<T> {
+    /// The same ending, what was made seen as something else.
+    pub fn map<U>(self, into: impl FnOnce(T) -> U) -> Outcome<U> {
+        match self {
+            Self::Finished(made) => Outcome::Finished(into(made)),
+            Self::Stopped { step, steps } => Outcome::Stopped { step, steps },
+        }
+    }
+}
+
 /// Mean loss over labelled tokens, measured without training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Losses {

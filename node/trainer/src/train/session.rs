@@ -9,11 +9,11 @@ use candle_core::{Tensor, Var};
 use super::checkpoint::{self, Checkpoint, Part, State};
 use super::gradients::{batch_gradients, pool};
 use super::memory::keep_freed_memory;
-use super::optimiser::Optimiser;
+use super::optimiser::{Moments, Optimiser};
 use super::progress::{Control, Losses, Moment, Outcome, Progress, Summary, TrainData};
 use super::steps::Steps;
 use super::stopping::{self, Evaluation};
-use super::{Schedule, TrainError, TrainSettings, resources};
+use super::{TrainError, TrainSettings, resources};
 use crate::data::TokenizedExample;
 use crate::data::batches::Draw;
 use crate::evaluate::held_out_loss;
@@ -32,6 +32,8 @@ pub(super) struct Session<'a> {
     /// Which variables step `step` trains; without it, all. Where this changes from one step to the next, the moments of
     /// the variables that became active begin anew.
     pub active: Option<&'a dyn Fn(usize) -> Range<usize>>,
+    /// Variables that every step trains beside those, with moments that go on.
+    pub always: Range<usize>,
     pub watch: Option<&'a mut Watch<'a>>,
 }
 
@@ -54,7 +56,7 @@ impl<'a> Session<'a> {
         settings: &'a TrainSettings,
         checkpoint: Option<&'a Path>,
     ) -> Self {
-        Self { decoder, variables, data, settings, checkpoint, active: None, watch: None }
+        Self { decoder, variables, data, settings, checkpoint, active: None, always: 0..0, watch: None }
     }
 
     pub fn run(self, progress: &mut dyn FnMut(&Progress) -> Control) -> Result<Outcome<Summary>, TrainError> {
@@ -87,18 +89,16 @@ impl<'a> Session<'a> {
         while now.state.step < count && !ended_early(&now.history) {
             let step = now.state.step;
             self.enter(step, &mut now)?;
-            let active = &self.variables[now.state.active.0..now.state.active.1];
+            let active = self.trained(now.state.active);
             let examples: Vec<&TokenizedExample> = steps.examples(step).iter().map(|index| &self.data.train[*index]).collect();
             let pass = Pass { recompute: settings.recompute, dropout_seed: self.dropout_seed(step) };
-            let batch = batch_gradients(&pool, self.decoder, active, &examples, settings.batch_size, &pass)?;
+            let batch = batch_gradients(&pool, self.decoder, &active, &examples, settings.batch_size, &pass)?;
             let loss = batch.loss;
             if !loss.is_finite() {
                 return Err(TrainError::Diverged { step, loss });
             }
             let learning_rate = settings.learning_rate_at(step, count);
-            // The rate of this step; and the count of these variables' own steps, for their moments' bias.
-            let this_step = TrainSettings { learning_rate, schedule: Schedule::Constant, warmup_steps: Some(0), ..settings.clone() };
-            let gradient_norm = now.optimiser.step(active, &batch.gradients, &this_step, now.state.active_steps, count)?;
+            let gradient_norm = now.optimiser.step(&active, &batch.gradients, settings, learning_rate)?;
             now.losses.push(loss);
             now.state.step += 1;
             now.state.active_steps += 1;
@@ -164,12 +164,18 @@ impl<'a> Session<'a> {
             active_steps: 0,
             best: false,
         };
-        let optimiser = Optimiser::new(&self.variables[active])?;
+        let optimiser = Optimiser::new(&self.trained(state.active))?;
         Ok(Running { state, optimiser, losses: Vec::new(), history: Vec::new(), best: None })
     }
 
     fn active(&self, step: usize) -> Range<usize> {
         self.active.map_or(0..self.variables.len(), |active| active(step))
+    }
+
+    /// The active variables, and behind them those that every step trains.
+    fn trained(&self, (start, end): (usize, usize)) -> Vec<(String, Var)> {
+        let always = self.variables.get(self.always.clone()).unwrap_or_default();
+        self.variables.get(start..end).unwrap_or_default().iter().chain(always).cloned().collect()
     }
 
     /// Makes the variables of step `step` active, with new moments if others were.
@@ -178,7 +184,10 @@ impl<'a> Session<'a> {
         if now.state.active != (active.start, active.end) {
             now.state.active = (active.start, active.end);
             now.state.active_steps = 0;
+            let mut always = std::mem::take(&mut now.optimiser.moments);
+            always.drain(..always.len() - self.always.len());
             now.optimiser = Optimiser::new(&self.variables[active])?;
+            now.optimiser.moments.append(&mut always);
         }
         Ok(())
     }
@@ -231,9 +240,8 @@ impl<'a> Session<'a> {
         now.state.best = now.best.is_some();
         let mut parts = vec![("losses".to_string(), Part::Losses(&now.losses))];
         parts.extend(self.variables.iter().map(|(name, variable)| (format!("p.{name}"), Part::Tensor(variable.as_tensor()))));
-        let active = &self.variables[now.state.active.0..now.state.active.1];
-        for ((name, _), [m, v]) in active.iter().zip(&now.optimiser.moments) {
-            parts.extend([(format!("m.{name}"), Part::Tensor(m)), (format!("v.{name}"), Part::Tensor(v))]);
+        for ((name, _), moments) in self.trained(now.state.active).iter().zip(&now.optimiser.moments) {
+            parts.extend([(format!("m.{name}"), Part::Tensor(&moments.first)), (format!("v.{name}"), Part::Tensor(&moments.second))]);
         }
         for ((name, _), value) in self.variables.iter().zip(now.best.iter().flatten()) {
             parts.push((format!("b.{name}"), Part::Tensor(value)));
@@ -248,10 +256,12 @@ impl<'a> Session<'a> {
         let Some(mut saved) = Checkpoint::open(dir, digest)? else { return Ok(None) };
         let (losses, history) = (saved.losses()?, saved.state.history());
         let (start, end) = saved.state.active;
-        let active = self.variables.get(start..end).ok_or_else(|| saved.refuse("its active variables are not of this training"))?;
-        let mut optimiser = Optimiser { moments: Vec::with_capacity(active.len()) };
-        for (name, variable) in active {
-            optimiser.moments.push([saved.tensor(&format!("m.{name}"), variable)?, saved.tensor(&format!("v.{name}"), variable)?]);
+        self.variables.get(start..end).ok_or_else(|| saved.refuse("its active variables are not of this training"))?;
+        let mut optimiser = Optimiser { moments: Vec::new() };
+        for (index, (name, variable)) in self.trained((start, end)).iter().enumerate() {
+            let (first, second) = (saved.tensor(&format!("m.{name}"), variable)?, saved.tensor(&format!("v.{name}"), variable)?);
+            let steps = if index < end - start { saved.state.active_steps } else { saved.state.step };
+            optimiser.moments.push(Moments { first, second, steps });
         }
         let mut best = None;
         if saved.state.best {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
+use super::method::{LowRankSettings, Method};
 use super::schedule::{self, Schedule, Warmup};
 use crate::data::BatchRule;
 
@@ -32,6 +33,9 @@ pub struct TrainSettings {
     pub epsilon: f64,
     /// Gradients longer than this are scaled down to it; 0 leaves them.
     pub clip_norm: f64,
+    /// What of the model is trained.
+    pub method: Method,
+    pub low_rank: LowRankSettings,
     /// Tokens an example is cut at.
     pub length_max: usize,
     /// Plain texts are laid one after the other and cut into blocks of `length_max`.
@@ -93,6 +97,8 @@ impl Default for TrainSettings {
             beta2: 0.999,
             epsilon: 1e-8,
             clip_norm: 1.0,
+            method: Method::Lora,
+            low_rank: LowRankSettings::default(),
             length_max: 512,
             pack: false,
             seed: 0,
@@ -128,6 +134,7 @@ impl TrainSettings {
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let not_negative = |value: f64| value.is_finite() && value >= 0.0;
         require(positive(self.learning_rate), "learning_rate", &self.learning_rate, "a positive number")?;
+        self.check_method()?;
         require(positive(self.alpha), "alpha", &self.alpha, "a positive number")?;
         require(positive(self.epsilon), "epsilon", &self.epsilon, "a positive number")?;
         require(not_negative(self.weight_decay), "weight_decay", &self.weight_decay, "0 or a positive number")?;

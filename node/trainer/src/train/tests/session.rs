@@ -34,7 +34,7 @@ fn stopped_at(base: &BaseModel, settings: &TrainSettings, dir: &Path, stops: &[u
             told.push(progress.clone());
             if progress.step == stop { Control::Stop } else { Control::Continue }
         };
-        match train_lora(base, data, settings, Start::Drawn(&draw), Some(dir), &mut progress).unwrap() {
+        match train_adapter(base, data, settings, Start::Drawn(&draw), Some(dir), &mut progress).unwrap() {
             Outcome::Finished(trained) => return (trained, told),
             Outcome::Stopped { step, .. } => assert_eq!(step, stop),
         }
@@ -88,7 +88,7 @@ fn what_is_best_cannot_be_said_without_held_out_examples() {
     let examples = counting(8);
     let data = TrainData { train: &examples, held_out: &[] };
     let draw = seeded_draw(5);
-    let error = train_lora(&base, data, &hasty(), Start::Drawn(&draw), None, &mut |_| Control::Continue).unwrap_err();
+    let error = train_adapter(&base, data, &hasty(), Start::Drawn(&draw), None, &mut |_| Control::Continue).unwrap_err();
     assert!(error.to_string().starts_with("there are no held-out examples"), "{error}");
 }
 
@@ -102,7 +102,7 @@ fn accumulated_batches_are_one_step() {
     let trained = |batch_size, accumulate| {
         let settings = TrainSettings { epochs: 3, batch_size, accumulate, ..quick() };
         let draw = seeded_draw(5);
-        finished(train_lora(&base, data, &settings, Start::Drawn(&draw), None, &mut |_| Control::Continue).unwrap())
+        finished(train_adapter(&base, data, &settings, Start::Drawn(&draw), None, &mut |_| Control::Continue).unwrap())
     };
     let (whole, parts) = (trained(8, 1), trained(4, 2));
     assert_eq!(parts.step_losses.len(), 3);
