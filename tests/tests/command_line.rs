@@ -221,7 +221,7 @@ fn merging_offline_refuses_what_cannot_be_averaged() {
     let config = std::fs::read_to_string(desk.path("b/adapter_config.json")).expect("a configuration");
     desk.write("b/adapter_config.json", &config.replace("\"r\":4", "\"r\":2"));
     desk.run("merge DIR/a=1 DIR/b=1 --out DIR/out")
-        .wrong(1, &["error: DIR/b has rank 2 and alpha 8, but DIR/a has rank 4 and alpha 8: they cannot be averaged tensor by tensor"]);
+        .wrong(1, &["error: DIR/b has rank 2 and scale 4, but DIR/a has rank 4 and scale 2 in model.layers.0.self_attn.q_proj: they cannot be averaged tensor by tensor"]);
     let nan = adapters::file_of(&round, |index| if index == 0 { f32::NAN } else { 0.0 });
     adapters::write_peft(&desk.path("b"), &round, &nan);
     desk.run("merge DIR/a=1 DIR/b=1 --out DIR/out").wrong(
@@ -256,7 +256,7 @@ fn merging_offline_gives_the_same_bytes_in_any_order() {
     // Other weights are another merge, or the comparison above would show nothing.
     desk.run("merge DIR/a1=100 DIR/a2=200 DIR/a3=301 --out DIR/other").right();
     assert_ne!(bytes_of(&desk.path("other/adapter_model.safetensors")), merged[0]);
-    assert_eq!(mingle::peft::read(&desk.path("out0")).expect("a PEFT directory").rank, 4);
+    assert_eq!(mingle::peft::read(&desk.path("out0")).expect("a PEFT directory").config.rank, 4);
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn help_names_the_exit_codes_and_a_wrong_line_ends_with_2() {
     let unwrapped = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let help = unwrapped(desk.run("--help").right());
     assert!(help.contains("Exit codes: 0 done, 1 failed, 2 wrong usage, 3 goal not reached in time, 4 verification found something false"));
-    for verb in ["key new", "round new", "run", "train", "publish", "fetch", "merge", "verify", "eval", "status"] {
+    for verb in ["key new", "round new", "run", "train", "publish", "fetch", "merge", "verify", "eval", "export", "status"] {
         let help = unwrapped(desk.run(&format!("{verb} --help")).right());
         assert!(help.contains("Examples:") && help.contains(&format!("mingle {verb}")), "{verb}: {help}");
     }

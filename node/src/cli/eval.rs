@@ -62,7 +62,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         bail!("no example in {} has a label within {} tokens", args.data.display(), args.max_length);
     }
     let decoder = match &args.adapter {
-        Some(folder) => peft::read(folder)?.apply(&base)?,
+        Some(folder) => peft::Update::read(folder)?.apply(&base)?,
         None => base.decoder().clone(),
     };
     let loss = held_out_loss(&decoder, &examples)?;

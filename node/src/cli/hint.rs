@@ -16,6 +16,9 @@ pub fn sentence(error: &anyhow::Error) -> String {
     })
 }
 
+/// What makes a training smaller; `mingle train --dry-run` shows by how much.
+const LESS_MEMORY: &str = "try --recompute, or a lower --max-length, --batch-size, --rank or --precision";
+
 /// One sentence of advice, where there is any.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
     for cause in error.chain() {
@@ -40,6 +43,15 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         }
         if let Some(TrainError::NothingToLearn { .. }) = cause.downcast_ref() {
             return found("raise --max-length");
+        }
+        if let Some(TrainError::NothingHeldOut) = cause.downcast_ref() {
+            return found("keep some from training with --held-out");
+        }
+        if let Some(TrainError::DoesNotFit { .. }) = cause.downcast_ref() {
+            return Some(format!("{LESS_MEMORY}; or begin anyway with --ignore-memory"));
+        }
+        if let Some(TrainError::OutOfMemory(_)) = cause.downcast_ref() {
+            return Some(format!("{LESS_MEMORY}; the same command goes on from the last checkpoint"));
         }
     }
     let text = sentence(error);

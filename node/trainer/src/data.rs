@@ -7,10 +7,12 @@
 //! It refuses a line it does not recognise, naming file and line, instead of skipping it.
 
 pub mod batches;
+pub mod packing;
 pub mod record;
 pub mod tokens;
 
-pub use batches::{batch, epoch_batches, split_held_out};
+pub use batches::{BatchRule, batch, split_held_out};
+pub use packing::packed;
 pub use record::{Record, Segment, Template, read_jsonl};
 pub use tokens::{TokenizedExample, Tokens};
 

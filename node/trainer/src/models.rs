@@ -17,6 +17,7 @@ pub mod kernels;
 pub mod ops;
 mod parameters;
 pub mod pretrained;
+pub mod targets;
 pub mod transformer;
 pub mod weights;
 
@@ -44,6 +45,8 @@ pub enum ModelError {
     Dtype { name: String, found: String },
     #[error("\"{target}\" names no linear module of this model, which has {known}")]
     UnknownTarget { target: String, known: String },
+    #[error("\"{pattern}\" is no regular expression: {reason}")]
+    TargetPattern { pattern: String, reason: String },
     #[error("the adapter's {name} has shape {found:?}, but this base asks for {expected:?}")]
     AdapterShape { name: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("the adapter holds {name}, which names no module of this base")]
