@@ -58,7 +58,7 @@ impl TrainingPlan {
         let tokens = Tokens::read(&self.base, base.config())?;
         let mut records = Vec::new();
         for path in &self.data {
-            records.extend(data::read_jsonl(path)?);
+            records.extend(data::read_records(path)?);
         }
         let examples = tokens.examples(&records, self.template, self.settings.length_max)?;
         if examples.is_empty() {

@@ -120,6 +120,7 @@ mod tests {
         let example = |tokens: &[u32], from: usize| TokenizedExample {
             tokens: tokens.to_vec(),
             learned: (0..tokens.len()).map(|i| i >= from).collect(),
+            ..TokenizedExample::default()
         };
         let (a, b) = (example(&[1, 5, 6, 2], 2), example(&[1, 7], 1));
         let batch = batch(&[&a, &b]);

@@ -1,0 +1,71 @@
+//! Classification: accuracy, F1 and Matthews correlation as scikit-learn computes them.
+
+use serde::Serialize;
+
+/// Scores of predicted classes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ClassScores {
+    pub examples: u64,
+    pub accuracy: f64,
+    /// F1 of class 1, where there are two classes (`f1_score(average="binary")`).
+    pub f1: Option<f64>,
+    /// Mean F1 of the classes that occur (`f1_score(average="macro")`).
+    pub f1_macro: f64,
+    /// Matthews correlation, also of several classes (`matthews_corrcoef`).
+    pub matthews: f64,
+}
+
+impl ClassScores {
+    /// Compares `found` with `wanted`, both below `classes`. What would divide by zero is 0, as scikit-learn says.
+    pub fn of(wanted: &[usize], found: &[usize], classes: usize) -> Self {
+        let count = |values: &[usize], class: usize| values.iter().filter(|value| **value == class).count() as f64;
+        let hits = |class: usize| wanted.iter().zip(found).filter(|(a, b)| **a == class && **b == class).count() as f64;
+        let ratio = |a: f64, b: f64| if b == 0.0 { 0.0 } else { a / b };
+        let f1 = |class: usize| ratio(2.0 * hits(class), count(wanted, class) + count(found, class));
+        let seen: Vec<usize> = (0..classes).filter(|class| wanted.contains(class) || found.contains(class)).collect();
+        let (examples, correct) = (wanted.len() as f64, (0..classes).map(hits).sum::<f64>());
+        let (mut both, mut wanted_squares, mut found_squares) = (0.0, 0.0, 0.0);
+        for class in 0..classes {
+            let (w, f) = (count(wanted, class), count(found, class));
+            both += w * f;
+            wanted_squares += w * w;
+            found_squares += f * f;
+        }
+        let spread = ((examples * examples - found_squares) * (examples * examples - wanted_squares)).sqrt();
+        Self {
+            examples: wanted.len() as u64,
+            accuracy: ratio(correct, examples),
+            f1: (classes == 2).then(|| f1(1)),
+            f1_macro: ratio(seen.iter().map(|class| f1(*class)).sum(), seen.len() as f64),
+            matthews: ratio(correct * examples - both, spread),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_those_of_scikit_learn() {
+        let binary = ClassScores::of(&[1, 0, 1, 1, 0, 0, 1, 0, 1, 1], &[1, 0, 0, 1, 1, 0, 1, 0, 1, 1], 2);
+        let several = ClassScores::of(&[0, 1, 2, 2, 1, 0, 2, 1, 0, 2, 3], &[0, 2, 2, 1, 1, 0, 2, 0, 0, 2, 2], 5);
+        let constant = ClassScores::of(&[1, 0, 1], &[1, 1, 1], 2);
+        let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} is not {expected}");
+        // accuracy_score, f1_score(average="macro"), matthews_corrcoef of scikit-learn 1.9.1.
+        let theirs = [
+            [0.8, 0.7916666666666667, 0.5833333333333334],
+            [0.6363636363636364, 0.4809523809523809, 0.4824014285954111],
+            [0.6666666666666666, 0.4, 0.0],
+        ];
+        for (ours, [accuracy, f1_macro, matthews]) in [binary, several, constant].into_iter().zip(theirs) {
+            near(ours.accuracy, accuracy);
+            near(ours.f1_macro, f1_macro);
+            near(ours.matthews, matthews);
+        }
+        near(binary.f1.unwrap(), 0.8333333333333334);
+        near(constant.f1.unwrap(), 0.8);
+        assert_eq!(several.f1, None);
+        assert_eq!(ClassScores::of(&[], &[], 2).accuracy, 0.0);
+    }
+}
