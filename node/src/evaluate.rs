@@ -17,7 +17,7 @@ mod loss;
 
 pub use benchmarks::{ChoicePrompt, GSM8K_STOPS, choice_prompts};
 pub use choices::{ChoiceResults, ChoiceScores, choices};
-pub use classification::ClassScores;
+pub use classification::{ClassResults, ClassScores, classify};
 pub use exact_match::{AnswerEnd, AnswerPrompt, ExactMatch, exact_match, gsm8k_prompts, template_prompts};
 pub use generate::{Generation, generate, generate_until};
 pub use loss::{HeldOutLoss, held_out_loss};

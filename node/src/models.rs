@@ -1,23 +1,31 @@
 //! Room `models`: the trainable architectures, loaded from Hugging Face directories.
 //!
-//! One decoder for the Llama family ([`decoder`]), its weights widened to f32 and frozen, LoRA on any of its linear
-//! modules, or every weight trained ([`Decoder`] says how). The ops of the hot path are fused and carry their own backward
-//! ([`kernels`]), because candle's fast ones have none.
+//! One transformer ([`transformer`]) for every family; a family ([`families`]) is a file that states how it differs. Any of
+//! its linear modules may carry LoRA, and any parameter may be trained. Forward and backward are written by hand over the
+//! ops of [`ops`], because candle's fast ones have no gradient and its differentiable ones compute one for every frozen
+//! weight.
 //!
-//! It refuses what it would compute wrongly: other model types, biased attention, other activations, rope types it does
-//! not know. It knows nothing of rounds, peers or adapters on the wire.
+//! It refuses what it would compute wrongly: other model types, activations and rope types, and flags it does not know. It
+//! knows nothing of rounds, peers or adapters on the wire.
 
 pub mod backward;
+pub mod batch;
+mod cache;
 pub mod config;
-pub mod decoder;
+pub mod families;
 pub mod kernels;
-mod linear;
+pub mod ops;
+mod parameters;
 pub mod pretrained;
+pub mod transformer;
 pub mod weights;
 
+pub use batch::TokenBatch;
+pub use cache::KvCache;
 pub use config::ModelConfig;
-pub use decoder::{Decoder, KvCache};
-pub use pretrained::{BaseModel, LinearModule, base_digest};
+pub use ops::Lora;
+pub use pretrained::{Attached, BaseModel, LinearModule, base_digest};
+pub use transformer::{Decoder, Pass};
 
 use std::path::PathBuf;
 
@@ -46,6 +54,12 @@ pub enum ModelError {
     TooLong { found: usize, max: usize },
     #[error("token {token} lies outside the vocabulary of {vocabulary}")]
     Token { token: u32, vocabulary: usize },
+    #[error("a batch has {found} targets or tokens where its sequences ask for {expected}")]
+    Targets { found: usize, expected: usize },
+    #[error("this model sees a text from both sides, so it cannot continue one")]
+    Bidirectional,
+    #[error("this model continues texts, so it has no classes")]
+    NoClasses,
     #[error("tensor computation failed: {0}")]
     Candle(#[from] candle_core::Error),
 }

@@ -11,9 +11,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::TemplateArg;
-use crate::data::{self, ChoiceForm, Record, Tokens};
+use crate::data::{self, ChoiceForm, Record, TokenizedExample, Tokens};
 use crate::evaluate::{
-    AnswerEnd, GSM8K_STOPS, Report, choice_prompts, choices, exact_match, gsm8k_prompts, held_out_loss, template_prompts,
+    AnswerEnd, GSM8K_STOPS, Report, choice_prompts, choices, classify, exact_match, gsm8k_prompts, held_out_loss, template_prompts,
 };
 use crate::models::{BaseModel, Decoder};
 use crate::{files, peft};
@@ -22,6 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   mingle eval --base ./tinyllama --data test.jsonl
   mingle eval --base ./tinyllama --adapter ./merged --data test.jsonl --task exact-match --limit 100
+  mingle eval --base ./bert --adapter ./adapter --data sst2_dev.tsv --task classes
   mingle eval --base ./tinyllama --data mmlu/test --task mmlu --dev mmlu/dev --shots 5 --json
   mingle eval --base ./tinyllama --data ARC-Easy-Test.jsonl --task arc
   mingle eval --base ./tinyllama --data gsm8k/test.jsonl --task gsm8k --dev gsm8k/train.jsonl --shots 5
@@ -33,6 +34,8 @@ Scores and prompts of mmlu, arc and gsm8k are those of lm-evaluation-harness.";
 enum Task {
     /// Mean loss and perplexity over what training would teach
     Loss,
+    /// Loss, accuracy, F1 and Matthews correlation of a model with a classification head
+    Classes,
     /// Loss, and greedy answers to questions laid out as in training
     ExactMatch,
     /// GSM8K: greedy answers, compared by their final number
@@ -124,11 +127,16 @@ fn progress_bar(json: bool) -> ProgressBar {
 /// The task's results, by name.
 fn measure(args: &Args, decoder: &Decoder, tokens: &Tokens, report: &Report) -> Result<Value> {
     match args.task {
-        Task::Loss => Ok(json!({ "loss": loss(args, decoder, tokens, &records(args)?)? })),
+        Task::Loss => Ok(json!({ "loss": held_out_loss(decoder, &examples(args, tokens)?)? })),
+        Task::Classes => {
+            let examples = examples(args, tokens)?;
+            let found = classify(decoder, &examples, report)?;
+            write_samples(args, &found.samples)?;
+            Ok(json!({ "loss": held_out_loss(decoder, &examples)?, "classes": found }))
+        }
         Task::ExactMatch => {
-            let records = records(args)?;
-            let loss = loss(args, decoder, tokens, &records)?;
-            let prompts = template_prompts(tokens, &records, args.template.into())?;
+            let loss = held_out_loss(decoder, &examples(args, tokens)?)?;
+            let prompts = template_prompts(tokens, &records(args)?, args.template.into())?;
             let end = AnswerEnd { tokens_max: args.answer_tokens.unwrap_or(64), stops: &[] };
             let found = exact_match(decoder, tokens, &prompts, end, report)?;
             write_samples(args, &found.samples)?;
@@ -161,12 +169,12 @@ fn records(args: &Args) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-fn loss(args: &Args, decoder: &Decoder, tokens: &Tokens, records: &[Record]) -> Result<crate::evaluate::HeldOutLoss> {
-    let examples = tokens.examples(records, args.template.into(), args.max_length)?;
+fn examples(args: &Args, tokens: &Tokens) -> Result<Vec<TokenizedExample>> {
+    let examples = tokens.examples(&records(args)?, args.template.into(), args.max_length)?;
     if examples.is_empty() {
         bail!("no example in {} has a label within {} tokens", args.data.display(), args.max_length);
     }
-    Ok(held_out_loss(decoder, &examples)?)
+    Ok(examples)
 }
 
 fn write_samples<T: Serialize>(args: &Args, samples: &[T]) -> Result<()> {
@@ -189,6 +197,15 @@ fn print_sentences(measured: &Value) {
             loss["examples"]
         );
         println!("perplexity  {:.3}", number(&loss["perplexity"]));
+    }
+    let found = &measured["classes"];
+    if found.is_object() {
+        println!("accuracy    {} of {} texts", percent(&found["accuracy"]), found["examples"]);
+        if found["f1"].is_number() {
+            println!("F1          {:.4} of class 1", number(&found["f1"]));
+        }
+        println!("macro F1    {:.4}", number(&found["f1_macro"]));
+        println!("Matthews    {:.4}", number(&found["matthews"]));
     }
     let found = &measured["exact_match"];
     if found.is_object() {

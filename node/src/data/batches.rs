@@ -3,8 +3,7 @@
 use blake3::OutputReader;
 
 use super::tokens::TokenizedExample;
-use crate::models::decoder::TokenBatch;
-use crate::models::kernels::cross_entropy::IGNORED;
+use crate::models::batch::{IGNORED, TokenBatch};
 
 /// A stream of random numbers named by a seed and a purpose.
 pub struct Draw(OutputReader);
@@ -25,6 +24,12 @@ impl Draw {
     /// Uniform in [0, 1).
     pub fn unit(&mut self) -> f64 {
         (self.word() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Normal with mean 0 and deviation 1 (Box and Muller).
+    pub fn normal(&mut self) -> f64 {
+        let (radius, angle) = ((-2.0 * (1.0 - self.unit()).ln()).sqrt(), 2.0 * std::f64::consts::PI * self.unit());
+        radius * angle.cos()
     }
 
     /// Uniform below `bound` (its bias, below 2⁻⁶⁴ times the bound, is of no consequence here).
@@ -71,22 +76,31 @@ pub fn epoch_batches(lengths: &[usize], batch_size: usize, seed: u64, epoch: usi
     batches
 }
 
-/// Pads examples at the end to the longest and shifts their labels: position `i` predicts token `i + 1`.
+/// Lays examples one after the other and shifts their labels: position `i` predicts token `i + 1`. Nothing is padded, and no
+/// example sees another. Examples with a class are fed whole and have it as their target.
 pub fn batch(examples: &[&TokenizedExample]) -> TokenBatch {
-    // The last token predicts nothing, so it is not fed.
-    let length = examples.iter().map(|example| example.tokens.len().saturating_sub(1)).max().unwrap_or(0).max(1);
-    let mut tokens = vec![0; examples.len() * length];
-    let mut targets = vec![IGNORED; examples.len() * length];
-    for (row, example) in examples.iter().enumerate() {
-        let fed = example.tokens.len().saturating_sub(1);
-        tokens[row * length..row * length + fed].copy_from_slice(&example.tokens[..fed]);
-        for at in 0..fed {
-            if example.learned[at + 1] {
-                targets[row * length + at] = i64::from(example.tokens[at + 1]);
+    let mut batch = TokenBatch::default();
+    let typed = examples.iter().any(|example| !example.types.is_empty());
+    for example in examples {
+        // A language model's last token predicts nothing, so it is not fed.
+        let fed = if example.label.is_some() { example.tokens.len() } else { example.tokens.len().saturating_sub(1) };
+        if fed == 0 {
+            continue;
+        }
+        batch.lengths.push(fed);
+        batch.tokens.extend(&example.tokens[..fed]);
+        if typed {
+            batch.types.extend((0..fed).map(|at| example.types.get(at).copied().unwrap_or(0)));
+        }
+        match example.label {
+            Some(label) => batch.targets.push(i64::from(label)),
+            None => {
+                let target = |at: usize| if example.learned[at + 1] { i64::from(example.tokens[at + 1]) } else { IGNORED };
+                batch.targets.extend((0..fed).map(target));
             }
         }
     }
-    TokenBatch { sequences: examples.len(), length, tokens, targets }
+    batch
 }
 
 #[cfg(test)]
@@ -116,17 +130,21 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_shifted_and_padding_counts_for_nothing() {
+    fn labels_are_shifted_and_nothing_is_padded() {
         let example = |tokens: &[u32], from: usize| TokenizedExample {
             tokens: tokens.to_vec(),
             learned: (0..tokens.len()).map(|i| i >= from).collect(),
             ..TokenizedExample::default()
         };
         let (a, b) = (example(&[1, 5, 6, 2], 2), example(&[1, 7], 1));
-        let batch = batch(&[&a, &b]);
-        assert_eq!((batch.sequences, batch.length), (2, 3));
-        assert_eq!(batch.tokens, [1, 5, 6, 1, 0, 0]);
-        assert_eq!(batch.targets, [IGNORED, 6, 2, 7, IGNORED, IGNORED]);
-        assert_eq!(batch.labelled(), a.labels() + b.labels());
+        let found = batch(&[&a, &b, &example(&[4], 0)]);
+        assert_eq!(found.lengths, [3, 1]);
+        assert_eq!(found.tokens, [1, 5, 6, 1]);
+        assert_eq!(found.targets, [IGNORED, 6, 2, 7]);
+        assert_eq!(found.labelled(), a.labels() + b.labels());
+        let classified = TokenizedExample { tokens: vec![1, 8, 2], types: vec![0, 0, 1], label: Some(2), ..TokenizedExample::default() };
+        let found = batch(&[&classified, &classified]);
+        assert_eq!((found.lengths, found.targets), (vec![3, 3], vec![2, 2]));
+        assert_eq!(found.types, [0, 0, 1, 0, 0, 1]);
     }
 }

@@ -9,41 +9,34 @@ use tokenizers::{Tokenizer, TruncationParams};
 
 use super::DataError;
 use super::record::Label;
+use crate::models::ModelConfig;
+use crate::models::config::Head;
 
 /// Class names by number, from `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Classes(Vec<String>);
 
 impl Classes {
-    /// Reads `id2label`, or `num_labels`, of a model of a family that classifies here. `None` for a language model, and where
-    /// there is no configuration.
-    pub fn read(dir: &Path) -> Result<Option<Self>, DataError> {
+    /// The classes of a model with a classification head, named by `id2label` of the directory's `config.json`; where it
+    /// names none, as transformers does. `None` for a language model.
+    pub fn read(dir: &Path, config: &ModelConfig) -> Result<Option<Self>, DataError> {
+        let Head::Classes(count) = config.head else { return Ok(None) };
         let path = dir.join("config.json");
         let refuse = |reason: String| DataError::File { path: path.clone(), reason };
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(refuse(error.to_string())),
-        };
-        let config: Value = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
-        Self::from_config(&config).map_err(refuse)
+        let text = std::fs::read(&path).map_err(|error| refuse(error.to_string()))?;
+        let json: Value = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
+        Self::named(&json["id2label"], count).map(Some).map_err(refuse)
     }
 
-    fn from_config(config: &Value) -> Result<Option<Self>, String> {
-        if !["bert", "roberta"].contains(&config["model_type"].as_str().unwrap_or_default()) {
-            return Ok(None);
-        }
-        let unnamed = |count: u64| (0..count).map(|class| format!("LABEL_{class}")).collect();
-        let Some(names) = config["id2label"].as_object() else {
-            // transformers writes no names where there are two unnamed classes, its default.
-            return Ok(Some(Self(unnamed(config["num_labels"].as_u64().unwrap_or(2)))));
+    fn named(names: &Value, count: usize) -> Result<Self, String> {
+        let one = |class: usize| match names.as_object() {
+            None => Ok(format!("LABEL_{class}")),
+            Some(names) => {
+                let name = names.get(&class.to_string()).and_then(Value::as_str).map(String::from);
+                name.ok_or_else(|| format!("\"id2label\" names {} classes, but not class {class}", names.len()))
+            }
         };
-        let mut classes: Vec<String> = Vec::new();
-        for class in 0..names.len() {
-            let name = names.get(&class.to_string()).and_then(Value::as_str);
-            classes.push(name.ok_or_else(|| format!("\"id2label\" names {} classes, but not class {class}", names.len()))?.into());
-        }
-        Ok(Some(Self(classes)))
+        (0..count).map(one).collect::<Result<_, _>>().map(Self)
     }
 
     pub fn count(&self) -> usize {
@@ -144,16 +137,14 @@ mod tests {
 
     #[test]
     fn classes_are_numbers_or_the_names_of_the_configuration() {
-        let named = json!({ "model_type": "bert", "id2label": { "1": "good", "0": "bad" } });
-        let classes = Classes::from_config(&named).unwrap().unwrap();
+        let classes = Classes::named(&json!({ "1": "good", "0": "bad" }), 2).unwrap();
         assert_eq!(classes.names(), ["bad", "good"]);
         assert_eq!(classes.number(&Label::Name("good".into())).unwrap(), 1);
         assert_eq!(classes.number(&Label::Number(0)).unwrap(), 0);
         for unknown in [Label::Number(2), Label::Name("fine".into())] {
             assert!(classes.number(&unknown).unwrap_err().to_string().contains("the model's classes are bad, good"));
         }
-        assert_eq!(Classes::from_config(&json!({ "model_type": "roberta" })).unwrap().unwrap().count(), 2);
-        assert_eq!(Classes::from_config(&json!({ "model_type": "llama" })).unwrap(), None);
-        assert!(Classes::from_config(&json!({ "model_type": "bert", "id2label": { "1": "x" } })).is_err());
+        assert_eq!(Classes::named(&Value::Null, 2).unwrap().names(), ["LABEL_0", "LABEL_1"]);
+        assert!(Classes::named(&json!({ "1": "x" }), 2).is_err());
     }
 }

@@ -22,14 +22,14 @@ pub struct Tokens {
     classes: Option<Classes>,
 }
 
-/// One example: `learned[i]` says whether token `i` is something the model should have predicted.
+/// One example: `learned[i]` says whether token `i` is something the model should have predicted; or a text and its class.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenizedExample {
     pub tokens: Vec<u32>,
     pub learned: Vec<bool>,
-    /// Token types; empty where all are 0.
+    /// Each token's type (BERT's segments); empty where all are 0.
     pub types: Vec<u32>,
-    /// The class, for models that classify: then no token is learned.
+    /// The class of the whole text, for classifiers.
     pub label: Option<u32>,
 }
 
@@ -57,7 +57,7 @@ impl Tokens {
         // A tokenizer.json may ask to truncate or pad: both are done here, by the settings of the training.
         tokenizer.with_truncation(None).map_err(|error| refuse(error.to_string()))?;
         tokenizer.with_padding(None);
-        let classes = Classes::read(dir)?;
+        let classes = Classes::read(dir, config)?;
         Ok(Self { tokenizer, bos: config.bos, eos: config.eos.clone(), vocabulary: config.vocabulary, classes })
     }
 
@@ -171,7 +171,8 @@ impl Tokens {
 pub(crate) mod tests {
     use super::*;
     use crate::data::Label;
-    use crate::models::config::RopeScaling;
+    use crate::models::config::Head;
+    use crate::models::families::tiny_llama;
 
     /// Words of a counting language; `truncation` asks for what the trainer must not do.
     pub fn write_tokenizer(dir: &Path) {
@@ -196,19 +197,19 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         write_tokenizer(dir.path());
         let record = Record::Classification { text: "count one".into(), pair: Some("two".into()), label: Label::Name("LABEL_1".into()) };
-        let read = |model: &str, record: &Record| {
-            std::fs::write(dir.path().join("config.json"), format!("{{\"model_type\": \"{model}\"}}")).unwrap();
-            let tokens = Tokens::read(dir.path(), &config(11)).unwrap();
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        let read = |head: Head, record: &Record| {
+            let tokens = Tokens::read(dir.path(), &ModelConfig { head, ..config(11) }).unwrap();
             tokens.examples(std::slice::from_ref(record), Template::Short, 6).map_err(|error| error.to_string())
         };
         // This tokenizer has no frame of its own, but <s> and </s>: RoBERTa's. The longer text is cut.
         let expected = TokenizedExample { tokens: vec![1, 3, 2, 2, 6, 2], learned: vec![false; 6], types: vec![], label: Some(1) };
         assert_eq!(expected.labels(), 1);
-        assert_eq!(read("roberta", &record).unwrap(), [expected]);
-        assert!(read("llama", &record).unwrap_err().contains("is a language model"));
-        assert!(read("roberta", &Record::Text("count".into())).unwrap_err().contains("texts without a class"));
+        assert_eq!(read(Head::Classes(2), &record).unwrap(), [expected]);
+        assert!(read(Head::Tokens, &record).unwrap_err().contains("is a language model"));
+        assert!(read(Head::Classes(2), &Record::Text("count".into())).unwrap_err().contains("texts without a class"));
         let unknown = Record::Classification { text: "count".into(), pair: None, label: Label::Number(2) };
-        assert!(read("roberta", &unknown).unwrap_err().contains("\"2\" is no class of this model"));
+        assert!(read(Head::Classes(2), &unknown).unwrap_err().contains("\"2\" is no class of this model"));
     }
 
     pub fn config(vocabulary: usize) -> ModelConfig {
@@ -221,12 +222,8 @@ pub(crate) mod tests {
             head_dim: 4,
             vocabulary,
             positions_max: 64,
-            norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope: RopeScaling::Default,
             tied: true,
-            bos: Some(1),
-            eos: vec![2],
+            ..tiny_llama()
         }
     }
 

@@ -1,6 +1,15 @@
 //! Classification: accuracy, F1 and Matthews correlation as scikit-learn computes them.
 
+use rayon::prelude::*;
 use serde::Serialize;
+
+use super::Report;
+use crate::data::{TokenizedExample, batch};
+use crate::models::config::Head;
+use crate::models::{Decoder, ModelError};
+
+/// Tokens computed together.
+const BATCH_TOKENS: usize = 768;
 
 /// Scores of predicted classes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -40,6 +49,49 @@ impl ClassScores {
             matthews: ratio(correct * examples - both, spread),
         }
     }
+}
+
+/// One text's outcome.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClassSample {
+    pub label: usize,
+    /// The class with the largest logit.
+    pub found: usize,
+    pub logits: Vec<f32>,
+}
+
+/// Scores of all texts, and each one's outcome in the order given.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClassResults {
+    #[serde(flatten)]
+    pub scores: ClassScores,
+    #[serde(skip)]
+    pub samples: Vec<ClassSample>,
+}
+
+/// Classifies every example; those without a class are left out.
+///
+/// # Errors
+/// A model without a classification head, or what the model refuses.
+pub fn classify(decoder: &Decoder, examples: &[TokenizedExample], report: &Report) -> Result<ClassResults, ModelError> {
+    let Head::Classes(classes) = decoder.config().head else { return Err(ModelError::NoClasses) };
+    let examples: Vec<&TokenizedExample> =
+        examples.iter().filter(|example| example.label.is_some() && !example.tokens.is_empty()).collect();
+    let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(1);
+    let done = std::sync::atomic::AtomicUsize::new(0);
+    let one = |part: &[&TokenizedExample]| -> Result<Vec<ClassSample>, ModelError> {
+        let logits = decoder.logits(&batch(part))?.to_vec2::<f32>()?;
+        report(done.fetch_add(part.len(), std::sync::atomic::Ordering::Relaxed) + part.len(), examples.len());
+        let sample = |(example, logits): (&&TokenizedExample, Vec<f32>)| {
+            let found = (0..classes).fold(0, |best, class| if logits[class] > logits[best] { class } else { best });
+            ClassSample { label: example.label.unwrap_or_default() as usize, found, logits }
+        };
+        Ok(part.iter().zip(logits).map(sample).collect())
+    };
+    let parts = examples.par_chunks((BATCH_TOKENS / longest).max(1));
+    let samples: Vec<ClassSample> = parts.map(one).collect::<Result<Vec<_>, _>>()?.concat();
+    let (wanted, found): (Vec<usize>, Vec<usize>) = samples.iter().map(|sample| (sample.label, sample.found)).unzip();
+    Ok(ClassResults { scores: ClassScores::of(&wanted, &found, classes), samples })
 }
 
 #[cfg(test)]

@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::Report;
-use crate::data::{DataError, TokenizedExample, Tokens, batch};
-use crate::models::{Decoder, ModelError};
+use crate::data::{DataError, Tokens};
+use crate::models::config::Head;
+use crate::models::{Decoder, ModelError, TokenBatch};
 
 /// Tokens of a context and of what may follow it; neither is empty.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +65,9 @@ const BATCH_TOKENS: usize = 768;
 /// Scores every continuation. Equal inputs are computed once, as those of MMLU's four letters. The result depends neither
 /// on the order nor on the number of threads.
 pub fn log_likelihoods(decoder: &Decoder, continuations: &[Continuation], report: &Report) -> Result<Vec<LogLikelihood>, ModelError> {
+    if decoder.config().head != Head::Tokens {
+        return Err(ModelError::Bidirectional);
+    }
     let positions_max = decoder.config().positions_max;
     let mut inputs: BTreeMap<Vec<u32>, Vec<usize>> = BTreeMap::new();
     for (index, continuation) in continuations.iter().enumerate() {
@@ -100,48 +103,40 @@ fn score(
     continuations: &[Continuation],
     inputs: &[(Vec<u32>, Vec<usize>)],
 ) -> Result<Vec<(usize, LogLikelihood)>, ModelError> {
-    let fed: Vec<&[u32]> = inputs.iter().map(|(fed, _)| fed.as_slice()).collect();
-    let last = |users: &[usize]| users.iter().map(|index| continuations[*index].tokens.len()).max().unwrap_or(0);
-    let rows = last_logits(decoder, &fed, &inputs.iter().map(|(_, users)| last(users)).collect::<Vec<_>>())?;
-    let mut scored = Vec::new();
-    for ((_, users), rows) in inputs.iter().zip(&rows) {
-        for index in users {
-            let tokens = &continuations[*index].tokens;
-            let places = rows[rows.len() - tokens.len()..].iter().zip(tokens);
-            let (mut sum, mut greedy) = (0.0, true);
-            for (logits, token) in places {
-                let chosen = f64::from(logits[*token as usize]);
-                let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-                let total: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
-                sum += chosen - largest - total.ln();
-                greedy &= chosen == largest;
-            }
-            scored.push((*index, LogLikelihood { sum, greedy }));
+    let mut batch = TokenBatch::default();
+    // Rows that predict a continuation's token, with the input they belong to and how many rows follow in it.
+    let (mut rows, mut places) = (Vec::new(), Vec::new());
+    for (index, (fed, users)) in inputs.iter().enumerate() {
+        batch.lengths.push(fed.len());
+        batch.tokens.extend(fed);
+        let longest = users.iter().map(|user| continuations[*user].tokens.len()).max().unwrap_or(0);
+        for left in (0..longest).rev() {
+            rows.push((batch.tokens.len() - 1 - left) as u32);
+            places.push((index, left));
         }
     }
-    Ok(scored)
-}
-
-/// The logits after each of the last `counts[i]` tokens of input `i`.
-fn last_logits(decoder: &Decoder, inputs: &[&[u32]], counts: &[usize]) -> Result<Vec<Vec<Vec<f32>>>, ModelError> {
-    // The last token of an example is not fed, so one is added for it.
-    let example = |fed: &&[u32]| TokenizedExample::all_learned([*fed, &[0]].concat());
-    let examples: Vec<TokenizedExample> = inputs.iter().map(example).collect();
-    let batch = batch(&examples.iter().collect::<Vec<_>>());
-    let logits = decoder.logits(&batch.tokens, batch.sequences)?;
-    let rows = inputs.iter().zip(counts).enumerate().flat_map(|(index, (fed, count))| {
-        let end = index * batch.length + fed.len();
-        (end - count..end).map(|row| row as u32)
-    });
-    let rows: Vec<u32> = rows.collect();
-    let rows = Tensor::from_slice(&rows, rows.len(), logits.device())?;
-    let mut values = logits.index_select(&rows, 0)?.to_dtype(DType::F32)?.to_vec2::<f32>()?.into_iter();
-    Ok(counts.iter().map(|count| values.by_ref().take(*count).collect()).collect())
+    let mut scores: Vec<Vec<LogLikelihood>> =
+        inputs.iter().map(|(_, users)| vec![LogLikelihood { sum: 0.0, greedy: true }; users.len()]).collect();
+    decoder.each_logits(&batch, &rows, |row, logits| {
+        let (input, left) = places[row];
+        let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let total: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
+        for (user, score) in inputs[input].1.iter().zip(&mut scores[input]) {
+            let tokens = &continuations[*user].tokens;
+            if left < tokens.len() {
+                let own = f64::from(logits[tokens[tokens.len() - 1 - left] as usize]);
+                score.sum += own - largest - total.ln();
+                score.greedy &= own == largest;
+            }
+        }
+    })?;
+    Ok(inputs.iter().zip(scores).flat_map(|((_, users), scores)| users.iter().copied().zip(scores)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::TokenizedExample;
     use crate::data::tokens::tests::config;
     use crate::evaluate::held_out_loss;
     use crate::train::random_decoder;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::data::{TokenizedExample, batch};
 use crate::models::{Decoder, ModelError};
 
-/// Padded tokens computed together.
+/// Tokens computed together.
 const BATCH_TOKENS: usize = 768;
 
 /// Mean cross entropy in nats over all labelled tokens of all examples.
@@ -28,7 +28,7 @@ pub fn held_out_loss(decoder: &Decoder, examples: &[TokenizedExample]) -> Result
     let mut batches: Vec<Vec<&TokenizedExample>> = Vec::new();
     for example in order {
         match batches.last_mut() {
-            // Sorted, so the newcomer is the longest: the batch is padded to it.
+            // Sorted, so the newcomer is the longest.
             Some(batch) if (batch.len() + 1) * example.tokens.len() <= BATCH_TOKENS => batch.push(example),
             _ => batches.push(vec![example]),
         }
@@ -36,8 +36,7 @@ pub fn held_out_loss(decoder: &Decoder, examples: &[TokenizedExample]) -> Result
     let one = |examples: &Vec<&TokenizedExample>| -> Result<(f64, usize), ModelError> {
         let batch = batch(examples);
         let labels = batch.labelled();
-        let mean = decoder.loss(&batch, labels.max(1) as f64)?.to_scalar::<f32>()?;
-        Ok((f64::from(mean) * labels as f64, labels))
+        Ok((decoder.loss(&batch, 1.0)?, labels))
     };
     let parts: Vec<(f64, usize)> = batches.par_iter().map(one).collect::<Result<_, _>>()?;
     let tokens: usize = parts.iter().map(|(_, labels)| labels).sum();

@@ -1,15 +1,21 @@
-//! `config.json` of a Llama-family model, in the form transformers 4 wrote (`rope_theta`, `rope_scaling`) and in the form
-//! transformers 5 writes (`rope_parameters`).
+//! What the transformer must know of a model, whatever family it is of: read from `config.json` in the form transformers 4
+//! wrote (`rope_theta`, `rope_scaling`) and in the form transformers 5 writes (`rope_parameters`).
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::ModelError;
+use super::families::{self, Family};
+pub use super::kernels::activation::Activation;
+use super::kernels::attention::Heads;
+pub use super::kernels::attention::Mask;
+pub use super::ops::NormKind;
 
-/// What the decoder must know. Lengths in elements.
+/// A model's architecture. Lengths in elements.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
+    pub family: Family,
     pub hidden: usize,
     pub intermediate: usize,
     pub layers: usize,
@@ -18,15 +24,41 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub vocabulary: usize,
+    /// The longest sequence.
     pub positions_max: usize,
+    pub positions: Positions,
+    pub norm: NormKind,
+    /// Added to every norm's weight.
+    pub norm_offset: f32,
     pub norm_eps: f64,
-    pub rope_theta: f64,
-    pub rope: RopeScaling,
+    /// Norms stand behind attention and feed-forward (BERT), not before them.
+    pub post_norm: bool,
+    pub mask: Mask,
+    pub activation: Activation,
+    /// The feed-forward part has a gate beside the up-projection.
+    pub gated: bool,
+    /// Biases of query, key and value; of attention's output; of the feed-forward part.
+    pub biases: [bool; 3],
+    /// Embeddings are multiplied by it.
+    pub embedding_scale: f32,
+    /// Kinds of token (BERT's segments); 0 where the family has none.
+    pub token_types: usize,
+    pub head: Head,
     /// The output head is the embedding itself.
     pub tied: bool,
     pub bos: Option<u32>,
     /// Tokens that end a text; the first is appended to training examples.
     pub eos: Vec<u32>,
+    pub pad: Option<u32>,
+}
+
+/// How a token's position enters.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Positions {
+    /// Queries and keys are turned by it.
+    Rope { theta: f64, scaling: RopeScaling },
+    /// A learned vector is added; the first position has this index.
+    Learned { first: usize },
 }
 
 /// How rotary frequencies are stretched beyond the original context.
@@ -46,6 +78,15 @@ pub enum RopeScaling {
     },
 }
 
+/// What stands on top.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// The next token, for every position.
+    Tokens,
+    /// One of so many classes, for the whole sequence, by its first position.
+    Classes(usize),
+}
+
 impl ModelConfig {
     /// Reads `config.json` of `dir`.
     pub fn read(dir: &Path) -> Result<Self, ModelError> {
@@ -58,71 +99,16 @@ impl ModelConfig {
     /// `path` is used in errors only.
     pub fn from_json(path: &Path, json: &Value) -> Result<Self, ModelError> {
         let fields = Fields { path, json };
-        fields.must_be("model_type", &["llama"], "\"llama\"", None)?;
-        fields.must_be("hidden_act", &["silu"], "\"silu\"", Some("silu"))?;
-        for (field, supported) in [("attention_bias", "false"), ("mlp_bias", "false")] {
-            if json.get(field).and_then(Value::as_bool).unwrap_or(false) {
-                return Err(fields.unsupported(field, "true", supported));
-            }
-        }
-        let hidden = fields.size("hidden_size")?;
-        let heads = fields.size("num_attention_heads")?;
-        let kv_heads = fields.optional_size("num_key_value_heads")?.unwrap_or(heads);
-        if !heads.is_multiple_of(kv_heads) {
-            let reason = format!("{heads} attention heads cannot share {kv_heads} key-value heads evenly");
+        let config = families::config(&fields)?;
+        if !config.heads.is_multiple_of(config.kv_heads) {
+            let reason = format!("{} attention heads cannot share {} key-value heads evenly", config.heads, config.kv_heads);
             return Err(ModelError::file(path, reason));
         }
-        let head_dim = fields.optional_size("head_dim")?.unwrap_or(hidden / heads);
-        if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return Err(ModelError::file(path, format!("head_dim is {head_dim}, but rotary positions need an even one")));
+        if matches!(config.positions, Positions::Rope { .. }) && !config.head_dim.is_multiple_of(2) {
+            let reason = format!("head_dim is {}, but rotary positions need an even one", config.head_dim);
+            return Err(ModelError::file(path, reason));
         }
-        let (rope_theta, rope) = fields.rope()?;
-        Ok(Self {
-            hidden,
-            intermediate: fields.size("intermediate_size")?,
-            layers: fields.size("num_hidden_layers")?,
-            heads,
-            kv_heads,
-            head_dim,
-            vocabulary: fields.size("vocab_size")?,
-            positions_max: fields.optional_size("max_position_embeddings")?.unwrap_or(2048),
-            norm_eps: json.get("rms_norm_eps").and_then(Value::as_f64).unwrap_or(1e-6),
-            rope_theta,
-            rope,
-            tied: json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
-            bos: tokens(json.get("bos_token_id")).first().copied(),
-            eos: tokens(json.get("eos_token_id")),
-        })
-    }
-
-    /// The configuration as transformers 5 writes it, for a model saved in bf16.
-    pub fn to_json(&self) -> Value {
-        let mut rope = json!({ "rope_theta": self.rope_theta, "rope_type": "default" });
-        match &self.rope {
-            RopeScaling::Default => {}
-            RopeScaling::Linear { factor } => {
-                rope["rope_type"] = json!("linear");
-                rope["factor"] = json!(factor);
-            }
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
-                rope = json!({
-                    "rope_theta": self.rope_theta, "rope_type": "llama3", "factor": factor,
-                    "low_freq_factor": low_freq_factor, "high_freq_factor": high_freq_factor,
-                    "original_max_position_embeddings": *original_positions as u64,
-                });
-            }
-        }
-        // `rope_theta` stands at the top too: readers of the old form find it there, readers of the new ignore it.
-        json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "torch_dtype": "bfloat16",
-            "hidden_size": self.hidden, "intermediate_size": self.intermediate, "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
-            "vocab_size": self.vocabulary, "max_position_embeddings": self.positions_max,
-            "rms_norm_eps": self.norm_eps, "rope_theta": self.rope_theta, "rope_parameters": rope,
-            "tie_word_embeddings": self.tied, "hidden_act": "silu", "attention_bias": false, "mlp_bias": false,
-            "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": true,
-            "bos_token_id": self.bos, "eos_token_id": self.eos.first(),
-        })
+        Ok(config)
     }
 
     /// Width of all query heads together.
@@ -135,11 +121,18 @@ impl ModelConfig {
         self.kv_heads * self.head_dim
     }
 
-    /// Radians a position adds, for each of the `head_dim / 2` rotated pairs.
-    pub fn rope_frequencies(&self) -> Vec<f64> {
+    /// How attention reads queries, keys and values.
+    pub(crate) fn attention(&self) -> Heads {
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        Heads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, scale, mask: self.mask }
+    }
+
+    /// Radians a position adds, for each of the `head_dim / 2` rotated pairs; `None` without rotary positions.
+    pub fn rope_frequencies(&self) -> Option<Vec<f64>> {
+        let Positions::Rope { theta, scaling } = &self.positions else { return None };
         let pairs = self.head_dim / 2;
-        let plain = (0..pairs).map(|i| self.rope_theta.powf(-2.0 * i as f64 / self.head_dim as f64));
-        match self.rope {
+        let plain = (0..pairs).map(|i| theta.powf(-2.0 * i as f64 / self.head_dim as f64));
+        Some(match *scaling {
             RopeScaling::Default => plain.collect(),
             RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor).collect(),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => plain
@@ -155,38 +148,34 @@ impl ModelConfig {
                     }
                 })
                 .collect(),
-        }
+        })
     }
 }
 
-/// A token id, a list of them, or null.
-fn tokens(value: Option<&Value>) -> Vec<u32> {
-    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
-        Some(Value::Array(ids)) => ids.iter().filter_map(one).collect(),
-        Some(id) => one(id).into_iter().collect(),
-        None => Vec::new(),
-    }
-}
-
-struct Fields<'a> {
-    path: &'a Path,
-    json: &'a Value,
+/// The fields of a `config.json`, with errors that name them.
+pub(super) struct Fields<'a> {
+    pub path: &'a Path,
+    pub json: &'a Value,
 }
 
 impl Fields<'_> {
-    fn unsupported(&self, field: &'static str, found: &str, supported: &'static str) -> ModelError {
+    pub fn unsupported(&self, field: &'static str, found: &str, supported: &'static str) -> ModelError {
         ModelError::Unsupported { path: self.path.into(), field, found: found.into(), supported }
     }
 
-    fn must_be(&self, field: &'static str, known: &[&str], supported: &'static str, default: Option<&str>) -> Result<(), ModelError> {
-        match self.json.get(field).and_then(Value::as_str).or(default) {
-            Some(found) if known.contains(&found) => Ok(()),
-            found => Err(self.unsupported(field, &format!("\"{}\"", found.unwrap_or("missing")), supported)),
-        }
+    pub fn text(&self, field: &str) -> Option<&str> {
+        self.json.get(field).and_then(Value::as_str)
     }
 
-    fn optional_size(&self, field: &str) -> Result<Option<usize>, ModelError> {
+    pub fn flag(&self, field: &str, default: bool) -> bool {
+        self.json.get(field).and_then(Value::as_bool).unwrap_or(default)
+    }
+
+    pub fn number(&self, field: &str, default: f64) -> f64 {
+        self.json.get(field).and_then(Value::as_f64).unwrap_or(default)
+    }
+
+    pub fn optional_size(&self, field: &str) -> Result<Option<usize>, ModelError> {
         match self.json.get(field) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
@@ -196,12 +185,42 @@ impl Fields<'_> {
         }
     }
 
-    fn size(&self, field: &str) -> Result<usize, ModelError> {
+    pub fn size(&self, field: &str) -> Result<usize, ModelError> {
         self.optional_size(field)?.ok_or_else(|| ModelError::file(self.path, format!("{field} is missing")))
     }
 
-    /// Base and scaling: `rope_parameters` where present, else `rope_theta` and `rope_scaling`.
-    fn rope(&self) -> Result<(f64, RopeScaling), ModelError> {
+    /// A token id, a list of them, or null.
+    pub fn tokens(&self, field: &str) -> Vec<u32> {
+        let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match self.json.get(field) {
+            Some(Value::Array(ids)) => ids.iter().filter_map(one).collect(),
+            Some(id) => one(id).into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
+    pub fn token(&self, field: &str) -> Option<u32> {
+        self.tokens(field).first().copied()
+    }
+
+    /// The activation named by `field`.
+    pub fn activation(&self, field: &'static str, default: &str) -> Result<Activation, ModelError> {
+        match self.text(field).unwrap_or(default) {
+            "silu" | "swish" => Ok(Activation::Silu),
+            "gelu" => Ok(Activation::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
+            other => Err(self.unsupported(field, &format!("\"{other}\""), "silu, gelu, gelu_new and gelu_pytorch_tanh")),
+        }
+    }
+
+    /// Classes of a classification head: as many as the labels named, else two, as transformers takes them.
+    pub fn classes(&self) -> Result<usize, ModelError> {
+        let named = self.json.get("id2label").and_then(Value::as_object).map(serde_json::Map::len);
+        Ok(self.optional_size("num_labels")?.or(named).unwrap_or(2))
+    }
+
+    /// Rotary positions: `rope_parameters` where present, else `rope_theta` and `rope_scaling`.
+    pub fn rope(&self) -> Result<Positions, ModelError> {
         let nothing = Value::Null;
         let new = self.json.get("rope_parameters").filter(|value| value.is_object());
         let scaling = new.or_else(|| self.json.get("rope_scaling")).unwrap_or(&nothing);
@@ -212,7 +231,7 @@ impl Fields<'_> {
             Some(value) if value > 0.0 => Ok(value),
             _ => Err(ModelError::file(self.path, format!("{field} of the {kind} rope is missing or not a positive number"))),
         };
-        let rope = match kind {
+        let scaling = match kind {
             "default" => RopeScaling::Default,
             "linear" => RopeScaling::Linear { factor: number("factor")? },
             "llama3" => RopeScaling::Llama3 {
@@ -226,58 +245,9 @@ impl Fields<'_> {
                 return Err(self.unsupported("rope_type", &format!("\"{other}\""), supported));
             }
         };
-        Ok((theta, rope))
+        Ok(Positions::Rope { theta, scaling })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn small() -> Value {
-        json!({ "model_type": "llama", "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "vocab_size": 96, "rms_norm_eps": 1e-6 })
-    }
-
-    fn parse(json: &Value) -> Result<ModelConfig, ModelError> {
-        ModelConfig::from_json(Path::new("config.json"), json)
-    }
-
-    #[test]
-    fn old_and_new_rope_forms_agree() {
-        let (mut old, mut new) = (small(), small());
-        old["rope_theta"] = json!(500000.0);
-        old["rope_scaling"] = json!({ "type": "linear", "factor": 4.0 });
-        new["rope_parameters"] = json!({ "rope_theta": 500000.0, "rope_type": "linear", "factor": 4.0 });
-        assert_eq!(parse(&old).unwrap(), parse(&new).unwrap());
-        assert_eq!(parse(&old).unwrap().rope_frequencies()[0], 0.25);
-    }
-
-    #[test]
-    fn what_is_written_reads_back() {
-        let mut json = small();
-        json["rope_parameters"] = json!({ "rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0,
-            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64 });
-        json["eos_token_id"] = json!([2]);
-        let config = parse(&json).unwrap();
-        assert_eq!(parse(&config.to_json()).unwrap(), config);
-    }
-
-    #[test]
-    fn what_would_be_computed_wrongly_is_refused_by_name() {
-        let cases: [(&str, Value, &str); 6] = [
-            ("model_type", json!("qwen2"), "model_type is \"qwen2\""),
-            ("attention_bias", json!(true), "attention_bias is true"),
-            ("hidden_act", json!("gelu"), "hidden_act is \"gelu\""),
-            ("rope_parameters", json!({ "rope_type": "yarn" }), "rope_type is \"yarn\""),
-            ("num_key_value_heads", json!(3), "4 attention heads cannot share 3"),
-            ("hidden_size", json!(0), "hidden_size is 0"),
-        ];
-        for (field, value, expected) in cases {
-            let mut json = small();
-            json[field] = value;
-            let error = parse(&json).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-}
+mod tests;

@@ -1,17 +1,15 @@
-//! A base: configuration and frozen weights of a Hugging Face directory, from which decoders are made.
+//! A base: configuration and frozen weights of a Hugging Face directory, from which models with adapters are made.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 use mingle_protocol::hash::ContentHash;
 
-use super::decoder::{BLOCK_MODULES, Block, Decoder};
-use super::kernels::rope::RopeTable;
-use super::linear::{Linear, Lora};
+use super::ops::Lora;
+use super::transformer::Decoder;
 use super::weights::{Weights, to_bf16_safetensors};
-use super::{ModelConfig, ModelError};
+use super::{ModelConfig, ModelError, families};
 use crate::files;
 
 /// A linear module that can carry LoRA.
@@ -24,8 +22,20 @@ pub struct LinearModule {
 }
 
 /// Digest of the directory's weights: equal for the same tensors, whatever files they are split over.
+///
+/// # Errors
+/// Weights that cannot be read.
 pub fn base_digest(dir: &Path) -> Result<ContentHash, ModelError> {
     Weights::open(dir)?.digest()
+}
+
+/// What is laid over a base. The tensors may be variables.
+#[derive(Debug, Clone, Default)]
+pub struct Attached {
+    /// Low-rank parts by module name, all added.
+    pub lora: BTreeMap<String, Vec<Lora>>,
+    /// Tensors that take the place of the base's, by tensor name.
+    pub replaced: BTreeMap<String, Tensor>,
 }
 
 /// A loaded base. Loaded once, it serves any number of adapters.
@@ -37,10 +47,13 @@ pub struct BaseModel {
 
 impl BaseModel {
     /// Reads `config.json` and the weights of `dir`, widened to f32.
+    ///
+    /// # Errors
+    /// A model of another family or form, and weights that are missing or have another shape, by name.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
         let config = ModelConfig::read(dir)?;
         let weights = Weights::open(dir)?;
-        let decoder = Decoder::build(config, device, &mut |name, dims| weights.read(name, dims, device))?;
+        let decoder = Decoder::build(config, device, &mut |name, dims| weights.find(name, dims, device))?;
         Ok(Self { dir: dir.into(), decoder })
     }
 
@@ -62,173 +75,128 @@ impl BaseModel {
         self.decoder.clone()
     }
 
-    /// The linear modules whose last name part (`q_proj`), or whole name, is among `targets`; sorted by name. Targets
-    /// that name nothing are refused.
+    /// The linear modules that `targets` choose, sorted by name.
+    ///
+    /// # Errors
+    /// A target that names nothing.
     pub fn modules(&self, targets: &[String]) -> Result<Vec<LinearModule>, ModelError> {
         self.config().modules(targets)
     }
 
-    /// The base with LoRA: `lora` gives, per module name, A `(rank, inputs)`, B `(outputs, rank)` and alpha / rank. The
-    /// tensors may be variables.
-    pub fn with_lora(&self, lora: &BTreeMap<String, (Tensor, Tensor, f64)>) -> Result<Decoder, ModelError> {
+    /// The base with low-rank parts and replaced tensors.
+    ///
+    /// # Errors
+    /// Modules and tensors this base does not have, and shapes that do not fit.
+    pub fn attach(&self, parts: &Attached) -> Result<Decoder, ModelError> {
         let mut decoder = self.decoder.clone();
-        for (name, (a, b, scale)) in lora {
+        for (name, parts) in &parts.lora {
             let unknown = || ModelError::AdapterModule { name: name.clone() };
             let linear = decoder.linear_mut(name).ok_or_else(unknown)?;
-            let (outputs, inputs) = linear.weight.dims2()?;
-            let rank = a.dims().first().copied().unwrap_or(0);
-            for (which, tensor, expected) in [("lora_A", a, [rank, inputs]), ("lora_B", b, [outputs, rank])] {
-                if tensor.dims() != expected {
-                    let (name, found) = (format!("{name}.{which}"), tensor.dims().to_vec());
-                    return Err(ModelError::AdapterShape { name, found, expected: expected.to_vec() });
+            let (outputs, inputs) = (linear.outputs(), linear.inputs());
+            for Lora { a, b, .. } in parts {
+                let rank = a.dims().first().copied().unwrap_or(0);
+                for (which, tensor, expected) in [("lora_A", a, [rank, inputs]), ("lora_B", b, [outputs, rank])] {
+                    if tensor.dims() != expected {
+                        let (name, found) = (format!("{name}.{which}"), tensor.dims().to_vec());
+                        return Err(ModelError::AdapterShape { name, found, expected: expected.to_vec() });
+                    }
                 }
             }
-            linear.lora = Some(Lora { a: a.clone(), b: b.clone(), scale: *scale as f32 });
+            linear.lora.clone_from(parts);
+        }
+        for (name, tensor) in &parts.replaced {
+            let unknown = || ModelError::AdapterModule { name: name.clone() };
+            let place = decoder.parameter_mut(name).ok_or_else(unknown)?;
+            if place.dims() != tensor.dims() {
+                let (found, expected) = (tensor.dims().to_vec(), place.dims().to_vec());
+                return Err(ModelError::AdapterShape { name: name.clone(), found, expected });
+            }
+            *place = tensor.clone();
+        }
+        if decoder.config.tied {
+            decoder.head.parts[0].weight = decoder.embedding.tokens.clone();
         }
         Ok(decoder)
     }
 
+    /// The base with LoRA: `lora` gives, per module name, A `(rank, inputs)`, B `(outputs, rank)` and the scale.
+    ///
+    /// # Errors
+    /// As [`BaseModel::attach`].
+    pub fn with_lora(&self, lora: &BTreeMap<String, (Tensor, Tensor, f64)>) -> Result<Decoder, ModelError> {
+        let one = |(name, (a, b, scale)): (&String, &(Tensor, Tensor, f64))| {
+            (name.clone(), vec![Lora { a: a.clone(), b: b.clone(), scale: *scale as f32, dropout: 0.0 }])
+        };
+        self.attach(&Attached { lora: lora.iter().map(one).collect(), ..Attached::default() })
+    }
+
+    /// The value of a parameter by tensor name.
+    pub fn parameter(&self, name: &str) -> Option<Tensor> {
+        self.decoder.clone().parameter_mut(name).cloned()
+    }
+
     /// A model whose every weight is a variable, starting from this base; with the variables by tensor name.
+    ///
+    /// # Errors
+    /// A failed copy.
     pub fn trainable(&self) -> Result<(Decoder, Vec<(String, Var)>), ModelError> {
-        let mut values = self.decoder.weights().into_iter().collect::<BTreeMap<_, _>>();
-        Decoder::all_variables(self.config().clone(), self.device(), &mut |name, _| {
-            values.remove(name).ok_or_else(|| ModelError::MissingTensor { path: self.dir.clone(), name: name.into() })
-        })
+        let mut variables = Vec::new();
+        let mut parts = Attached::default();
+        for (name, tensor) in self.decoder.weights() {
+            // A copy: training must not change the base it starts from.
+            let variable = Var::from_tensor(&tensor.copy()?)?;
+            parts.replaced.insert(name.clone(), variable.as_tensor().clone());
+            variables.push((name, variable));
+        }
+        Ok((self.attach(&parts)?, variables))
     }
 }
 
 impl ModelConfig {
     /// The linear modules whose last name part (`q_proj`), or whole name, is among `targets`; sorted by name. Needs no
-    /// weights. Targets that name nothing are refused.
+    /// weights.
+    ///
+    /// # Errors
+    /// A target that names nothing.
     pub fn modules(&self, targets: &[String]) -> Result<Vec<LinearModule>, ModelError> {
-        let all = all_modules(self);
+        let all = self.all_modules();
         let hit = |name: &str, target: &str| name == target || name.rsplit('.').next() == Some(target);
         for target in targets {
             if !all.iter().any(|module| hit(&module.name, target)) {
-                let last = |name: &&str| name.rsplit('.').next().unwrap_or_default().to_string();
-                let known = BLOCK_MODULES.iter().map(last).collect::<Vec<_>>().join(", ");
-                return Err(ModelError::UnknownTarget { target: target.clone(), known });
+                let mut known: Vec<&str> = all.iter().filter_map(|module| module.name.rsplit('.').next()).collect();
+                known.sort_unstable();
+                known.dedup();
+                return Err(ModelError::UnknownTarget { target: target.clone(), known: known.join(", ") });
             }
         }
         Ok(all.into_iter().filter(|module| targets.iter().any(|target| hit(&module.name, target))).collect())
     }
 }
 
-/// Every linear module of the blocks, sorted by name.
-fn all_modules(config: &ModelConfig) -> Vec<LinearModule> {
-    let mut modules = Vec::new();
-    for layer in 0..config.layers {
-        for part in BLOCK_MODULES {
-            let [outputs, inputs] = module_dims(config, part);
-            let name = format!("model.layers.{layer}.{part}");
-            modules.push(LinearModule { name, inputs: inputs as u64, outputs: outputs as u64 });
-        }
-    }
-    modules.sort();
-    modules
-}
-
-fn module_dims(config: &ModelConfig, part: &str) -> [usize; 2] {
-    match part {
-        "self_attn.q_proj" => [config.query_width(), config.hidden],
-        "self_attn.k_proj" | "self_attn.v_proj" => [config.kv_width(), config.hidden],
-        "self_attn.o_proj" => [config.hidden, config.query_width()],
-        "mlp.down_proj" => [config.hidden, config.intermediate],
-        _ => [config.intermediate, config.hidden],
-    }
-}
-
-/// Gives a weight by tensor name and shape.
-type Source<'a> = &'a mut dyn FnMut(&str, &[usize]) -> Result<Tensor, ModelError>;
-
 impl Decoder {
-    pub(crate) fn build(config: ModelConfig, device: &Device, read: Source) -> Result<Self, ModelError> {
-        let hidden = config.hidden;
-        let embedding = read("model.embed_tokens.weight", &[config.vocabulary, hidden])?;
-        let frozen = |weight| Linear { weight, lora: None, trained: false };
-        let mut blocks = Vec::with_capacity(config.layers);
-        for layer in 0..config.layers {
-            let mut linear = |part: &str| read(&format!("model.layers.{layer}.{part}.weight"), &module_dims(&config, part)).map(frozen);
-            let (q, k) = (linear("self_attn.q_proj")?, linear("self_attn.k_proj")?);
-            let (v, o) = (linear("self_attn.v_proj")?, linear("self_attn.o_proj")?);
-            let (gate, up, down) = (linear("mlp.gate_proj")?, linear("mlp.up_proj")?, linear("mlp.down_proj")?);
-            let mut norm = |part: &str| read(&format!("model.layers.{layer}.{part}.weight"), &[hidden]);
-            let (attention_norm, feed_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
-            blocks.push(Block { attention_norm, q, k, v, o, feed_norm, gate, up, down });
-        }
-        let norm = read("model.norm.weight", &[hidden])?;
-        let head = match config.tied {
-            true => embedding.clone(),
-            false => read("lm_head.weight", &[config.vocabulary, hidden])?,
-        };
-        let rope = Arc::new(RopeTable::new(&config.rope_frequencies(), config.positions_max));
-        let device = device.clone();
-        Ok(Self { config: Arc::new(config), rope, embedding, blocks, norm, head: frozen(head), trained: false, device })
-    }
-
-    /// A decoder whose every weight is a variable with the value `start` gives for its name and shape.
-    pub fn all_variables(config: ModelConfig, device: &Device, start: Source) -> Result<(Self, Vec<(String, Var)>), ModelError> {
-        let mut variables = Vec::new();
-        let mut decoder = Self::build(config, device, &mut |name, dims| {
-            // A copy: training must not change the base it starts from.
-            let variable = Var::from_tensor(&start(name, dims)?.copy()?)?;
-            variables.push((name.to_string(), variable.clone()));
-            Ok(variable.as_tensor().clone())
-        })?;
-        decoder.trained = true;
-        decoder.head.trained = true;
-        for block in &mut decoder.blocks {
-            for part in BLOCK_MODULES {
-                if let Some(linear) = block.linear_mut(part) {
-                    linear.trained = true;
-                }
-            }
-        }
-        variables.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok((decoder, variables))
-    }
-
-    fn linear_mut(&mut self, module: &str) -> Option<&mut Linear> {
-        let (layer, part) = module.strip_prefix("model.layers.")?.split_once('.')?;
-        self.blocks.get_mut(layer.parse::<usize>().ok()?)?.linear_mut(part)
-    }
-
-    /// All weights by tensor name, adapters not among them. A tied head is not listed.
-    pub fn weights(&self) -> Vec<(String, Tensor)> {
-        let mut all =
-            vec![("model.embed_tokens.weight".to_string(), self.embedding.clone()), ("model.norm.weight".to_string(), self.norm.clone())];
-        if !self.config.tied {
-            all.push(("lm_head.weight".to_string(), self.head.weight.clone()));
-        }
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let mut put = |part: &str, weight: &Tensor| {
-                all.push((format!("model.layers.{layer}.{part}.weight"), weight.clone()));
-            };
-            put("input_layernorm", &block.attention_norm);
-            put("post_attention_layernorm", &block.feed_norm);
-            for (part, linear) in [("q", &block.q), ("k", &block.k), ("v", &block.v), ("o", &block.o)] {
-                put(&format!("self_attn.{part}_proj"), &linear.weight);
-            }
-            for (part, linear) in [("gate", &block.gate), ("up", &block.up), ("down", &block.down)] {
-                put(&format!("mlp.{part}_proj"), &linear.weight);
-            }
-        }
-        all.sort_by(|a, b| a.0.cmp(&b.0));
-        all
-    }
-
-    /// Writes `config.json` and `model.safetensors` (bf16) into `dir`, which must exist.
+    /// Writes `model.safetensors` (bf16) into `dir`, which must exist, and `config.json`, for a model of the Llama family.
+    ///
+    /// # Errors
+    /// A failed write.
     pub fn save(&self, dir: &Path) -> Result<(), ModelError> {
+        self.save_weights(dir)?;
+        let json = families::llama_json(&self.config);
+        let text = serde_json::to_string_pretty(&json).map_err(|error| ModelError::file(dir, error))?;
+        let path = dir.join("config.json");
+        files::replace(&path, (text + "\n").as_bytes(), files::PUBLIC).map_err(|error| ModelError::file(&path, error))
+    }
+
+    /// Writes all weights as `model.safetensors` (bf16), as the family's own files store them.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn save_weights(&self, dir: &Path) -> Result<(), ModelError> {
         let mut tensors = Vec::new();
         for (name, tensor) in self.weights() {
-            tensors.push((name, tensor.dims().to_vec(), tensor.flatten_all()?.to_vec1::<f32>()?));
+            let tensor = if self.config.stores_transposed(&name) { tensor.t()? } else { tensor };
+            tensors.push((name, tensor.dims().to_vec(), tensor.contiguous()?.flatten_all()?.to_vec1::<f32>()?));
         }
-        let write = |name: &str, bytes: &[u8]| {
-            let path = dir.join(name);
-            files::replace(&path, bytes, files::PUBLIC).map_err(|error| ModelError::file(&path, error))
-        };
-        write("model.safetensors", &to_bf16_safetensors(&tensors)?)?;
-        let text = serde_json::to_string_pretty(&self.config.to_json()).map_err(|error| ModelError::file(dir, error))?;
-        write("config.json", (text + "\n").as_bytes())
+        let path = dir.join("model.safetensors");
+        files::replace(&path, &to_bf16_safetensors(&tensors)?, files::PUBLIC).map_err(|error| ModelError::file(&path, error))
     }
 }

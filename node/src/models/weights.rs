@@ -13,6 +13,7 @@ use mingle_protocol::hash::{ContentHash, DomainHasher};
 use safetensors::tensor::{Dtype, Metadata, TensorView};
 
 use super::ModelError;
+use crate::data::batches::Draw;
 
 /// The bound the safetensors library puts on a header too.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -70,8 +71,17 @@ impl Weights {
         self.places.keys().map(String::as_str)
     }
 
-    pub fn contains(&self, name: &str) -> bool {
-        self.places.contains_key(name)
+    /// The tensor under any of the names that files have had for it: with or without the model's prefix, and norms as the
+    /// first BERT files called theirs. A classification head the base does not have begins as [`fresh_head`].
+    pub fn find(&self, name: &str, dims: &[usize], device: &Device) -> Result<Tensor, ModelError> {
+        let short = name.split_once('.').map_or(name, |(_, short)| short);
+        let old = |name: &str| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        let candidates = [name.to_string(), short.to_string(), old(name), old(short)];
+        match candidates.iter().find(|candidate| self.places.contains_key(*candidate)) {
+            Some(known) => self.read(known, dims, device),
+            None if name.starts_with("classifier.") => Ok(Tensor::from_vec(fresh_head(name, dims), dims, device)?),
+            None => self.read(name, dims, device),
+        }
     }
 
     /// The tensor's values widened to f32, or an error if its shape is not `dims`.
@@ -123,6 +133,15 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// The start of a classification head that no file holds: weights normal with deviation 0.02, as transformers begins, and
+/// biases 0. Drawn from the name alone, so that all members of a round begin the same.
+fn fresh_head(name: &str, dims: &[usize]) -> Vec<f32> {
+    const DEVIATION: f64 = 0.02;
+    let mut draw = Draw::new(0, name, 0);
+    let value = |_| if dims.len() > 1 { (draw.normal() * DEVIATION) as f32 } else { 0.0 };
+    (0..dims.iter().product()).map(value).collect()
 }
 
 /// Little-endian elements to f32; `None` for types that are no weights.

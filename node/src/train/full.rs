@@ -24,22 +24,18 @@ pub struct TrainedModel {
 
 /// A fresh model: matrices normal with deviation 0.02, norms 1, drawn from `seed`. The variables are sorted by name.
 pub fn random_decoder(config: ModelConfig, seed: u64, device: &Device) -> Result<(Decoder, Vec<(String, Var)>), TrainError> {
+    let ones = 1.0 - config.norm_offset;
     let found = Decoder::all_variables(config, device, &mut |name, dims| {
         let mut draw = Draw::new(seed, name, 0);
         let count = dims.iter().product();
         let values = match dims.len() {
-            1 => vec![1.0; count],
-            _ => (0..count).map(|_| (normal(&mut draw) * INITIAL_DEVIATION) as f32).collect(),
+            1 if name.ends_with(".bias") => vec![0.0; count],
+            1 => vec![ones; count],
+            _ => (0..count).map(|_| (draw.normal() * INITIAL_DEVIATION) as f32).collect(),
         };
         Ok(Tensor::from_vec(values, dims, device)?)
     });
     Ok(found?)
-}
-
-/// Box and Muller.
-fn normal(draw: &mut Draw) -> f64 {
-    let (radius, angle) = ((-2.0 * (1.0 - draw.unit()).ln()).sqrt(), 2.0 * std::f64::consts::PI * draw.unit());
-    radius * angle.cos()
 }
 
 /// Trains `variables`, the weights of `decoder` ([`random_decoder`], `BaseModel::trainable`), in place.

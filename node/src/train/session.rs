@@ -12,7 +12,7 @@ use super::optimiser::Optimiser;
 use super::{TrainError, TrainSettings};
 use crate::data::{TokenizedExample, epoch_batches};
 use crate::evaluate::held_out_loss;
-use crate::models::Decoder;
+use crate::models::{Decoder, Pass};
 
 /// What is trained on, and what is only measured on. Without held-out examples the losses before and after are measured
 /// on the first training examples.
@@ -111,7 +111,7 @@ impl Session<'_> {
         let steps_per_epoch = lengths.len().div_ceil(settings.batch_size);
 
         let digest = self.digest()?;
-        let mut optimiser = Optimiser::new(self.variables);
+        let mut optimiser = Optimiser::new(self.variables)?;
         let saved = match self.checkpoint {
             Some(dir) => checkpoint::read(dir, &digest, self.variables)?,
             None => None,
@@ -119,7 +119,7 @@ impl Session<'_> {
         let (mut state, mut losses) = match saved {
             Some(saved) => {
                 checkpoint::restore(&saved, self.variables)?;
-                optimiser.moments = saved.variables.into_iter().map(|[_, m, v]| (m, v)).collect();
+                optimiser.import(saved.variables.into_iter().map(|[_, m, v]| (m, v)))?;
                 (saved.state, saved.losses)
             }
             None => {
@@ -136,12 +136,13 @@ impl Session<'_> {
             }
             let indices = &plan.1[state.step % steps_per_epoch];
             let examples: Vec<&TokenizedExample> = indices.iter().map(|index| &self.data.train[*index]).collect();
-            let batch = batch_gradients(&pool, self.decoder, self.variables, &examples)?;
-            if !batch.loss.is_finite() {
-                return Err(TrainError::Diverged { step: state.step, loss: batch.loss });
+            let batch = batch_gradients(&pool, self.decoder, self.variables, &examples, settings.batch_size, &Pass::default())?;
+            let loss = batch.loss as f32;
+            if !loss.is_finite() {
+                return Err(TrainError::Diverged { step: state.step, loss });
             }
             optimiser.step(self.variables, &batch.gradients, settings, state.step, steps)?;
-            losses.push(batch.loss);
+            losses.push(loss);
             let learning_rate = settings.learning_rate_at(state.step, steps);
             state.step += 1;
             state.tokens += batch.tokens as u64;
@@ -153,7 +154,7 @@ impl Session<'_> {
                 steps,
                 epoch: epoch + 1,
                 epochs: settings.epochs,
-                loss: batch.loss,
+                loss,
                 learning_rate,
                 tokens_per_second: (state.tokens - tokens_before) as f64 / elapsed.max(1e-9),
                 remaining: Duration::from_secs_f64(per_step * (steps - state.step) as f64),
@@ -162,7 +163,7 @@ impl Session<'_> {
             let every = settings.checkpoint_every_steps;
             let due = every > 0 && state.step.is_multiple_of(every) && state.step < steps;
             if let Some(dir) = self.checkpoint.filter(|_| stop || due) {
-                checkpoint::write(dir, &state, &losses, self.variables, &optimiser.moments)?;
+                checkpoint::write(dir, &state, &losses, self.variables, &optimiser.export()?)?;
             }
             if stop {
                 return Ok(Outcome::Stopped { step: state.step, steps });

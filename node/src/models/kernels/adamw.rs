@@ -1,11 +1,10 @@
 //! One AdamW update of a variable, in place and in one pass (Loshchilov and Hutter, "Decoupled weight decay
 //! regularization", 2019; in the arithmetic of torch).
 
-use std::cell::RefCell;
-
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Var, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::vector::vectorised;
+use super::{Values, mutate};
 
 /// What is common to all elements of one step. `step` counts from 1.
 #[derive(Debug, Clone, Copy)]
@@ -43,8 +42,8 @@ vectorised! {
 }
 
 impl AdamW {
-    /// Moves `variable` and its moments `m` and `v` by `gradient`, all of one length.
-    pub fn update(&self, variable: &Var, m: &mut [f32], v: &mut [f32], gradient: &[f32]) -> Result<()> {
+    /// Moves `variable` and its moments `m` and `v` by `gradient`, all contiguous f32 of one length on the CPU.
+    pub(crate) fn update(&self, variable: &Tensor, m: &Tensor, v: &Tensor, gradient: &Tensor) -> Result<()> {
         let power = |beta: f64| 1.0 - beta.powi(i32::try_from(self.step).unwrap_or(i32::MAX));
         let constants = Constants {
             beta1: self.beta1 as f32,
@@ -55,53 +54,39 @@ impl AdamW {
             root_correction: power(self.beta2).sqrt() as f32,
             gradient_scale: self.gradient_scale as f32,
         };
-        variable.inplace_op1(&Update { constants, gradient, moments: RefCell::new((m, v)) })
-    }
-}
-
-struct Update<'a> {
-    constants: Constants,
-    gradient: &'a [f32],
-    /// The op is borrowed while it runs, the moments change: hence the cell.
-    moments: RefCell<(&'a mut [f32], &'a mut [f32])>,
-}
-
-impl InplaceOp1 for Update<'_> {
-    fn name(&self) -> &'static str {
-        "adamw"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(all), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-            bail!("AdamW needs a contiguous f32 variable")
-        };
-        let mut moments = self.moments.borrow_mut();
-        let (m, v) = &mut *moments;
-        if [m.len(), v.len(), self.gradient.len()] != [end - start; 3] {
-            bail!("a variable of {} elements got a gradient of {}", end - start, self.gradient.len())
-        }
-        update(&mut all[start..end], m, v, self.gradient, self.constants);
-        Ok(())
+        let gradient = Values::of(gradient)?;
+        mutate(variable, |p| {
+            mutate(m, |m| {
+                mutate(v, |v| {
+                    if [m.len(), v.len(), gradient.len()] != [p.len(); 3] {
+                        bail!("a variable of {} elements got a gradient of {}", p.len(), gradient.len())
+                    }
+                    update(p, m, v, &gradient, constants);
+                    Ok(())
+                })
+            })
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Tensor};
+    use candle_core::{Device, Var};
 
     /// Against the published algorithm, written out in f64.
     #[test]
     fn three_steps_agree_with_the_published_algorithm() {
         let start = [0.5f32, -1.0, 2.0];
         let variable = Var::from_tensor(&Tensor::new(&start, &Device::Cpu).unwrap()).unwrap();
-        let (mut m, mut v) = (vec![0.0; 3], vec![0.0; 3]);
+        let zeros = || Tensor::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let (m, v) = (zeros(), zeros());
         let (mut p64, mut m64, mut v64) = (start.map(f64::from), [0f64; 3], [0f64; 3]);
         let (rate, decay, beta1, beta2, epsilon) = (0.1, 0.01, 0.9, 0.999, 1e-8);
         for step in 1..=3 {
             let gradient = [0.1 * step as f32, -0.2, 0.3];
             let adamw = AdamW { learning_rate: rate, beta1, beta2, epsilon, weight_decay: decay, step, gradient_scale: 0.5 };
-            adamw.update(&variable, &mut m, &mut v, &gradient).unwrap();
+            adamw.update(&variable, &m, &v, &Tensor::new(&gradient, &Device::Cpu).unwrap()).unwrap();
             for i in 0..3 {
                 let g = f64::from(gradient[i]) * 0.5;
                 p64[i] -= rate * decay * p64[i];

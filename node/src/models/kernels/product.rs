@@ -2,7 +2,7 @@
 
 use gemm::Parallelism;
 
-use super::PARALLEL_WORK;
+use super::threads_for;
 
 /// A matrix in a slice: element (i, j) lies at `i * row + j * column`.
 #[derive(Clone, Copy)]
@@ -20,6 +20,11 @@ impl<'a> Matrix<'a> {
 
     pub fn transposed(self) -> Self {
         Self { row: self.column, column: self.row, ..self }
+    }
+
+    /// The matrix below its first `row` rows.
+    pub fn from_row(self, row: usize) -> Self {
+        Self { values: &self.values[row * self.row..], ..self }
     }
 
     fn covers(&self, rows: usize, columns: usize) -> bool {
@@ -76,10 +81,9 @@ pub(crate) unsafe fn multiply_raw(
     scale: f32,
 ) {
     assert!(a.covers(m, k) && b.covers(k, n), "a factor of the product is too small");
-    let threads = rayon::current_num_threads();
-    let parallelism = match m * n * k >= PARALLEL_WORK && threads > 1 {
-        true => Parallelism::Rayon(threads),
-        false => Parallelism::None,
+    let parallelism = match threads_for(m * n * k) {
+        1 => Parallelism::None,
+        threads => Parallelism::Rayon(threads),
     };
     // SAFETY: the factors cover what is read; the caller answers for the destination.
     unsafe {

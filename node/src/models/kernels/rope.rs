@@ -1,18 +1,13 @@
 //! Rotary positions, half-split as Hugging Face does it: element `i` of a head turns with element `i + head_dim / 2`.
 
-use std::sync::Arc;
-
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-
 use super::vector::vectorised;
-use super::{Values, values};
 
 /// Cosines and sines of every position, rows of `head_dim / 2`.
 #[derive(Debug)]
 pub struct RopeTable {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    pairs: usize,
+    pub(crate) cos: Vec<f32>,
+    pub(crate) sin: Vec<f32>,
+    pub(crate) pairs: usize,
 }
 
 impl RopeTable {
@@ -25,26 +20,6 @@ impl RopeTable {
         };
         Self { cos: angles(f32::cos), sin: angles(f32::sin), pairs: frequencies.len() }
     }
-
-    pub fn positions(&self) -> usize {
-        self.cos.len() / self.pairs
-    }
-}
-
-/// Turns `x (sequences * length, heads * head_dim)`; the first row of each sequence stands at position `offset`.
-pub fn rope(x: &Tensor, table: &Arc<RopeTable>, length: usize, offset: usize) -> Result<Tensor> {
-    if offset + length > table.positions() {
-        bail!("position {} lies beyond the table of {}", offset + length - 1, table.positions());
-    }
-    x.apply_op1(Rope { table: table.clone(), length, offset, direction: 1.0 })
-}
-
-struct Rope {
-    table: Arc<RopeTable>,
-    length: usize,
-    offset: usize,
-    /// 1 turns forward, -1 back: the gradient of a rotation is the rotation back.
-    direction: f32,
 }
 
 vectorised! {
@@ -62,39 +37,13 @@ vectorised! {
 }
 
 impl RopeTable {
-    /// Turns rows of `width` in place; the rows of each sequence stand at `offset` and on. `direction` is 1, or -1 for the
-    /// way back.
-    pub(crate) fn turn_rows(&self, x: &mut [f32], width: usize, length: usize, offset: usize, direction: f32) {
-        for (row, x) in x.chunks_exact_mut(width).enumerate() {
-            let at = (offset + row % length) * self.pairs;
-            turn(x, &self.cos[at..at + self.pairs], &self.sin[at..at + self.pairs], direction);
+    /// Turns the first `turned` columns of rows of `width` in place; row `i` stands at `positions[i]`. `direction` is 1,
+    /// or -1 for the gradient: the way back.
+    pub(crate) fn turn_rows(&self, x: &mut [f32], width: usize, turned: usize, positions: &[u32], direction: f32) {
+        for (x, position) in x.chunks_exact_mut(width).zip(positions) {
+            let at = *position as usize * self.pairs;
+            turn(&mut x[..turned], &self.cos[at..at + self.pairs], &self.sin[at..at + self.pairs], direction);
         }
-    }
-}
-
-impl Rope {
-    fn apply(&self, x: &[f32], width: usize) -> Vec<f32> {
-        let mut y = x.to_vec();
-        self.table.turn_rows(&mut y, width, self.length, self.offset, self.direction);
-        y
-    }
-}
-
-impl CustomOp1 for Rope {
-    fn name(&self) -> &'static str {
-        "rope"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, width) = layout.shape().dims2()?;
-        Ok((CpuStorage::F32(self.apply(values(x, layout)?, width)), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let gradient = gradient.contiguous()?;
-        let back = Rope { table: self.table.clone(), direction: -self.direction, ..*self };
-        let dx = back.apply(&Values::of(&gradient)?, x.dim(1)?);
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }
 
@@ -105,13 +54,12 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_finite_differences() {
-        let table = Arc::new(RopeTable::new(&[1.0, 0.3, 0.1], 8));
-        check_gradients(&[noise_var(1, &[6, 12])], |v| rope(&v[0], &table, 3, 2));
-    }
-
-    #[test]
-    fn a_position_beyond_the_table_is_refused() {
-        let table = Arc::new(RopeTable::new(&[1.0], 4));
-        assert!(rope(&noise_var(1, &[5, 2]), &table, 5, 0).is_err());
+        let table = RopeTable::new(&[1.0, 0.3, 0.1], 8);
+        let turned = |x: &[f32], direction| {
+            let mut x = x.to_vec();
+            table.turn_rows(&mut x, 14, 12, &[0, 1, 2, 0, 5], direction);
+            x
+        };
+        check_gradients(&[noise(1, 70)], |v| turned(&v[0], 1.0), |_, g| vec![turned(g, -1.0)]);
     }
 }
