@@ -120,4 +120,32 @@ mod tests {
         assert_eq!(several.f1, None);
         assert_eq!(ClassScores::of(&[], &[], 2).accuracy, 0.0);
     }
+
+    #[test]
+    fn classes_are_those_of_the_largest_logits() {
+        let case = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/reference/full-bert");
+        let device = candle_core::Device::Cpu;
+        let decoder = crate::models::BaseModel::load(&case.join("base"), &device).unwrap().decoder();
+        let tensors = candle_core::safetensors::load(case.join("tensors.safetensors"), &device).unwrap();
+        let rows = |name: &str| tensors[name].to_vec2::<i64>().unwrap();
+        let (ids, types, mask) = (rows("input_ids"), rows("token_type_ids"), rows("attention_mask"));
+        let labels = tensors["labels"].to_vec1::<i64>().unwrap();
+        let example = |row: usize| {
+            let kept =
+                |values: &[i64]| values.iter().zip(&mask[row]).filter(|(_, seen)| **seen == 1).map(|(value, _)| *value as u32).collect();
+            TokenizedExample { types: kept(&types[row]), label: Some(labels[row] as u32), ..TokenizedExample::all_learned(kept(&ids[row])) }
+        };
+        // Many, so that there is more than one batch.
+        let examples: Vec<TokenizedExample> = (0..60 * ids.len()).map(|at| example(at % ids.len())).collect();
+        let found = classify(&decoder, &examples, &|_, _| {}).unwrap();
+        let expected = tensors["logits"].to_vec2::<f32>().unwrap();
+        let mut right = 0;
+        for (at, sample) in found.samples.iter().enumerate() {
+            let expected = &expected[at % ids.len()];
+            assert!(sample.logits.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{:?} is not {expected:?}", sample.logits);
+            assert!(expected.iter().all(|logit| *logit <= expected[sample.found]));
+            right += usize::from(sample.found as i64 == labels[at % ids.len()]);
+        }
+        assert_eq!((found.samples.len(), found.scores.accuracy), (examples.len(), right as f64 / examples.len() as f64));
+    }
 }
