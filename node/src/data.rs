@@ -30,6 +30,9 @@ pub enum DataError {
     File { path: PathBuf, reason: String },
     #[error("{path}:{line}: {reason}")]
     Line { path: PathBuf, line: usize, reason: String },
+    /// As `Line`, in a published form whose every line is known beforehand.
+    #[error("{path}:{line}: {reason}")]
+    Form { path: PathBuf, line: usize, reason: String },
     #[error("{path} holds no example")]
     Empty { path: PathBuf },
     #[error("text cannot be tokenised: {reason}")]

@@ -22,5 +22,29 @@ pub use exact_match::{AnswerEnd, AnswerPrompt, ExactMatch, exact_match, gsm8k_pr
 pub use generate::{Generation, generate, generate_until};
 pub use loss::{HeldOutLoss, held_out_loss};
 
+use rayon::prelude::*;
+
+use crate::models::{Decoder, ModelError};
+
+/// Tokens computed together: on the CPU each thread takes such a batch.
+const HOST_BATCH_TOKENS: usize = 768;
+const DEVICE_BATCH_TOKENS: usize = 16_384;
+
+fn batch_tokens(decoder: &Decoder) -> usize {
+    if decoder.runs_on_host() { HOST_BATCH_TOKENS } else { DEVICE_BATCH_TOKENS }
+}
+
+/// Computes batch by batch, in order: on the CPU over the threads of the current pool, on an accelerator one at a time.
+fn over_batches<B: Sync, T: Send>(
+    decoder: &Decoder,
+    batches: &[B],
+    one: impl Fn(&B) -> Result<T, ModelError> + Sync,
+) -> Result<Vec<T>, ModelError> {
+    match decoder.runs_on_host() {
+        true => batches.par_iter().map(one).collect(),
+        false => batches.iter().map(one).collect(),
+    }
+}
+
 /// Told how much of the work is done, of how much; from any thread.
 pub type Report<'a> = dyn Fn(usize, usize) + Sync + 'a;

@@ -33,7 +33,7 @@ pub fn read_choices(path: &Path, form: ChoiceForm) -> Result<Vec<ChoiceQuestion>
     let mut questions = Vec::new();
     for file in files(path)? {
         let text = std::fs::read_to_string(&file).map_err(|error| DataError::File { path: file.clone(), reason: error.to_string() })?;
-        let at = |line, reason| DataError::Line { path: file.clone(), line, reason };
+        let at = |line, reason| DataError::Form { path: file.clone(), line, reason };
         let group = subject(&file);
         if has_ending(&file, "csv") {
             if form == ChoiceForm::Arc {

@@ -27,7 +27,7 @@ pub fn read_tsv(path: &Path) -> Result<Vec<Record>, DataError> {
     let mut columns = None;
     let mut records = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let refuse = |reason| DataError::Line { path: path.into(), line: index + 1, reason };
+        let refuse = |reason| DataError::Form { path: path.into(), line: index + 1, reason };
         let fields: Vec<&str> = line.split('\t').collect();
         let Some(known) = columns else {
             let (found, is_header) = begin(&fields).map_err(refuse)?;

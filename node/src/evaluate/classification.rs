@@ -1,15 +1,11 @@
 //! Classification: accuracy, F1 and Matthews correlation as scikit-learn computes them.
 
-use rayon::prelude::*;
 use serde::Serialize;
 
-use super::Report;
+use super::{Report, batch_tokens, over_batches};
 use crate::data::{TokenizedExample, batch};
 use crate::models::config::Head;
 use crate::models::{Decoder, ModelError};
-
-/// Tokens computed together.
-const BATCH_TOKENS: usize = 768;
 
 /// Scores of predicted classes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -79,7 +75,7 @@ pub fn classify(decoder: &Decoder, examples: &[TokenizedExample], report: &Repor
         examples.iter().filter(|example| example.label.is_some() && !example.tokens.is_empty()).collect();
     let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(1);
     let done = std::sync::atomic::AtomicUsize::new(0);
-    let one = |part: &[&TokenizedExample]| -> Result<Vec<ClassSample>, ModelError> {
+    let one = |part: &&[&TokenizedExample]| -> Result<Vec<ClassSample>, ModelError> {
         let logits = decoder.logits(&batch(part))?.to_vec2::<f32>()?;
         report(done.fetch_add(part.len(), std::sync::atomic::Ordering::Relaxed) + part.len(), examples.len());
         let sample = |(example, logits): (&&TokenizedExample, Vec<f32>)| {
@@ -88,8 +84,8 @@ pub fn classify(decoder: &Decoder, examples: &[TokenizedExample], report: &Repor
         };
         Ok(part.iter().zip(logits).map(sample).collect())
     };
-    let parts = examples.par_chunks((BATCH_TOKENS / longest).max(1));
-    let samples: Vec<ClassSample> = parts.map(one).collect::<Result<Vec<_>, _>>()?.concat();
+    let parts: Vec<&[&TokenizedExample]> = examples.chunks((batch_tokens(decoder) / longest).max(1)).collect();
+    let samples: Vec<ClassSample> = over_batches(decoder, &parts, one)?.concat();
     let (wanted, found): (Vec<usize>, Vec<usize>) = samples.iter().map(|sample| (sample.label, sample.found)).unzip();
     Ok(ClassResults { scores: ClassScores::of(&wanted, &found, classes), samples })
 }

@@ -6,9 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use rayon::prelude::*;
-
-use super::Report;
+use super::{Report, batch_tokens, over_batches};
 use crate::data::{DataError, Tokens};
 use crate::models::config::Head;
 use crate::models::{Decoder, ModelError, TokenBatch};
@@ -59,9 +57,6 @@ impl Continuation {
     }
 }
 
-/// Tokens computed together.
-const BATCH_TOKENS: usize = 768;
-
 /// Scores every continuation. Equal inputs are computed once, as those of MMLU's four letters. The result depends neither
 /// on the order nor on the number of threads.
 pub fn log_likelihoods(decoder: &Decoder, continuations: &[Continuation], report: &Report) -> Result<Vec<LogLikelihood>, ModelError> {
@@ -82,7 +77,7 @@ pub fn log_likelihoods(decoder: &Decoder, continuations: &[Continuation], report
     let mut batches: Vec<&[(Vec<u32>, Vec<usize>)]> = Vec::new();
     let mut rest = inputs.as_slice();
     while let Some((longest, _)) = rest.first() {
-        let (batch, others) = rest.split_at((BATCH_TOKENS / longest.len().max(1)).clamp(1, rest.len()));
+        let (batch, others) = rest.split_at((batch_tokens(decoder) / longest.len().max(1)).clamp(1, rest.len()));
         batches.push(batch);
         rest = others;
     }
@@ -93,7 +88,7 @@ pub fn log_likelihoods(decoder: &Decoder, continuations: &[Continuation], report
         report(before + scored.len(), continuations.len());
         Ok(scored)
     };
-    let mut scores: Vec<(usize, LogLikelihood)> = batches.par_iter().map(one).collect::<Result<Vec<_>, _>>()?.concat();
+    let mut scores: Vec<(usize, LogLikelihood)> = over_batches(decoder, &batches, one)?.concat();
     scores.sort_by_key(|(index, _)| *index);
     Ok(scores.into_iter().map(|(_, score)| score).collect())
 }
