@@ -13,7 +13,7 @@ use crate::models::batch::IGNORED;
 use crate::models::{Attached, BaseModel, Lora, Pass, TokenBatch};
 
 fn case(name: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/reference").join(name);
     if !path.exists() {
         println!("skipped: {} is absent", path.display());
         return None;

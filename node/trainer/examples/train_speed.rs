@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
-use mingle::data::{Template, Tokens, read_jsonl, split_held_out};
-use mingle::models::BaseModel;
-use mingle::train::{Control, Outcome, Start, TrainData, TrainSettings, seeded_draw, train_lora};
+use mingle_trainer::data::{Template, Tokens, read_jsonl, split_held_out};
+use mingle_trainer::models::BaseModel;
+use mingle_trainer::train::{Control, Outcome, Start, TrainData, TrainSettings, seeded_draw, train_lora};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
