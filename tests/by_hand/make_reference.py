@@ -1,5 +1,5 @@
 """Writes the reference cases of tests/reference: tiny models saved by transformers, a PEFT adapter on each, and what
-torch computes for both on the CPU in f32. `node/src/train/reference.rs` holds this project's models to them.
+torch computes for both on the CPU in f32. `node/trainer/src/train/reference.rs` holds this project's models to them.
 
 Run by hand, from the root, in an environment with torch, transformers, peft and safetensors:
 

@@ -2,7 +2,7 @@
 
 Run by hand, from the root, in an environment with torch, transformers, peft and tokenizers:
 
-    cargo build --release -p mingle --example logits
+    cargo build --release -p mingle-trainer --example logits
     python tests/by_hand/peft_loads.py tests/reference [CASE ...]
     python tests/by_hand/peft_loads.py BASE ADAPTER INPUT [--loss DATA.jsonl]
 

@@ -1,6 +1,6 @@
 //! Writes what a base with an adapter computes, for comparisons with other programs (`tests/by_hand/peft_loads.py`).
 //!
-//! `cargo run --release -p mingle --example logits -- BASE ADAPTER INPUT.safetensors OUTPUT.safetensors [SAVED]`
+//! `cargo run --release -p mingle-trainer --example logits -- BASE ADAPTER INPUT.safetensors OUTPUT.safetensors [SAVED]`
 //!
 //! ADAPTER may be `-`: the base alone. SAVED is a folder to which the adapter is written again. INPUT holds `input_ids` (batch, length) and, where there are some, `attention_mask` and
 //! `token_type_ids` of that shape. OUTPUT gets `logits`: (batch, length, vocabulary), zeros where the mask is; of a classifier
@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use mingle::models::{BaseModel, TokenBatch};
-use mingle::peft;
+use mingle_trainer::models::{BaseModel, TokenBatch};
+use mingle_trainer::peft;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -38,7 +38,7 @@ fn batch_tokens(decoder: &Decoder) -> usize {
 fn over_batches<B: Sync, T: Send>(
     decoder: &Decoder,
     batches: &[B],
-    one: impl Fn(&B) -> Result<T, ModelError> + Sync,
+    one: impl Fn(&B) -> Result<T, ModelError> + Send + Sync,
 ) -> Result<Vec<T>, ModelError> {
     match decoder.runs_on_host() {
         true => batches.par_iter().map(one).collect(),

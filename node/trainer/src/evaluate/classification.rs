@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn classes_are_those_of_the_largest_logits() {
-        let case = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/reference/full-bert");
+        let case = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/full-bert");
         let device = candle_core::Device::Cpu;
         let decoder = crate::models::BaseModel::load(&case.join("base"), &device).unwrap().decoder();
         let tensors = candle_core::safetensors::load(case.join("tensors.safetensors"), &device).unwrap();

@@ -175,8 +175,8 @@ impl Ends<'_> {
             sum += product_squares(&a, &b)?;
         }
         for name in self.start.replaced.keys().chain(self.end.replaced.keys()).collect::<BTreeSet<_>>() {
-            let [before, after] = [self.start, self.end].map(|at| self.value(at, name)?.to_dtype(DType::F32));
-            sum += squares(&(after? - before?)?)?;
+            let [before, after] = [self.value(self.start, name)?, self.value(self.end, name)?];
+            sum += squares(&(after.to_dtype(DType::F32)? - before.to_dtype(DType::F32)?)?)?;
         }
         Ok(sum.max(0.0).sqrt())
     }
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     fn reference() -> (BaseModel, Vec<TokenizedExample>) {
-        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/reference/llama");
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/llama");
         let base = BaseModel::load(&case.join("base"), &Device::Cpu).unwrap();
         let tensors = candle_core::safetensors::load(case.join("tensors.safetensors"), &Device::Cpu).unwrap();
         let rows = tensors["input_ids"].to_vec2::<i64>().unwrap();
