@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
     let examples = tokens.examples(&records, Template::Short, settings.length_max)?;
     println!("{} of {} examples carry labels", examples.len(), records.len());
     let (train, held_out) = split_held_out(examples, 200, 1);
-    let mut report = |progress: &mingle::train::Progress| {
+    let mut report = |progress: &mingle_trainer::train::Progress| {
         if progress.step.is_multiple_of(20) || progress.step == progress.steps {
             println!("step {} loss {:.4} {:.0} tokens/s", progress.step, progress.loss, progress.tokens_per_second);
         }
