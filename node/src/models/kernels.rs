@@ -12,6 +12,8 @@ pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod linear;
+pub(crate) mod packed;
+mod panels;
 pub(crate) mod product;
 pub mod rms_norm;
 pub mod rope;

@@ -1,0 +1,81 @@
+//! Tiles of up to 6 rows in AVX2 with FMA: 16 lanes at a time, 12 sums in registers.
+
+use std::arch::x86_64::*;
+
+use super::{Stretch, Target, WIDTH};
+
+/// # Safety
+/// As `Unit::tile`: at most 6 rows, pointers valid for them, and a processor with AVX2 and FMA.
+pub(super) unsafe fn tile(rows: usize, stretches: &[Stretch], target: Target) {
+    for part in [0, 16] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match rows {
+                1 => tile_1(stretches, target, part),
+                2 => tile_2(stretches, target, part),
+                3 => tile_3(stretches, target, part),
+                4 => tile_4(stretches, target, part),
+                5 => tile_5(stretches, target, part),
+                6 => tile_6(stretches, target, part),
+                _ => unreachable!("a tile of {rows} rows"),
+            }
+        }
+    }
+}
+
+/// Half of a tile: 16 lanes from `part`. Every sum is a variable of its own: the compiler keeps an array in memory.
+macro_rules! tile_of {
+    ($name:ident: $($row:literal $low:ident $high:ident),*) => {
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn $name(stretches: &[Stretch], target: Target, part: usize) {
+            $(let (mut $low, mut $high) = (_mm256_setzero_ps(), _mm256_setzero_ps());)*
+            for stretch in stretches {
+                let (mut left, mut right) = (stretch.left, stretch.right.wrapping_add(part));
+                let (step, mut remaining) = (stretch.right_step, stretch.length);
+                while remaining > 0 {
+                    let count = remaining.min(WIDTH);
+                    for index in 0..count {
+                        // SAFETY: the caller's promise: the stretch holds all inner indices of these rows and lanes.
+                        unsafe {
+                            let (right_low, right_high) = (_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(8)));
+                            $(
+                                let value = _mm256_set1_ps(*left.add($row * WIDTH + index));
+                                $low = _mm256_fmadd_ps(value, right_low, $low);
+                                $high = _mm256_fmadd_ps(value, right_high, $high);
+                            )*
+                        }
+                        right = right.wrapping_add(step);
+                    }
+                    left = left.wrapping_add(stretch.left_panel);
+                    remaining -= count;
+                }
+            }
+            // SAFETY: the caller's promise.
+            unsafe { $(store(target, $row, part, $low, $high);)* }
+        }
+    };
+}
+
+tile_of!(tile_1: 0 a0 b0);
+tile_of!(tile_2: 0 a0 b0, 1 a1 b1);
+tile_of!(tile_3: 0 a0 b0, 1 a1 b1, 2 a2 b2);
+tile_of!(tile_4: 0 a0 b0, 1 a1 b1, 2 a2 b2, 3 a3 b3);
+tile_of!(tile_5: 0 a0 b0, 1 a1 b1, 2 a2 b2, 3 a3 b3, 4 a4 b4);
+tile_of!(tile_6: 0 a0 b0, 1 a1 b1, 2 a2 b2, 3 a3 b3, 4 a4 b4, 5 a5 b5);
+
+/// # Safety
+/// The target must be valid for 32 lanes of this row.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn store(target: Target, row: usize, part: usize, low: __m256, high: __m256) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let to = target.to.add(row * target.width + part);
+        let (low, high) = match target.add {
+            true => (_mm256_add_ps(low, _mm256_loadu_ps(to)), _mm256_add_ps(high, _mm256_loadu_ps(to.add(8)))),
+            false => (low, high),
+        };
+        _mm256_storeu_ps(to, low);
+        _mm256_storeu_ps(to.add(8), high);
+    }
+}

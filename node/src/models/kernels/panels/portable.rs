@@ -1,0 +1,84 @@
+//! Tiles in plain Rust, which the compiler vectorises for the processor family at hand.
+
+use super::{Stretch, Target, WIDTH};
+
+/// Lanes of a part of a tile: few enough for 4 rows to stay in registers.
+const LANES: usize = 8;
+
+/// Fused where the processor family always has it; elsewhere the fused form would be a slow call.
+#[inline(always)]
+fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// # Safety
+/// As `Unit::tile`: at most 4 rows, and pointers valid for them.
+pub(super) unsafe fn tile(rows: usize, stretches: &[Stretch], target: Target) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match rows {
+            1 => tile_of::<1>(stretches, target),
+            2 => tile_of::<2>(stretches, target),
+            3 => tile_of::<3>(stretches, target),
+            4 => tile_of::<4>(stretches, target),
+            _ => unreachable!("a tile of {rows} rows"),
+        }
+    }
+}
+
+/// # Safety
+/// As above.
+unsafe fn tile_of<const ROWS: usize>(stretches: &[Stretch], target: Target) {
+    for part in (0..WIDTH).step_by(LANES) {
+        let mut sums = [[0f32; LANES]; ROWS];
+        for stretch in stretches {
+            for index in 0..stretch.length {
+                // SAFETY: the caller's promise: the stretch holds all inner indices of these rows and lanes.
+                unsafe {
+                    let right = &*stretch.right.add(index * stretch.right_step + part).cast::<[f32; LANES]>();
+                    let left = stretch.left.add(index / WIDTH * stretch.left_panel + index % WIDTH);
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let left = *left.add(row * WIDTH);
+                        for (sum, right) in sums.iter_mut().zip(right) {
+                            *sum = multiply_add(left, *right, *sum);
+                        }
+                    }
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (lane, sum) in sums.iter().enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let to = target.to.add(row * target.width + part + lane);
+                    to.write(if target.add { *to + sum } else { *sum });
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As `Unit::transpose`.
+pub(super) unsafe fn transpose(from: *const f32, width: usize, rows: usize, columns: usize, to: *mut f32) {
+    for column in 0..columns {
+        for row in 0..WIDTH {
+            // SAFETY: the caller's promise.
+            unsafe { *to.add(column * WIDTH + row) = if row < rows { *from.add(row * width + column) } else { 0.0 } }
+        }
+    }
+}
+
+/// # Safety
+/// As `Unit::transpose_back`.
+pub(super) unsafe fn transpose_back(from: *const f32, rows: usize, lanes: usize, target: Target) {
+    for lane in 0..lanes {
+        for row in 0..rows {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (to, value) = (target.to.add(lane * target.width + row), *from.add(row * WIDTH + lane));
+                to.write(if target.add { *to + value } else { value });
+            }
+        }
+    }
+}
