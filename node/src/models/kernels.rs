@@ -19,6 +19,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 
+pub(crate) mod skinny;
 pub mod sum;
 pub mod swiglu;
 mod vector;

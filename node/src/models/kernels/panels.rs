@@ -19,7 +19,7 @@ pub(crate) const WIDTH: usize = 32;
 /// Longest inner length that one visit of a tile takes: long enough that results are seldom read back.
 const DEPTH_MAX: usize = 1408;
 /// The left factor's part that should stay in the processor's second-level cache.
-const BLOCK_BYTES: usize = 256 << 10;
+const BLOCK_BYTES: usize = 512 << 10;
 
 /// A stretch of a product's inner index.
 #[derive(Clone, Copy)]
@@ -33,6 +33,9 @@ pub(crate) struct Stretch {
     pub right: *const f32,
     /// ... so many elements apart.
     pub right_step: usize,
+    /// What will be needed soon and may still lie in main memory: so many cache lines are fetched for 32 inner indices.
+    pub soon: *const f32,
+    pub soon_lines: usize,
 }
 
 /// Where a tile of 32 lanes goes.
@@ -55,13 +58,18 @@ pub(crate) struct Unit {
     transpose: unsafe fn(from: *const f32, width: usize, rows: usize, columns: usize, to: *mut f32),
     /// `to[lane * width + row] = or += from[row * 32 + lane]`. `from` must hold a multiple of 16 rows.
     transpose_back: unsafe fn(from: *const f32, rows: usize, lanes: usize, target: Target),
+    /// The products of each of 3 rows with each of 8, of `count` elements.
+    dots: unsafe fn(x: [*const f32; 3], a: [*const f32; 8], count: usize, sums: &mut [[f32; 8]; 3]),
 }
 
 #[cfg(target_arch = "x86_64")]
-static AVX512: Unit = Unit { rows: 14, tile: avx512::tile, transpose: avx512::transpose, transpose_back: avx512::transpose_back };
+static AVX512: Unit =
+    Unit { rows: 14, tile: avx512::tile, dots: avx512::dots, transpose: avx512::transpose, transpose_back: avx512::transpose_back };
 #[cfg(target_arch = "x86_64")]
-static AVX2: Unit = Unit { rows: 6, tile: avx2::tile, transpose: portable::transpose, transpose_back: portable::transpose_back };
-static PORTABLE: Unit = Unit { rows: 4, tile: portable::tile, transpose: portable::transpose, transpose_back: portable::transpose_back };
+static AVX2: Unit =
+    Unit { rows: 6, tile: avx2::tile, dots: avx2::dots, transpose: portable::transpose, transpose_back: portable::transpose_back };
+static PORTABLE: Unit =
+    Unit { rows: 4, tile: portable::tile, dots: portable::dots, transpose: portable::transpose, transpose_back: portable::transpose_back };
 
 /// The best unit of this processor.
 pub(crate) fn unit() -> &'static Unit {
@@ -153,6 +161,28 @@ impl Unit {
             }
         }
     }
+
+    /// `u (rows, rank) = scale * x aᵀ`: `x` has rows of `count` elements, `width` apart; `a` is `(rank, count)`.
+    #[allow(clippy::too_many_arguments)] // A product has that many.
+    pub fn narrow(&self, x: &[f32], width: usize, rows: usize, count: usize, a: &[f32], rank: usize, scale: f32, u: &mut [f32]) {
+        assert!(rows == 0 || (rows - 1) * width + count <= x.len());
+        assert!(a.len() == rank * count && u.len() == rows * rank);
+        let mut sums = [[0.0; 8]; 3];
+        for row in (0..rows).step_by(3) {
+            // Beyond the last row or rank the last one stands in; its sums go nowhere.
+            let x = std::array::from_fn(|i| x[(row + i).min(rows - 1) * width..].as_ptr());
+            for index in (0..rank).step_by(8) {
+                let a = std::array::from_fn(|i| a[(index + i).min(rank - 1) * count..].as_ptr());
+                // SAFETY: the assertions above: each pointer has `count` elements behind it.
+                unsafe { (self.dots)(x, a, count, &mut sums) };
+                for (i, sums) in sums.iter().enumerate().take(rows - row) {
+                    for (j, sum) in sums.iter().enumerate().take(rank - index) {
+                        u[(row + i) * rank + index + j] = scale * sum;
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A factor in panels.
@@ -239,6 +269,11 @@ impl Product<'_> {
                     let (right, right_step) = self.right_at(begin, length, column, lanes, tail_scratch);
                     let through = transposed || lanes < WIDTH;
                     let tiles = rows.div_ceil(unit.rows);
+                    // The right factor's next panel, spread over this one's tiles: it may be seen for the first time.
+                    let (mut soon, soon_lines) = match self.right {
+                        Right::Panels(panels) => (right.wrapping_add(panels.rows * WIDTH), (WIDTH * 2).div_ceil(tiles)),
+                        Right::Rows { .. } => (right, 0),
+                    };
                     let mut row = 0;
                     for tile in 0..tiles {
                         let end = rows * (tile + 1) / tiles;
@@ -248,7 +283,8 @@ impl Product<'_> {
                         // answers for `to`, and the scratch holds every row of a block.
                         unsafe {
                             let left = self.left.values.as_ptr().add(begin / WIDTH * left_panel + (first + row) * WIDTH);
-                            stretches.push(Stretch { length, left, left_panel, right, right_step });
+                            stretches.push(Stretch { length, left, left_panel, right, right_step, soon, soon_lines });
+                            soon = soon.wrapping_add(length.div_ceil(WIDTH) * soon_lines * 16);
                             for extra in self.extras.iter().filter(|extra| is_last && extra.meets(column, lanes)) {
                                 stretches.push(extra.stretch(first + row, column));
                             }
@@ -298,7 +334,8 @@ impl Extra<'_> {
         let right = &self.right[(column / WIDTH - self.first / WIDTH) * self.length * WIDTH..];
         let left = &self.left.values[row * WIDTH..];
         let left_panel = self.left.rows * WIDTH;
-        Stretch { length: self.length, left: left.as_ptr(), left_panel, right: right.as_ptr(), right_step: WIDTH }
+        let right = right.as_ptr();
+        Stretch { length: self.length, left: left.as_ptr(), left_panel, right, right_step: WIDTH, soon: right, soon_lines: 0 }
     }
 }
 

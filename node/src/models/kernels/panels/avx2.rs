@@ -79,3 +79,43 @@ unsafe fn store(target: Target, row: usize, part: usize, low: __m256, high: __m2
         _mm256_storeu_ps(to.add(8), high);
     }
 }
+
+/// # Safety
+/// As `Unit::dots`, on a processor with AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn dots(x: [*const f32; 3], a: [*const f32; 8], count: usize, sums: &mut [[f32; 8]; 3]) {
+    for part in [0, 4] {
+        macro_rules! accumulate {
+            ($($index:literal $s0:ident $s1:ident $s2:ident),*) => {{
+                $(let (mut $s0, mut $s1, mut $s2) = (_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps());)*
+                let whole = count / 8 * 8;
+                for at in (0..whole).step_by(8) {
+                    // SAFETY: the caller's promise: each pointer is valid for `count` elements.
+                    unsafe {
+                        let x0 = _mm256_loadu_ps(x[0].add(at));
+                        let x1 = _mm256_loadu_ps(x[1].add(at));
+                        let x2 = _mm256_loadu_ps(x[2].add(at));
+                        $(
+                            let factor = _mm256_loadu_ps(a[part + $index].add(at));
+                            $s0 = _mm256_fmadd_ps(x0, factor, $s0);
+                            $s1 = _mm256_fmadd_ps(x1, factor, $s1);
+                            $s2 = _mm256_fmadd_ps(x2, factor, $s2);
+                        )*
+                    }
+                }
+                for (row, vectors) in [[$($s0),*], [$($s1),*], [$($s2),*]].into_iter().enumerate() {
+                    for (index, vector) in vectors.into_iter().enumerate() {
+                        let mut lanes = [0f32; 8];
+                        // SAFETY: the caller's promise, and an array of 8 lanes.
+                        sums[row][part + index] = unsafe {
+                            _mm256_storeu_ps(lanes.as_mut_ptr(), vector);
+                            let rest = |sum: f32, at: usize| (*x[row].add(at)).mul_add(*a[part + index].add(at), sum);
+                            (whole..count).fold(lanes.iter().sum::<f32>(), rest)
+                        };
+                    }
+                }
+            }};
+        }
+        accumulate!(0 a0 b0 c0, 1 a1 b1 c1, 2 a2 b2 c2, 3 a3 b3 c3);
+    }
+}

@@ -37,9 +37,14 @@ macro_rules! tile_of {
             $(let (mut $low, mut $high) = (_mm512_setzero_ps(), _mm512_setzero_ps());)*
             for stretch in stretches {
                 let (mut left, mut right) = (stretch.left, stretch.right);
-                let (step, mut remaining) = (stretch.right_step, stretch.length);
+                let (step, mut remaining, mut soon) = (stretch.right_step, stretch.length, stretch.soon);
                 while remaining > 0 {
                     let count = remaining.min(WIDTH);
+                    for _ in 0..stretch.soon_lines {
+                        // SAFETY: any address may be fetched.
+                        unsafe { _mm_prefetch::<_MM_HINT_T1>(soon.cast()) };
+                        soon = soon.wrapping_add(16);
+                    }
                     for index in 0..count {
                         // SAFETY: the caller's promise: the stretch holds all inner indices of these rows and lanes. What
                         // is fetched ahead, the next tile's rows, may lie anywhere.
@@ -188,4 +193,54 @@ pub(super) unsafe fn transpose_back(from: *const f32, rows: usize, lanes: usize,
             }
         }
     }
+}
+
+/// The sum of each vector's lanes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn lane_sums(mut block: [__m512; 16]) -> __m512 {
+    transpose_block(&mut block);
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            block[i] = _mm512_add_ps(block[i], block[i + half]);
+        }
+    }
+    block[0]
+}
+
+/// # Safety
+/// As `Unit::dots`, on a processor with AVX-512.
+#[target_feature(enable = "avx512f,avx512vl")]
+pub(super) unsafe fn dots(x: [*const f32; 3], a: [*const f32; 8], count: usize, sums: &mut [[f32; 8]; 3]) {
+    macro_rules! accumulate {
+        ($($index:literal $s0:ident $s1:ident $s2:ident),*) => {{
+            $(let (mut $s0, mut $s1, mut $s2) = (_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps());)*
+            let mut at = 0;
+            while at < count {
+                let mask = first(count - at);
+                // SAFETY: the caller's promise: masked lanes are not read.
+                unsafe {
+                    let x0 = _mm512_maskz_loadu_ps(mask, x[0].add(at));
+                    let x1 = _mm512_maskz_loadu_ps(mask, x[1].add(at));
+                    let x2 = _mm512_maskz_loadu_ps(mask, x[2].add(at));
+                    $(
+                        let factor = _mm512_maskz_loadu_ps(mask, a[$index].add(at));
+                        $s0 = _mm512_fmadd_ps(x0, factor, $s0);
+                        $s1 = _mm512_fmadd_ps(x1, factor, $s1);
+                        $s2 = _mm512_fmadd_ps(x2, factor, $s2);
+                    )*
+                }
+                at += 16;
+            }
+            let none = _mm512_setzero_ps();
+            let both = lane_sums([$($s0,)* $($s1,)*]);
+            let last = lane_sums([$($s2,)* none, none, none, none, none, none, none, none]);
+            // SAFETY: 24 floats one after the other.
+            unsafe {
+                _mm512_storeu_ps(sums.as_mut_ptr().cast(), both);
+                _mm256_storeu_ps(sums[2].as_mut_ptr(), _mm512_castps512_ps256(last));
+            }
+        }};
+    }
+    accumulate!(0 a0 b0 c0, 1 a1 b1 c1, 2 a2 b2 c2, 3 a3 b3 c3, 4 a4 b4 c4, 5 a5 b5 c5, 6 a6 b6 c6, 7 a7 b7 c7);
 }

@@ -82,3 +82,23 @@ pub(super) unsafe fn transpose_back(from: *const f32, rows: usize, lanes: usize,
         }
     }
 }
+
+/// # Safety
+/// As `Unit::dots`.
+pub(super) unsafe fn dots(x: [*const f32; 3], a: [*const f32; 8], count: usize, sums: &mut [[f32; 8]; 3]) {
+    for (x, sums) in x.iter().zip(sums) {
+        for (a, sum) in a.iter().zip(sums) {
+            // SAFETY: the caller's promise.
+            let (x, a) = unsafe { (std::slice::from_raw_parts(*x, count), std::slice::from_raw_parts(*a, count)) };
+            let mut lanes = [0f32; 16];
+            let (x_whole, x_rest) = x.as_chunks::<16>();
+            let (a_whole, a_rest) = a.as_chunks::<16>();
+            for (x, a) in x_whole.iter().zip(a_whole) {
+                for ((sum, x), a) in lanes.iter_mut().zip(x).zip(a) {
+                    *sum = multiply_add(*x, *a, *sum);
+                }
+            }
+            *sum = lanes.iter().sum::<f32>() + x_rest.iter().zip(a_rest).fold(0.0, |sum, (x, a)| multiply_add(*x, *a, sum));
+        }
+    }
+}
