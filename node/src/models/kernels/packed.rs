@@ -3,14 +3,23 @@
 //! The maps of one input lie side by side: query, key and value; gate and up. Low-rank parts ride along in the same pass
 //! over the output, as a few more inner indices of its tiles.
 
+mod low;
+#[cfg(test)]
+mod tests;
+
 use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::panels::{Extra, Lines, Panels, Product, Right, WIDTH, pack, panels_length, unit};
+use super::panels::{Element, Extra, Lines, Panels, Product, Right, WIDTH, pack, paired, panels_length, unit};
+use super::vector::vectorised;
+use low::scaled_lefts;
+pub(crate) use low::{Low, LowBack};
 
 /// Rows that one thread takes at a time: enough to use each panel of weights many times while it is in the cache.
 const CHUNK_ROWS: usize = 256;
+/// Rows of weights whose pairs are turned at a time: few enough to stay in the cache until they are used.
+const PAIR_BLOCK: usize = 252;
 /// Multiply-adds above which a call is split over threads.
 const PARALLEL_WORK: usize = 1 << 30;
 
@@ -18,38 +27,20 @@ const PARALLEL_WORK: usize = 1 << 30;
 pub(crate) struct Packed {
     inputs: usize,
     outputs: usize,
-    /// `Wᵀ (inputs, outputs)`.
+    element: Element,
+    /// `Wᵀ (inputs, outputs)`; of pairs, half as many rows.
     values: Lines,
-}
-
-/// A low-rank part of the output: `scale * u bᵀ` on the columns `from..from + count`.
-#[derive(Clone, Copy)]
-pub(crate) struct Low<'a> {
-    /// (rows, rank).
-    pub u: &'a [f32],
-    /// (count, rank).
-    pub b: &'a [f32],
-    pub rank: usize,
-    pub from: usize,
-    pub count: usize,
-    pub scale: f32,
-}
-
-/// A low-rank part of the input's gradient: `scale * du a`.
-#[derive(Clone, Copy)]
-pub(crate) struct LowBack<'a> {
-    /// (rows, rank).
-    pub du: &'a [f32],
-    /// (rank, inputs).
-    pub a: &'a [f32],
-    pub rank: usize,
-    pub scale: f32,
 }
 
 /// Memory that a thread keeps for the factors it packs.
 #[derive(Default)]
 struct Scratch {
+    /// The activations' pairs, by rows.
+    pairs: Lines,
+    /// The activations in panels.
     factor: Lines,
+    /// Weights whose pairs run along the outputs.
+    weights: Lines,
     low: Vec<Lines>,
     tile: Lines,
 }
@@ -61,14 +52,51 @@ thread_local! {
 impl Packed {
     /// Packs `parts`, each `(outputs, inputs)` by rows, one beside the other.
     pub fn new(parts: &[&[f32]], inputs: usize) -> Self {
+        Self::of(parts, inputs, Element::Single)
+    }
+
+    /// As [`Packed::new`], with weights rounded to bf16 (which changes nothing where they come from bf16) and activations
+    /// rounded to bf16 in products. Where the processor has dot products of bf16 this is nearly twice as fast.
+    pub fn new_bf16(parts: &[&[f32]], inputs: usize) -> Self {
+        Self::of(parts, inputs, Element::Pair)
+    }
+
+    /// Whether [`Packed::new_bf16`] is faster here than [`Packed::new`].
+    pub fn bf16_is_fast() -> bool {
+        unit().has_pairs
+    }
+
+    fn of(parts: &[&[f32]], inputs: usize, element: Element) -> Self {
         assert!(inputs > 0 && parts.iter().all(|part| part.len().is_multiple_of(inputs)), "weights of whole rows");
         let outputs = parts.iter().map(|part| part.len()).sum::<usize>() / inputs;
-        let mut values = Lines::zeros(panels_length(inputs, outputs));
-        match parts {
-            [whole] => unit().pack_transposed(whole, inputs, outputs, inputs, values.values_mut()),
-            _ => unit().pack_transposed(&parts.concat(), inputs, outputs, inputs, values.values_mut()),
+        let joined;
+        let whole = match parts {
+            [whole] => whole,
+            _ => {
+                joined = parts.concat();
+                joined.as_slice()
+            }
+        };
+        let mut packed = Self { inputs, outputs, element, values: Lines::default() };
+        let depth = packed.depth(inputs);
+        packed.values = Lines::zeros(panels_length(depth, outputs));
+        match element {
+            Element::Single => unit().pack_transposed(whole, inputs, outputs, inputs, packed.values.values_mut()),
+            Element::Pair => {
+                let mut pairs = vec![0.0; outputs * depth];
+                paired(whole, outputs, inputs, &mut pairs);
+                unit().pack_transposed(&pairs, depth, outputs, depth, packed.values.values_mut());
+            }
         }
-        Self { inputs, outputs, values }
+        packed
+    }
+
+    /// Elements of an inner index of so many numbers.
+    fn depth(&self, length: usize) -> usize {
+        match self.element {
+            Element::Single => length,
+            Element::Pair => length.div_ceil(2),
+        }
     }
 
     pub fn inputs(&self) -> usize {
@@ -84,15 +112,18 @@ impl Packed {
         self.values.values().len() * size_of::<f32>()
     }
 
-    /// The weights of output `output`, by input.
-    pub fn row(&self, output: usize) -> impl Iterator<Item = f32> {
-        let panel = &self.values.values()[output / WIDTH * self.inputs * WIDTH..][..self.inputs * WIDTH];
-        panel.iter().skip(output % WIDTH).step_by(WIDTH).copied()
-    }
-
     /// The plain weights `(outputs, inputs)`.
     pub fn unpack(&self) -> Vec<f32> {
-        (0..self.outputs).flat_map(|output| self.row(output)).collect()
+        let depth = self.depth(self.inputs);
+        let value = |output: usize, input: usize| {
+            let at = |row: usize| self.values.values()[(output / WIDTH * depth + row) * WIDTH + output % WIDTH];
+            match self.element {
+                Element::Single => at(input),
+                Element::Pair if input.is_multiple_of(2) => f32::from_bits(at(input / 2).to_bits() << 16),
+                Element::Pair => f32::from_bits(at(input / 2).to_bits() & 0xffff_0000),
+            }
+        };
+        (0..self.outputs * self.inputs).map(|at| value(at / self.inputs, at % self.inputs)).collect()
     }
 
     /// `onto + x Wᵀ + low-rank parts + bias` for `rows` rows of `x`.
@@ -104,19 +135,22 @@ impl Packed {
         let low: Vec<Low> = low.iter().copied().chain(bias).filter(|low| low.rank > 0 && low.count > 0).collect();
         let rights: Vec<Vec<f32>> = low.iter().map(|low| low.right(self.outputs)).collect();
         let unit = unit();
+        let depth = self.depth(self.inputs);
         self.in_chunks(rows, self.outputs, onto, |scratch, first, count, to, add| {
-            let Scratch { factor, low: lefts, tile } = scratch;
-            let left = factor.at_least(panels_length(count, self.inputs));
-            pack(&x[first * self.inputs..], self.inputs, count, self.inputs, left);
-            let lefts = scaled_lefts(lefts, low.iter().map(|low| (&low.u[first * low.rank..], low.rank, low.scale)), count);
+            let Scratch { pairs, factor, low: lefts, tile, .. } = scratch;
+            let x = self.elements(&x[first * self.inputs..], count, self.inputs, pairs);
+            let left = factor.at_least(panels_length(count, depth));
+            pack(x, depth, count, depth, left);
+            let lefts = scaled_lefts(lefts, &low, first, count);
             let parts = low.iter().zip(lefts).zip(&rights);
             let extras: Vec<Extra> = parts.map(|((low, left), right)| low.extra(left, count, right)).collect();
             let product = Product {
                 rows: count,
                 columns: self.outputs,
-                length: self.inputs,
+                length: depth,
+                element: self.element,
                 left: Panels { values: left, rows: count },
-                right: Right::Panels(Panels { values: self.values.values(), rows: self.inputs }),
+                right: Right::Panels(Panels { values: self.values.values(), rows: depth }),
                 extras: &extras,
             };
             // SAFETY: `to` holds `count` rows that belong to this chunk.
@@ -130,28 +164,67 @@ impl Packed {
         let low: Vec<LowBack> = low.iter().copied().filter(|low| low.rank > 0).collect();
         let lefts: Vec<Vec<f32>> = low.iter().map(|low| low.left(self.inputs)).collect();
         let unit = unit();
+        let depth = self.depth(self.outputs);
         self.in_chunks(rows, self.inputs, onto, |scratch, first, count, to, add| {
-            let Scratch { factor, low: rights, tile } = scratch;
-            let right = factor.at_least(panels_length(self.outputs, count));
-            unit.pack_transposed(&g[first * self.outputs..], self.outputs, count, self.outputs, right);
+            let Scratch { pairs, factor, weights, low: rights, tile } = scratch;
+            let g = self.elements(&g[first * self.outputs..], count, self.outputs, pairs);
+            let right = factor.at_least(panels_length(depth, count));
+            unit.pack_transposed(g, depth, count, depth, right);
             rights.resize_with(low.len().max(rights.len()), Lines::default);
             for (low, right) in low.iter().zip(rights.iter_mut()) {
                 let right = right.at_least(panels_length(low.rank, count));
                 unit.pack_transposed(&low.du[first * low.rank..], low.rank, count, low.rank, right);
             }
-            let parts = low.iter().zip(&lefts).zip(rights.iter());
-            let extras: Vec<Extra> = parts.map(|((low, left), right)| low.extra(left, self.inputs, right.values(), count)).collect();
-            let product = Product {
-                rows: self.inputs,
-                columns: count,
-                length: self.outputs,
-                left: Panels { values: self.values.values(), rows: self.inputs },
-                right: Right::Panels(Panels { values: right, rows: self.outputs }),
-                extras: &extras,
-            };
-            // SAFETY: `to` holds `count` rows that belong to this chunk.
-            unsafe { product.compute(unit, to, self.inputs, add, true, tile) }
+            // Pairs along the inputs become pairs along the outputs, block by block; single elements serve as they are.
+            let block = if self.element == Element::Single { self.inputs } else { PAIR_BLOCK };
+            for begin in (0..self.inputs).step_by(block) {
+                let end = self.inputs.min(begin + block);
+                let parts = low.iter().zip(&lefts).zip(rights.iter());
+                let extras = parts.map(|((low, left), right)| low.extra(left, self.inputs, begin, right, count));
+                let extras: Vec<Extra> = extras.collect();
+                let left = match self.element {
+                    Element::Single => Panels { values: self.values.values(), rows: self.inputs },
+                    Element::Pair => self.pairs_along_outputs(begin, end, weights),
+                };
+                let product = Product {
+                    rows: end - begin,
+                    columns: count,
+                    length: depth,
+                    element: self.element,
+                    left,
+                    right: Right::Panels(Panels { values: right, rows: depth }),
+                    extras: &extras,
+                };
+                // SAFETY: `to` holds `count` rows that belong to this chunk, and the columns from `begin` are this block's.
+                unsafe { product.compute(unit, to.add(begin), self.inputs, add, true, tile) }
+            }
         })
+    }
+
+    /// `x` as elements: itself, or its pairs.
+    fn elements<'a>(&self, x: &'a [f32], rows: usize, columns: usize, pairs: &'a mut Lines) -> &'a [f32] {
+        match self.element {
+            Element::Single => x,
+            Element::Pair => {
+                let pairs = pairs.at_least(rows * columns.div_ceil(2));
+                paired(x, rows, columns, pairs);
+                pairs
+            }
+        }
+    }
+
+    /// `Wᵀ`'s rows `begin..end` in panels of 32 pairs of outputs; `begin` is even.
+    fn pairs_along_outputs<'a>(&self, begin: usize, end: usize, to: &'a mut Lines) -> Panels<'a> {
+        let rows = (end - begin).next_multiple_of(2);
+        let to = to.at_least(panels_length(rows, self.depth(self.outputs)));
+        let depth = self.depth(self.inputs);
+        for (index, panel) in self.values.values().chunks_exact(depth * WIDTH).enumerate() {
+            let from = &panel[begin / 2 * WIDTH..][..rows / 2 * WIDTH];
+            // A panel of 32 outputs is half of one of 32 pairs.
+            let to = &mut to[index / 2 * rows * WIDTH + index % 2 * WIDTH / 2..];
+            cross_pairs(from, to);
+        }
+        Panels { values: to, rows }
     }
 
     /// Runs `body(scratch, first row, rows, destination, add)` for chunks of rows, over threads where it is worth it. The
@@ -187,6 +260,20 @@ impl Packed {
     }
 }
 
+vectorised! {
+    /// Each row of 32 pairs of inputs gives two rows of 16 pairs of outputs, 32 elements apart.
+    fn cross_pairs(from: &[f32], to: &mut [f32]) {
+        for (from, to) in from.as_chunks::<WIDTH>().0.iter().zip(to.chunks_mut(2 * WIDTH)) {
+            let (first, second) = to.split_at_mut(WIDTH);
+            for (lane, pair) in from.as_chunks::<2>().0.iter().enumerate() {
+                let [a, b] = pair.map(f32::to_bits);
+                first[lane] = f32::from_bits((a & 0xffff) | (b << 16));
+                second[lane] = f32::from_bits((a >> 16) | (b & 0xffff_0000));
+            }
+        }
+    }
+}
+
 /// A destination whose chunks belong to one thread each.
 struct Shared(*mut f32);
 // SAFETY: `in_chunks` hands every row to one call of its body.
@@ -198,187 +285,5 @@ impl Shared {
     unsafe fn at(&self, offset: usize) -> *mut f32 {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(offset) }
-    }
-}
-
-impl Low<'_> {
-    /// `bᵀ` in panels of the output's columns: those that the part touches.
-    fn right(&self, outputs: usize) -> Vec<f32> {
-        let last = self.from + self.count;
-        assert!(last <= outputs && self.b.len() == self.count * self.rank, "the low-rank part does not fit the weights");
-        let begin = self.from / WIDTH * WIDTH;
-        let mut right = vec![0.0; (last - begin).next_multiple_of(WIDTH) * self.rank];
-        for (output, b) in self.b.chunks_exact(self.rank).enumerate() {
-            let column = self.from + output - begin;
-            for (index, b) in b.iter().enumerate() {
-                right[(column / WIDTH * self.rank + index) * WIDTH + column % WIDTH] = *b;
-            }
-        }
-        right
-    }
-
-    fn extra<'a>(&self, left: &'a [f32], rows: usize, right: &'a [f32]) -> Extra<'a> {
-        Extra { length: self.rank, left: Panels { values: left, rows }, right, first: self.from, last: self.from + self.count }
-    }
-}
-
-impl LowBack<'_> {
-    /// `scale * aᵀ (inputs, rank)` in panels.
-    fn left(&self, inputs: usize) -> Vec<f32> {
-        assert_eq!(self.a.len(), inputs * self.rank, "the low-rank part does not fit the weights");
-        let mut left = vec![0.0; panels_length(inputs, self.rank)];
-        for (index, a) in self.a.chunks_exact(inputs).enumerate() {
-            let panel = &mut left[index / WIDTH * inputs * WIDTH + index % WIDTH..];
-            for (to, a) in panel.iter_mut().step_by(WIDTH).zip(a) {
-                *to = a * self.scale;
-            }
-        }
-        left
-    }
-
-    fn extra<'a>(&self, left: &'a [f32], inputs: usize, right: &'a [f32], rows: usize) -> Extra<'a> {
-        Extra { length: self.rank, left: Panels { values: left, rows: inputs }, right, first: 0, last: rows }
-    }
-}
-
-/// Packs `scale * u` of each part; returns them in order.
-fn scaled_lefts<'a, 'u>(
-    into: &'a mut Vec<Lines>,
-    parts: impl ExactSizeIterator<Item = (&'u [f32], usize, f32)>,
-    rows: usize,
-) -> impl Iterator<Item = &'a [f32]> {
-    let count = parts.len();
-    into.resize_with(count.max(into.len()), Lines::default);
-    for ((u, rank, scale), lines) in parts.zip(into.iter_mut()) {
-        let left = lines.at_least(panels_length(rows, rank));
-        pack(u, rank, rows, rank, left);
-        left.iter_mut().for_each(|value| *value *= scale);
-    }
-    into.iter().map(Lines::values).take(count)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::panels::units;
-    use super::super::testing::noise;
-    use super::*;
-
-    /// `a (m, k) b (k, n)` in f64, with `b` given by a function.
-    fn plain(m: usize, n: usize, k: usize, a: impl Fn(usize, usize) -> f32, b: impl Fn(usize, usize) -> f32) -> Vec<f64> {
-        let one = |i: usize, j: usize| (0..k).map(|l| f64::from(a(i, l)) * f64::from(b(l, j))).sum();
-        (0..m * n).map(|at| one(at / n, at % n)).collect()
-    }
-
-    fn close(found: &[f32], expected: &[f64]) {
-        assert_eq!(found.len(), expected.len());
-        for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
-            assert!((f64::from(*found) - expected).abs() < 1e-4 * (1.0 + expected.abs()), "{at}: {found}, expected {expected}");
-        }
-    }
-
-    /// Sizes with and without tails in every direction; one longer than a visit of a tile, one with more than one chunk.
-    const SIZES: [(usize, usize, usize); 7] =
-        [(1, 32, 32), (3, 5, 7), (17, 40, 33), (64, 64, 96), (15, 1500, 70), (5, 40, 1450), (300, 31, 65)];
-
-    #[test]
-    fn both_products_agree_with_plain_loops() {
-        for (rows, inputs, outputs) in SIZES {
-            let (w, x, g) = (noise(1, outputs * inputs), noise(2, rows * inputs), noise(3, rows * outputs));
-            let packed = Packed::new(&[&w], inputs);
-            assert_eq!(packed.unpack(), w);
-            let y = plain(rows, outputs, inputs, |i, l| x[i * inputs + l], |l, j| w[j * inputs + l]);
-            let dx = plain(rows, inputs, outputs, |i, l| g[i * outputs + l], |l, j| w[l * inputs + j]);
-            close(&packed.forward(&x, rows, &[], None, None), &y);
-            close(&packed.backward(&g, rows, &[], None), &dx);
-            let plus = |sum: &[f64], onto: &[f32]| sum.iter().zip(onto).map(|(a, b)| a + f64::from(*b)).collect::<Vec<_>>();
-            close(&packed.forward(&x, rows, &[], None, Some(g.clone())), &plus(&y, &g));
-            close(&packed.backward(&g, rows, &[], Some(x.clone())), &plus(&dx, &x));
-        }
-    }
-
-    #[test]
-    fn low_rank_parts_and_bias_ride_along() {
-        // Three maps of one input; the second begins within a panel. One rank is more than a panel wide.
-        let (rows, inputs, counts, ranks) = (37, 70, [48, 20, 65], [8, 40, 3]);
-        let outputs = counts.iter().sum();
-        let weights: Vec<Vec<f32>> = counts.iter().enumerate().map(|(i, count)| noise(i as u64, count * inputs)).collect();
-        let packed = Packed::new(&weights.iter().map(Vec::as_slice).collect::<Vec<_>>(), inputs);
-        let (x, g, bias) = (noise(4, rows * inputs), noise(5, rows * outputs), noise(6, outputs));
-        let mut w = weights.concat();
-        let mut froms = Vec::new();
-        let mut from = 0;
-        let (mut us, mut bs, mut dus, mut a_s) = (vec![], vec![], vec![], vec![]);
-        for (index, (count, rank)) in counts.into_iter().zip(ranks).enumerate() {
-            let seed = 10 * (index as u64 + 1);
-            froms.push(from);
-            us.push(noise(seed, rows * rank));
-            bs.push(noise(seed + 1, count * rank));
-            dus.push(noise(seed + 2, rows * rank));
-            a_s.push(noise(seed + 3, rank * inputs));
-            from += count;
-        }
-        let low: Vec<Low> =
-            (0..3).map(|i| Low { u: &us[i], b: &bs[i], rank: ranks[i], from: froms[i], count: counts[i], scale: 0.5 }).collect();
-        let back: Vec<LowBack> = (0..3).map(|i| LowBack { du: &dus[i], a: &a_s[i], rank: ranks[i], scale: 0.25 }).collect();
-        let mut y = plain(rows, outputs, inputs, |i, l| x[i * inputs + l], |l, j| w[j * inputs + l]);
-        let mut dx = plain(rows, inputs, outputs, |i, l| g[i * outputs + l], |l, j| w[l * inputs + j]);
-        for i in 0..3 {
-            let part = plain(rows, counts[i], ranks[i], |m, l| us[i][m * ranks[i] + l], |l, j| bs[i][j * ranks[i] + l]);
-            for (at, part) in part.iter().enumerate() {
-                y[at / counts[i] * outputs + froms[i] + at % counts[i]] += 0.5 * part;
-            }
-            let part = plain(rows, inputs, ranks[i], |m, l| dus[i][m * ranks[i] + l], |l, j| a_s[i][l * inputs + j]);
-            dx.iter_mut().zip(part).for_each(|(dx, part)| *dx += 0.25 * part);
-        }
-        y.iter_mut().enumerate().for_each(|(at, y)| *y += f64::from(bias[at % outputs]));
-        close(&packed.forward(&x, rows, &low, Some(&bias), None), &y);
-        close(&packed.backward(&g, rows, &back, None), &dx);
-        w.clear();
-    }
-
-    /// A row's result depends on nothing but the row: not on its neighbours, nor on threads.
-    #[test]
-    fn bits_do_not_depend_on_rows_or_threads() {
-        let (rows, inputs, outputs) = (700, 1440, 1100);
-        let (w, x, g) = (noise(1, outputs * inputs), noise(2, rows * inputs), noise(3, rows * outputs));
-        let packed = Packed::new(&[&w], inputs);
-        let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| (packed.forward(&x, rows, &[], None, None), packed.backward(&g, rows, &[], None)))
-        };
-        let (y, dx) = run(1);
-        assert!((y.clone(), dx.clone()) == run(3));
-        let row = 613;
-        assert!(packed.forward(&x[row * inputs..][..inputs], 1, &[], None, None) == y[row * outputs..][..outputs]);
-        assert!(packed.backward(&g[row * outputs..][..outputs], 1, &[], None) == dx[row * inputs..][..inputs]);
-    }
-
-    #[test]
-    fn every_unit_computes_the_same() {
-        let (rows, inputs, outputs) = (29, 75, 50);
-        let (w, x) = (noise(1, outputs * inputs), noise(2, rows * inputs));
-        let mut left = Lines::zeros(panels_length(rows, inputs));
-        pack(&x, inputs, rows, inputs, left.values_mut());
-        let expected = plain(rows, outputs, inputs, |i, l| x[i * inputs + l], |l, j| w[j * inputs + l]);
-        for unit in units() {
-            let mut right = Lines::zeros(panels_length(inputs, outputs));
-            unit.pack_transposed(&w, inputs, outputs, inputs, right.values_mut());
-            let product = Product {
-                rows,
-                columns: outputs,
-                length: inputs,
-                left: Panels { values: left.values(), rows },
-                right: Right::Panels(Panels { values: right.values(), rows: inputs }),
-                extras: &[],
-            };
-            let (mut y, mut across) = (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
-            // SAFETY: both hold the whole product.
-            unsafe {
-                product.compute(unit, y.as_mut_ptr(), outputs, false, false, &mut Lines::default());
-                product.compute(unit, across.as_mut_ptr(), rows, true, true, &mut Lines::default());
-            }
-            close(&y, &expected);
-            assert!((0..rows * outputs).all(|at| across[at % outputs * rows + at / outputs] == y[at]));
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::panels::{Lines, Panels, Product, Right, WIDTH, panels_length, unit};
+use super::panels::{Element, Lines, Panels, Product, Right, WIDTH, panels_length, unit};
 
 thread_local! {
     static SCRATCH: RefCell<(Lines, Lines)> = RefCell::default();
@@ -62,7 +62,7 @@ pub(crate) fn outer(
             }
         }
         let (left, right) = (Panels { values: left, rows: rank }, Right::Rows { values: wide, width });
-        let product = Product { rows: rank, columns: count, length: rows, left, right, extras: &[] };
+        let product = Product { rows: rank, columns: count, length: rows, element: Element::Single, left, right, extras: &[] };
         let (width, transposed) = if side == Side::Wide { (rank, true) } else { (count, false) };
         // SAFETY: `to` holds the whole product, as asserted.
         unsafe { product.compute(unit(), to.as_mut_ptr(), width, true, transposed, tile) }

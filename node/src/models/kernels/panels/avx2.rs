@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Stretch, Target, WIDTH};
+use super::{Element, Stretch, Target, WIDTH};
 
 /// # Safety
 /// As `Unit::tile`: at most 6 rows, pointers valid for them, and a processor with AVX2 and FMA.
@@ -38,11 +38,18 @@ macro_rules! tile_of {
                         // SAFETY: the caller's promise: the stretch holds all inner indices of these rows and lanes.
                         unsafe {
                             let (right_low, right_high) = (_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(8)));
-                            $(
-                                let value = _mm256_set1_ps(*left.add($row * WIDTH + index));
-                                $low = _mm256_fmadd_ps(value, right_low, $low);
-                                $high = _mm256_fmadd_ps(value, right_high, $high);
-                            )*
+                            match stretch.element {
+                                Element::Single => {$(
+                                    let value = _mm256_set1_ps(*left.add($row * WIDTH + index));
+                                    $low = _mm256_fmadd_ps(value, right_low, $low);
+                                    $high = _mm256_fmadd_ps(value, right_high, $high);
+                                )*}
+                                Element::Pair => {$(
+                                    let value = _mm256_set1_ps(*left.add($row * WIDTH + index));
+                                    $low = widened(value, right_low, $low);
+                                    $high = widened(value, right_high, $high);
+                                )*}
+                            }
                         }
                         right = right.wrapping_add(step);
                     }
@@ -62,6 +69,16 @@ tile_of!(tile_3: 0 a0 b0, 1 a1 b1, 2 a2 b2);
 tile_of!(tile_4: 0 a0 b0, 1 a1 b1, 2 a2 b2, 3 a3 b3);
 tile_of!(tile_5: 0 a0 b0, 1 a1 b1, 2 a2 b2, 3 a3 b3, 4 a4 b4);
 tile_of!(tile_6: 0 a0 b0, 1 a1 b1, 2 a2 b2, 3 a3 b3, 4 a4 b4, 5 a5 b5);
+
+/// `sum + left right` for pairs of bf16.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn widened(left: __m256, right: __m256, sum: __m256) -> __m256 {
+    let (left, right) = (_mm256_castps_si256(left), _mm256_castps_si256(right));
+    let low = |pair| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pair));
+    let high = |pair| _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(0xffff_0000u32 as i32)));
+    _mm256_fmadd_ps(high(left), high(right), _mm256_fmadd_ps(low(left), low(right), sum))
+}
 
 /// # Safety
 /// The target must be valid for 32 lanes of this row.

@@ -1,6 +1,6 @@
 //! Tiles in plain Rust, which the compiler vectorises for the processor family at hand.
 
-use super::{Stretch, Target, WIDTH};
+use super::{Element, Stretch, Target, WIDTH};
 
 /// Lanes of a part of a tile: few enough for 4 rows to stay in registers.
 const LANES: usize = 8;
@@ -9,6 +9,18 @@ const LANES: usize = 8;
 #[inline(always)]
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// The first bf16 of a pair.
+#[inline(always)]
+fn low(pair: f32) -> f32 {
+    f32::from_bits(pair.to_bits() << 16)
+}
+
+/// The second one.
+#[inline(always)]
+fn high(pair: f32) -> f32 {
+    f32::from_bits(pair.to_bits() & 0xffff_0000)
 }
 
 /// # Safety
@@ -40,7 +52,10 @@ unsafe fn tile_of<const ROWS: usize>(stretches: &[Stretch], target: Target) {
                     for (row, sums) in sums.iter_mut().enumerate() {
                         let left = *left.add(row * WIDTH);
                         for (sum, right) in sums.iter_mut().zip(right) {
-                            *sum = multiply_add(left, *right, *sum);
+                            *sum = match stretch.element {
+                                Element::Single => multiply_add(left, *right, *sum),
+                                Element::Pair => multiply_add(high(left), high(*right), multiply_add(low(left), low(*right), *sum)),
+                            };
                         }
                     }
                 }
