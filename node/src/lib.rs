@@ -4,15 +4,11 @@
 pub mod cli;
 pub mod console;
 pub mod contribution;
-pub mod data;
 pub mod driver;
-pub mod evaluate;
-pub mod files;
 pub mod home;
 pub mod merged;
 pub mod merger;
-pub mod models;
 pub mod network;
-pub mod peft;
 pub mod store;
-pub mod train;
+
+pub use mingle_trainer::{data, evaluate, files, models, peft, train};

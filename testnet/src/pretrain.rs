@@ -17,7 +17,7 @@ use candle_core::Device;
 use clap::Args;
 use mingle::data::{Record, Template, TokenizedExample};
 use mingle::models::ModelConfig;
-use mingle::models::config::RopeScaling;
+use mingle::models::families::tiny_llama;
 use mingle::train::{Control, Outcome, Progress, Schedule, TrainData, TrainSettings, checkpoint, random_decoder, train_full};
 use tokenizers::Tokenizer;
 
@@ -138,12 +138,8 @@ impl MakeBase {
             head_dim: 32,
             vocabulary: self.vocabulary,
             positions_max: POSITIONS_MAX,
-            norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope: RopeScaling::Default,
             tied: true,
-            bos: Some(1),
-            eos: vec![2],
+            ..tiny_llama()
         }
     }
 
@@ -225,7 +221,7 @@ fn packed_sequences(tokenizer: &Tokenizer, seed: u64, stream: &str, count: usize
         // One token more than is fed, since the last is only predicted.
         let whole = waiting.len() / (SEQUENCE_TOKENS + 1) * (SEQUENCE_TOKENS + 1);
         for tokens in waiting[..whole].chunks_exact(SEQUENCE_TOKENS + 1).take(count - sequences.len()) {
-            sequences.push(TokenizedExample { tokens: tokens.to_vec(), learned: vec![true; tokens.len()] });
+            sequences.push(TokenizedExample { tokens: tokens.to_vec(), learned: vec![true; tokens.len()], ..TokenizedExample::default() });
         }
         waiting.drain(..whole);
     }

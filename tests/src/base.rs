@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::Device;
 use mingle::models::ModelConfig;
-use mingle::models::config::RopeScaling;
+use mingle::models::families::tiny_llama;
 use mingle::train::random_decoder;
 use serde_json::json;
 
@@ -27,12 +27,8 @@ pub fn write_base(folder: &Path, seed: u64) {
         head_dim: 8,
         vocabulary: WORDS.len(),
         positions_max: 64,
-        norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope: RopeScaling::Default,
         tied: true,
-        bos: Some(1),
-        eos: vec![2],
+        ..tiny_llama()
     };
     std::fs::create_dir_all(folder).expect("a folder for the base");
     let (decoder, _) = random_decoder(config, seed, &Device::Cpu).expect("a random model");

@@ -1,0 +1,150 @@
+//! Which examples go into which batch, drawn from a seed; and a batch's padded tokens and targets.
+
+use blake3::OutputReader;
+
+use super::tokens::TokenizedExample;
+use crate::models::batch::{IGNORED, TokenBatch};
+
+/// A stream of random numbers named by a seed and a purpose.
+pub struct Draw(OutputReader);
+
+impl Draw {
+    pub fn new(seed: u64, purpose: &str, index: u64) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("mingle 2026-11 training draw");
+        hasher.update(&seed.to_le_bytes()).update(&index.to_le_bytes()).update(purpose.as_bytes());
+        Self(hasher.finalize_xof())
+    }
+
+    pub fn word(&mut self) -> u64 {
+        let mut word = [0; 8];
+        self.0.fill(&mut word);
+        u64::from_le_bytes(word)
+    }
+
+    /// Uniform in [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        (self.word() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Normal with mean 0 and deviation 1 (Box and Muller).
+    pub fn normal(&mut self) -> f64 {
+        let (radius, angle) = ((-2.0 * (1.0 - self.unit()).ln()).sqrt(), 2.0 * std::f64::consts::PI * self.unit());
+        radius * angle.cos()
+    }
+
+    /// Uniform below `bound` (its bias, below 2⁻⁶⁴ times the bound, is of no consequence here).
+    pub fn below(&mut self, bound: usize) -> usize {
+        ((u128::from(self.word()) * bound as u128) >> 64) as usize
+    }
+
+    /// Fisher and Yates.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last + 1));
+        }
+    }
+}
+
+/// Takes `held_out` items out of `items`, chosen by the seed; both parts keep their order. At least one item stays in
+/// training.
+pub fn split_held_out<T>(items: Vec<T>, held_out: usize, seed: u64) -> (Vec<T>, Vec<T>) {
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    Draw::new(seed, "held out", 0).shuffle(&mut order);
+    let held_out = held_out.min(items.len().saturating_sub(1));
+    let mut is_held_out = vec![false; items.len()];
+    order.iter().take(held_out).for_each(|index| is_held_out[*index] = true);
+    let (held, kept): (Vec<_>, Vec<_>) = items.into_iter().zip(is_held_out).partition(|(_, held)| *held);
+    (kept.into_iter().map(|(item, _)| item).collect(), held.into_iter().map(|(item, _)| item).collect())
+}
+
+/// Batches taken together when lengths are grouped: enough to save padding, few enough to stay a shuffle.
+const GROUP_BATCHES: usize = 8;
+
+/// The batches of one epoch, as indices: shuffled, then sorted by length within groups of [`GROUP_BATCHES`] batches, then
+/// the batches shuffled. The last batch may be smaller.
+pub fn epoch_batches(lengths: &[usize], batch_size: usize, seed: u64, epoch: usize) -> Vec<Vec<usize>> {
+    let batch_size = batch_size.max(1);
+    let mut draw = Draw::new(seed, "epoch order", epoch as u64);
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    draw.shuffle(&mut order);
+    for group in order.chunks_mut(batch_size * GROUP_BATCHES) {
+        // Stable, so that equal lengths keep their drawn order.
+        group.sort_by_key(|index| lengths[*index]);
+    }
+    let mut batches: Vec<Vec<usize>> = order.chunks(batch_size).map(<[usize]>::to_vec).collect();
+    draw.shuffle(&mut batches);
+    batches
+}
+
+/// Lays examples one after the other and shifts their labels: position `i` predicts token `i + 1`. Nothing is padded, and no
+/// example sees another. Examples with a class are fed whole and have it as their target.
+pub fn batch(examples: &[&TokenizedExample]) -> TokenBatch {
+    let mut batch = TokenBatch::default();
+    let typed = examples.iter().any(|example| !example.types.is_empty());
+    for example in examples {
+        // A language model's last token predicts nothing, so it is not fed.
+        let fed = if example.label.is_some() { example.tokens.len() } else { example.tokens.len().saturating_sub(1) };
+        if fed == 0 {
+            continue;
+        }
+        batch.lengths.push(fed);
+        batch.tokens.extend(&example.tokens[..fed]);
+        if typed {
+            batch.types.extend((0..fed).map(|at| example.types.get(at).copied().unwrap_or(0)));
+        }
+        match example.label {
+            Some(label) => batch.targets.push(i64::from(label)),
+            None => {
+                let target = |at: usize| if example.learned[at + 1] { i64::from(example.tokens[at + 1]) } else { IGNORED };
+                batch.targets.extend((0..fed).map(target));
+            }
+        }
+    }
+    batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_takes_every_example_once_and_depends_on_seed_and_epoch() {
+        let lengths: Vec<usize> = (0..103).map(|i| i % 17).collect();
+        let plan = epoch_batches(&lengths, 8, 5, 0);
+        let mut all: Vec<usize> = plan.concat();
+        all.sort();
+        assert_eq!(all, (0..103).collect::<Vec<_>>());
+        assert_eq!(plan, epoch_batches(&lengths, 8, 5, 0));
+        assert_ne!(plan, epoch_batches(&lengths, 8, 5, 1));
+        assert_ne!(plan, epoch_batches(&lengths, 8, 6, 0));
+    }
+
+    #[test]
+    fn the_held_out_part_is_the_same_for_the_same_seed() {
+        let items: Vec<usize> = (0..50).collect();
+        let (kept, held) = split_held_out(items.clone(), 10, 1);
+        assert_eq!((kept.len(), held.len()), (40, 10));
+        assert_eq!(held, split_held_out(items.clone(), 10, 1).1);
+        assert_ne!(held, split_held_out(items, 10, 2).1);
+        assert_eq!(split_held_out(vec![1], 5, 1), (vec![1], vec![]));
+    }
+
+    #[test]
+    fn labels_are_shifted_and_nothing_is_padded() {
+        let example = |tokens: &[u32], from: usize| TokenizedExample {
+            tokens: tokens.to_vec(),
+            learned: (0..tokens.len()).map(|i| i >= from).collect(),
+            ..TokenizedExample::default()
+        };
+        let (a, b) = (example(&[1, 5, 6, 2], 2), example(&[1, 7], 1));
+        let found = batch(&[&a, &b, &example(&[4], 0)]);
+        assert_eq!(found.lengths, [3, 1]);
+        assert_eq!(found.tokens, [1, 5, 6, 1]);
+        assert_eq!(found.targets, [IGNORED, 6, 2, 7]);
+        assert_eq!(found.labelled(), a.labels() + b.labels());
+        let classified = TokenizedExample { tokens: vec![1, 8, 2], types: vec![0, 0, 1], label: Some(2), ..TokenizedExample::default() };
+        let found = batch(&[&classified, &classified]);
+        assert_eq!((found.lengths, found.targets), (vec![3, 3], vec![2, 2]));
+        assert_eq!(found.types, [0, 0, 1, 0, 0, 1]);
+    }
+}

@@ -1,0 +1,209 @@
+//! A base: configuration and frozen weights of a Hugging Face directory, from which models with adapters are made.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor, Var};
+use mingle_protocol::hash::ContentHash;
+
+use super::ops::Lora;
+use super::transformer::Decoder;
+use super::weights::{Weights, to_bf16_safetensors};
+use super::{ModelConfig, ModelError, families};
+use crate::files;
+
+/// A linear module that can carry LoRA.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinearModule {
+    /// As in the base's tensor names, without `.weight`: `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    pub inputs: u64,
+    pub outputs: u64,
+}
+
+/// Digest of the directory's weights: equal for the same tensors, whatever files they are split over.
+///
+/// # Errors
+/// Weights that cannot be read.
+pub fn base_digest(dir: &Path) -> Result<ContentHash, ModelError> {
+    Weights::open(dir)?.digest()
+}
+
+/// What is laid over a base. The tensors may be variables.
+#[derive(Debug, Clone, Default)]
+pub struct Attached {
+    /// Low-rank parts by module name, all added.
+    pub lora: BTreeMap<String, Vec<Lora>>,
+    /// Tensors that take the place of the base's, by tensor name.
+    pub replaced: BTreeMap<String, Tensor>,
+}
+
+/// A loaded base. Loaded once, it serves any number of adapters.
+#[derive(Clone)]
+pub struct BaseModel {
+    dir: PathBuf,
+    decoder: Decoder,
+}
+
+impl BaseModel {
+    /// Reads `config.json` and the weights of `dir`, widened to f32.
+    ///
+    /// # Errors
+    /// A model of another family or form, and weights that are missing or have another shape, by name.
+    pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
+        let config = ModelConfig::read(dir)?;
+        let weights = Weights::open(dir)?;
+        let decoder = Decoder::build(config, device, &mut |name, dims| weights.find(name, dims, device))?;
+        Ok(Self { dir: dir.into(), decoder })
+    }
+
+    /// On the CPU: keeps a copy of the frozen matrices in bf16 and multiplies them with activations rounded to bf16, summed in
+    /// f32. Low-rank parts, gradients and everything else stay in f32. Only where [`super::has_bf16_products`] is it faster.
+    pub fn multiply_in_bf16(mut self) -> Self {
+        self.decoder.multiply_in_bf16();
+        self
+    }
+
+    /// The directory it was loaded from: `tokenizer.json` lies there.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        self.decoder.config()
+    }
+
+    pub fn device(&self) -> &Device {
+        self.decoder.device()
+    }
+
+    /// The base as it is, without an adapter.
+    pub fn decoder(&self) -> Decoder {
+        self.decoder.clone()
+    }
+
+    /// The linear modules that `targets` choose, sorted by name.
+    ///
+    /// # Errors
+    /// A target that names nothing.
+    pub fn modules(&self, targets: &[String]) -> Result<Vec<LinearModule>, ModelError> {
+        self.config().modules(targets)
+    }
+
+    /// The base with low-rank parts and replaced tensors.
+    ///
+    /// # Errors
+    /// Modules and tensors this base does not have, and shapes that do not fit.
+    pub fn attach(&self, parts: &Attached) -> Result<Decoder, ModelError> {
+        let mut decoder = self.decoder.clone();
+        for (name, parts) in &parts.lora {
+            let unknown = || ModelError::AdapterModule { name: name.clone() };
+            let linear = decoder.linear_mut(name).ok_or_else(unknown)?;
+            let (outputs, inputs) = (linear.outputs(), linear.inputs());
+            for Lora { a, b, .. } in parts {
+                let rank = a.dims().first().copied().unwrap_or(0);
+                for (which, tensor, expected) in [("lora_A", a, [rank, inputs]), ("lora_B", b, [outputs, rank])] {
+                    if tensor.dims() != expected {
+                        let (name, found) = (format!("{name}.{which}"), tensor.dims().to_vec());
+                        return Err(ModelError::AdapterShape { name, found, expected: expected.to_vec() });
+                    }
+                }
+            }
+            linear.lora.clone_from(parts);
+        }
+        for (name, tensor) in &parts.replaced {
+            let unknown = || ModelError::AdapterModule { name: name.clone() };
+            let place = decoder.parameter_mut(name).ok_or_else(unknown)?;
+            if place.dims() != tensor.dims() {
+                let (found, expected) = (tensor.dims().to_vec(), place.dims().to_vec());
+                return Err(ModelError::AdapterShape { name: name.clone(), found, expected });
+            }
+            *place = tensor.clone();
+        }
+        if decoder.config.tied {
+            decoder.head.parts[0].weight = decoder.embedding.tokens.clone();
+        }
+        Ok(decoder)
+    }
+
+    /// The base with LoRA: `lora` gives, per module name, A `(rank, inputs)`, B `(outputs, rank)` and the scale.
+    ///
+    /// # Errors
+    /// As [`BaseModel::attach`].
+    pub fn with_lora(&self, lora: &BTreeMap<String, (Tensor, Tensor, f64)>) -> Result<Decoder, ModelError> {
+        let one = |(name, (a, b, scale)): (&String, &(Tensor, Tensor, f64))| {
+            (name.clone(), vec![Lora { a: a.clone(), b: b.clone(), scale: *scale as f32, dropout: 0.0 }])
+        };
+        self.attach(&Attached { lora: lora.iter().map(one).collect(), ..Attached::default() })
+    }
+
+    /// The value of a parameter by tensor name.
+    pub fn parameter(&self, name: &str) -> Option<Tensor> {
+        self.decoder.clone().parameter_mut(name).cloned()
+    }
+
+    /// A model whose every weight is a variable, starting from this base; with the variables by tensor name.
+    ///
+    /// # Errors
+    /// A failed copy.
+    pub fn trainable(&self) -> Result<(Decoder, Vec<(String, Var)>), ModelError> {
+        let mut variables = Vec::new();
+        let mut parts = Attached::default();
+        for (name, tensor) in self.decoder.weights() {
+            // A copy: training must not change the base it starts from.
+            let variable = Var::from_tensor(&tensor.copy()?)?;
+            parts.replaced.insert(name.clone(), variable.as_tensor().clone());
+            variables.push((name, variable));
+        }
+        Ok((self.attach(&parts)?, variables))
+    }
+}
+
+impl ModelConfig {
+    /// The linear modules whose last name part (`q_proj`), or whole name, is among `targets`; sorted by name. Needs no
+    /// weights.
+    ///
+    /// # Errors
+    /// A target that names nothing.
+    pub fn modules(&self, targets: &[String]) -> Result<Vec<LinearModule>, ModelError> {
+        let all = self.all_modules();
+        let hit = |name: &str, target: &str| name == target || name.rsplit('.').next() == Some(target);
+        for target in targets {
+            if !all.iter().any(|module| hit(&module.name, target)) {
+                let mut known: Vec<&str> = all.iter().filter_map(|module| module.name.rsplit('.').next()).collect();
+                known.sort_unstable();
+                known.dedup();
+                return Err(ModelError::UnknownTarget { target: target.clone(), known: known.join(", ") });
+            }
+        }
+        Ok(all.into_iter().filter(|module| targets.iter().any(|target| hit(&module.name, target))).collect())
+    }
+}
+
+impl Decoder {
+    /// Writes `model.safetensors` (bf16) into `dir`, which must exist, and `config.json`, for a model of the Llama family.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn save(&self, dir: &Path) -> Result<(), ModelError> {
+        self.save_weights(dir)?;
+        let json = families::llama_json(&self.config);
+        let text = serde_json::to_string_pretty(&json).map_err(|error| ModelError::file(dir, error))?;
+        let path = dir.join("config.json");
+        files::replace(&path, (text + "\n").as_bytes(), files::PUBLIC).map_err(|error| ModelError::file(&path, error))
+    }
+
+    /// Writes all weights as `model.safetensors` (bf16), as the family's own files store them.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn save_weights(&self, dir: &Path) -> Result<(), ModelError> {
+        let mut tensors = Vec::new();
+        for (name, tensor) in self.weights() {
+            let tensor = if self.config.stores_transposed(&name) { tensor.t()? } else { tensor };
+            tensors.push((name, tensor.dims().to_vec(), tensor.contiguous()?.flatten_all()?.to_vec1::<f32>()?));
+        }
+        let path = dir.join("model.safetensors");
+        files::replace(&path, &to_bf16_safetensors(&tensors)?, files::PUBLIC).map_err(|error| ModelError::file(&path, error))
+    }
+}
