@@ -24,6 +24,7 @@ pub mod weights;
 pub use batch::TokenBatch;
 pub use cache::KvCache;
 pub use config::ModelConfig;
+pub use kernels::packed::has_bf16_products;
 pub use ops::Lora;
 pub use pretrained::{Attached, BaseModel, LinearModule, base_digest};
 pub use transformer::{Decoder, Pass};
