@@ -16,8 +16,11 @@ pub mod cross_entropy;
 pub(crate) mod cuda;
 pub mod dropout;
 pub mod norm;
+pub(crate) mod packed;
+mod panels;
 pub(crate) mod product;
 pub mod rope;
+pub(crate) mod skinny;
 mod vector;
 
 use std::cell::{Cell, RefCell};

@@ -9,7 +9,7 @@ use mingle_protocol::hash::ContentHash;
 use super::ops::Lora;
 use super::transformer::Decoder;
 use super::weights::{Weights, to_bf16_safetensors};
-use super::{ModelConfig, ModelError, families};
+use super::{ModelConfig, ModelError, families, targets};
 use crate::files;
 
 /// A linear module that can carry LoRA.
@@ -55,6 +55,13 @@ impl BaseModel {
         let weights = Weights::open(dir)?;
         let decoder = Decoder::build(config, device, &mut |name, dims| weights.find(name, dims, device))?;
         Ok(Self { dir: dir.into(), decoder })
+    }
+
+    /// On the CPU: keeps a copy of the frozen matrices in bf16 and multiplies them with activations rounded to bf16, summed in
+    /// f32. Low-rank parts, gradients and everything else stay in f32. Only where [`super::has_bf16_products`] is it faster.
+    pub fn multiply_in_bf16(mut self) -> Self {
+        self.decoder.multiply_in_bf16();
+        self
     }
 
     /// The directory it was loaded from: `tokenizer.json` lies there.
@@ -113,9 +120,7 @@ impl BaseModel {
             }
             *place = tensor.clone();
         }
-        if decoder.config.tied {
-            decoder.head.parts[0].weight = decoder.embedding.tokens.clone();
-        }
+        decoder.tie();
         Ok(decoder)
     }
 
@@ -159,17 +164,7 @@ impl ModelConfig {
     /// # Errors
     /// A target that names nothing.
     pub fn modules(&self, targets: &[String]) -> Result<Vec<LinearModule>, ModelError> {
-        let all = self.all_modules();
-        let hit = |name: &str, target: &str| name == target || name.rsplit('.').next() == Some(target);
-        for target in targets {
-            if !all.iter().any(|module| hit(&module.name, target)) {
-                let mut known: Vec<&str> = all.iter().filter_map(|module| module.name.rsplit('.').next()).collect();
-                known.sort_unstable();
-                known.dedup();
-                return Err(ModelError::UnknownTarget { target: target.clone(), known: known.join(", ") });
-            }
-        }
-        Ok(all.into_iter().filter(|module| targets.iter().any(|target| hit(&module.name, target))).collect())
+        targets::select(&self.all_modules(), targets)
     }
 }
 

@@ -130,7 +130,7 @@ fn agrees_with_torch(name: &str) {
         }
         if step + 1 < losses.len() {
             // PEFT's whole modules decay as the rest does; torch knows no exception for biases.
-            optimiser.step(&variables, &gradients, &settings, step, losses.len() - 1).unwrap();
+            optimiser.step(&variables, &gradients, &settings, settings.learning_rate).unwrap();
         }
     }
     println!("{name}: gradients within {gradient_error:e} of their norms, losses within {furthest:e}");
