@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::args::TemplateArg;
 use crate::contribution::{HeldOut, TrainingPlan};
+use crate::models::device::DeviceChoice;
 use crate::train::metrics::MetricsPlan;
 use crate::train::{Precision, Preset, Schedule, TrainSettings};
 
@@ -88,9 +89,12 @@ pub struct TrainingArgs {
     /// Keep activations at block boundaries only and compute them again: less memory, more time
     #[arg(long, help_heading = "Memory and speed")]
     pub recompute: bool,
-    /// Of frozen weights and activations; a CPU computes in f32 always
-    #[arg(long, help_heading = "Memory and speed", default_value = "f32")]
-    pub precision: PrecisionArg,
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal (GPUs need a build for them)
+    #[arg(long, help_heading = "Memory and speed", default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+    /// Of frozen weights and activations; a CPU computes in f32 always [default: bf16 on GPUs that multiply it, else f32]
+    #[arg(long, help_heading = "Memory and speed")]
+    pub precision: Option<PrecisionArg>,
     /// Threads that compute [default: all processors]
     #[arg(long, help_heading = "Memory and speed")]
     pub threads: Option<usize>,
@@ -134,6 +138,16 @@ pub enum PrecisionArg {
     F16,
 }
 
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::F32 => Self::F32,
+            PrecisionArg::Bf16 => Self::Bf16,
+            PrecisionArg::F16 => Self::F16,
+        }
+    }
+}
+
 impl From<PresetArg> for Preset {
     fn from(preset: PresetArg) -> Self {
         match preset {
@@ -175,11 +189,7 @@ impl TrainingArgs {
             min_delta: self.min_delta,
             keep_best: self.keep_best,
             recompute: self.recompute,
-            precision: match self.precision {
-                PrecisionArg::F32 => Precision::F32,
-                PrecisionArg::Bf16 => Precision::Bf16,
-                PrecisionArg::F16 => Precision::F16,
-            },
+            precision: self.precision.map_or(start.precision, Precision::from),
             checkpoint_every_steps: self.checkpoint_every,
             threads: self.threads,
             ..start
@@ -196,6 +206,8 @@ impl TrainingArgs {
             start_from,
             metrics: MetricsPlan { jsonl: self.metrics.clone(), tensorboard: self.tensorboard.clone() },
             ignore_memory: self.ignore_memory,
+            device: self.device,
+            precision: self.precision.map(Precision::from),
         }
     }
 }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use mingle_protocol::hash::ContentHash;
 
 use super::ops::Lora;
+use super::placement::Placement;
 use super::transformer::Decoder;
 use super::weights::{Weights, to_bf16_safetensors};
 use super::{ModelConfig, ModelError, families, targets};
@@ -51,9 +52,19 @@ impl BaseModel {
     /// # Errors
     /// A model of another family or form, and weights that are missing or have another shape, by name.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
+        Self::load_at(dir, &Placement::on(device))
+    }
+
+    /// The same on any device, in the placement's dtype.
+    ///
+    /// # Errors
+    /// As [`BaseModel::load`].
+    pub fn load_at(dir: &Path, placement: &Placement) -> Result<Self, ModelError> {
+        let Placement { device, dtype, host } = placement;
         let config = ModelConfig::read(dir)?;
         let weights = Weights::open(dir)?;
-        let decoder = Decoder::build(config, device, &mut |name, dims| weights.find(name, dims, device))?;
+        let mut read = |name: &str, dims: &[usize]| Ok(weights.find(name, dims, device)?.to_dtype(*dtype)?);
+        let decoder = Decoder { host: *host, dtype: *dtype, ..Decoder::build(config, device, &mut read)? };
         Ok(Self { dir: dir.into(), decoder })
     }
 
@@ -149,7 +160,7 @@ impl BaseModel {
         let mut parts = Attached::default();
         for (name, tensor) in self.decoder.weights() {
             // A copy: training must not change the base it starts from.
-            let variable = Var::from_tensor(&tensor.copy()?)?;
+            let variable = Var::from_tensor(&tensor.to_dtype(DType::F32)?.copy()?)?;
             parts.replaced.insert(name.clone(), variable.as_tensor().clone());
             variables.push((name, variable));
         }

@@ -6,6 +6,7 @@ use super::TrainError;
 use super::method::{LowRankSettings, Method};
 use super::schedule::{self, Schedule, Warmup};
 use crate::data::BatchRule;
+pub use crate::models::device::Precision;
 
 /// Settings of one training. The defaults suit LoRA.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,16 +65,6 @@ pub struct TrainSettings {
     /// Threads that compute; none means as many as the machine has processors. The result does not depend on it.
     #[serde(skip)]
     pub threads: Option<usize>,
-}
-
-/// A type of numbers to compute with. A CPU computes in f32 whatever is asked for: its 16-bit products are slower.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    #[default]
-    F32,
-    Bf16,
-    F16,
 }
 
 /// All linear modules of a block.

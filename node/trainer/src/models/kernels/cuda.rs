@@ -16,6 +16,8 @@ mod product;
 mod tests;
 
 pub(crate) use attention::{attention, attention_backward, masked_softmax, softmax_backward};
+#[cfg(test)]
+pub(crate) use emulator::emulated;
 #[cfg(feature = "cuda")]
 pub(crate) use open::{about, open};
 pub(crate) use ops::{
