@@ -35,7 +35,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::models::kernels::cuda::emulated;
+    use crate::models::kernels::cuda::{emulated, on_a_gpu};
     use crate::models::{Decoder, Lora, ModelConfig, Pass, TokenBatch};
     use crate::train::random_decoder;
 
@@ -61,13 +61,13 @@ mod tests {
     }
 
     /// A model with LoRA on its first group, every tensor a variable.
-    fn model(json: &Value) -> (Decoder, Vec<(String, Var)>) {
+    fn model(json: &Value, device: &Device) -> (Decoder, Vec<(String, Var)>) {
         let config = ModelConfig::from_json(std::path::Path::new("config.json"), json).unwrap();
         let module = config.all_modules().remove(0);
-        let (mut decoder, mut variables) = random_decoder(config, 3, &Device::Cpu).unwrap();
+        let (mut decoder, mut variables) = random_decoder(config, 3, device).unwrap();
         let noise = |seed: u64, rows: u64, columns: u64| {
             let values = crate::models::kernels::testing::noise(seed, (rows * columns) as usize);
-            let tensor = Tensor::from_vec(values, (rows as usize, columns as usize), &Device::Cpu).unwrap();
+            let tensor = Tensor::from_vec(values, (rows as usize, columns as usize), device).unwrap();
             Var::from_tensor(&(tensor * 0.1).unwrap()).unwrap()
         };
         let (a, b) = (noise(1, 3, module.inputs), noise(2, module.outputs, 3));
@@ -89,13 +89,15 @@ mod tests {
     }
 
     /// Distance of each gradient from the one of the processor's loops, relative to its norm.
-    fn distances(decoder: &Decoder, dtype: DType, variables: &[(String, Var)], pass: &Pass) -> (f64, f64) {
+    fn distances(json: &Value, device: &Device, dtype: DType, pass: &Pass) -> (f64, f64) {
+        let (decoder, variables) = model(json, &Device::Cpu);
         let batch = batch(decoder.config());
-        let (loss, gradients) = decoder.loss_and_gradients(&batch, 9.0, variables, pass).unwrap();
-        let other = Decoder { host: false, dtype, ..decoder.clone() };
-        let (found_loss, found) = other.loss_and_gradients(&batch, 9.0, variables, pass).unwrap();
+        let (loss, gradients) = decoder.loss_and_gradients(&batch, 9.0, &variables, pass).unwrap();
+        let (other, variables) = model(json, device);
+        let other = Decoder { host: false, dtype, ..other };
+        let (found_loss, found) = other.loss_and_gradients(&batch, 9.0, &variables, pass).unwrap();
         let mut worst = 0f64;
-        for ((gradient, found), (name, _)) in gradients.iter().zip(&found).zip(variables) {
+        for ((gradient, found), (name, _)) in gradients.iter().zip(&found).zip(&variables) {
             assert_eq!(gradient.is_some(), found.is_some(), "{name}");
             let (Some(gradient), Some(found)) = (gradient, found) else { continue };
             assert_eq!(found.dtype(), DType::F32, "{name}");
@@ -108,32 +110,29 @@ mod tests {
         ((found_loss - loss).abs() / loss, worst)
     }
 
+    fn check(json: &Value, device: &Device, pass: &Pass) {
+        let (loss, gradient) = distances(json, device, DType::F32, pass);
+        assert!(loss < 1e-5 && gradient < 1e-4, "{}: {loss} {gradient}", json["model_type"]);
+        let (loss, gradient) = distances(json, device, DType::BF16, pass);
+        assert!(loss < 0.02 && gradient < 0.15, "bf16 {}: {loss} {gradient}", json["model_type"]);
+    }
+
     /// Every family over tensors, as on any device, computes what it computes over the processor's loops.
     #[test]
     fn tensors_and_loops_agree_on_loss_and_every_gradient() {
         for json in configs() {
-            let (decoder, variables) = model(&json);
-            for pass in [Pass::default(), Pass { recompute: true, dropout_seed: Some(5) }] {
-                let (loss, gradient) = distances(&decoder, DType::F32, &variables, &pass);
-                assert!(loss < 1e-5 && gradient < 1e-4, "{}: {loss} {gradient}", json["model_type"]);
-            }
-            let (loss, gradient) = distances(&decoder, DType::BF16, &variables, &Pass::default());
-            assert!(loss < 0.02 && gradient < 0.15, "bf16 {}: {loss} {gradient}", json["model_type"]);
+            check(&json, &Device::Cpu, &Pass::default());
+            check(&json, &Device::Cpu, &Pass { recompute: true, dropout_seed: Some(5) });
         }
     }
 
-    /// The same by the CUDA kernels.
+    /// The same by the CUDA kernels, on the emulator and on a GPU.
     #[test]
     fn kernels_and_loops_agree_on_loss_and_every_gradient() {
         for json in configs() {
-            let (decoder, variables) = model(&json);
-            emulated(|| {
-                let pass = Pass { recompute: false, dropout_seed: Some(5) };
-                let (loss, gradient) = distances(&decoder, DType::F32, &variables, &pass);
-                assert!(loss < 1e-5 && gradient < 1e-4, "{}: {loss} {gradient}", json["model_type"]);
-                let (loss, gradient) = distances(&decoder, DType::BF16, &variables, &pass);
-                assert!(loss < 0.02 && gradient < 0.15, "bf16 {}: {loss} {gradient}", json["model_type"]);
-            });
+            let pass = Pass { recompute: false, dropout_seed: Some(5) };
+            emulated(|| check(&json, &Device::Cpu, &pass));
+            on_a_gpu(|gpu| check(&json, gpu, &pass));
         }
     }
 }

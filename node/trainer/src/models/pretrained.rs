@@ -75,6 +75,20 @@ impl BaseModel {
         self
     }
 
+    /// A base of drawn weights, for measuring speed and memory at a shape.
+    ///
+    /// # Errors
+    /// A device without the memory for it.
+    pub fn drawn(config: ModelConfig, placement: &Placement) -> Result<Self, ModelError> {
+        let Placement { device, dtype, host } = placement;
+        let mut draw = |_: &str, dims: &[usize]| {
+            let tensor = if dims.len() == 1 { Tensor::ones(dims, *dtype, device) } else { Tensor::randn(0f32, 0.02, dims, device) };
+            Ok(tensor?.to_dtype(*dtype)?)
+        };
+        let decoder = Decoder { host: *host, dtype: *dtype, ..Decoder::build(config, device, &mut draw)? };
+        Ok(Self { dir: PathBuf::new(), decoder })
+    }
+
     /// The directory it was loaded from: `tokenizer.json` lies there.
     pub fn dir(&self) -> &Path {
         &self.dir
