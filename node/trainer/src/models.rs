@@ -8,6 +8,8 @@
 //! It refuses what it would compute wrongly: other model types, activations and rope types, and flags it does not know. It
 //! knows nothing of rounds, peers or adapters on the wire.
 
+#[cfg(test)]
+mod agreement;
 pub mod backward;
 pub mod batch;
 mod cache;
@@ -17,7 +19,6 @@ pub mod families;
 pub mod kernels;
 pub mod ops;
 mod parameters;
-pub mod placement;
 pub mod pretrained;
 pub mod targets;
 pub mod transformer;
@@ -66,6 +67,8 @@ pub enum ModelError {
     Bidirectional,
     #[error("this model continues texts, so it has no classes")]
     NoClasses,
+    #[error(transparent)]
+    Device(#[from] device::DeviceError),
     #[error("tensor computation failed: {0}")]
     Candle(#[from] candle_core::Error),
 }

@@ -17,12 +17,10 @@ pub enum DeviceChoice {
     Metal,
 }
 
-/// What activations and frozen weights are held in; a processor computes in f32 whatever is asked for. Trained weights and
-/// moments are f32 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// What activations and frozen weights are held in. Trained weights and moments are f32 always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    #[default]
     F32,
     Bf16,
     F16,
@@ -169,16 +167,22 @@ fn first_line(error: &candle_core::Error) -> String {
 }
 
 impl OpenedDevice {
+    /// Opened for computing on the processor, whatever else there is.
+    pub fn cpu() -> Self {
+        processor(None)
+    }
+
     /// The dtype of frozen weights and activations: what was asked for, or bf16 where the GPU multiplies it and f32
     /// elsewhere.
     pub fn compute_dtype(&self, precision: Option<Precision>) -> Result<DType, DeviceError> {
+        let refuse = |precision, reason| Err(DeviceError::Precision { precision, device: self.name.clone(), reason });
         match precision {
             None if self.multiplies_bf16 && self.device.is_cuda() => Ok(DType::BF16),
             None | Some(Precision::F32) => Ok(DType::F32),
-            Some(_) if self.device.is_cpu() => Ok(DType::F32),
-            Some(precision @ Precision::Bf16) if !self.multiplies_bf16 => {
-                Err(DeviceError::Precision { precision, device: self.name.clone(), reason: "its compute capability is below 8.0" })
-            }
+            // Its kernels hold f32; bf16 is how the frozen matrices are multiplied.
+            Some(Precision::Bf16) if self.device.is_cpu() => Ok(DType::F32),
+            Some(Precision::F16) if self.device.is_cpu() => refuse(Precision::F16, "its kernels know f32 and bf16"),
+            Some(Precision::Bf16) if !self.multiplies_bf16 => refuse(Precision::Bf16, "its compute capability is below 8.0"),
             Some(Precision::Bf16) => Ok(DType::BF16),
             Some(Precision::F16) => Ok(DType::F16),
         }
@@ -240,11 +244,12 @@ mod tests {
     }
 
     #[test]
-    fn the_processor_computes_in_f32_only() {
+    fn the_processor_keeps_its_values_in_f32() {
         let cpu = DeviceChoice::Cpu.open().unwrap();
         assert_eq!(cpu.fallback, None);
         assert_eq!(cpu.compute_dtype(None), Ok(DType::F32));
         assert_eq!(cpu.compute_dtype(Some(Precision::F32)), Ok(DType::F32));
-        assert_eq!(cpu.compute_dtype(Some(Precision::Bf16)), Ok(DType::F32));
+        assert_eq!(cpu.compute_dtype(Some(Precision::Bf16)).unwrap(), DType::F32);
+        assert!(cpu.compute_dtype(Some(Precision::F16)).is_err());
     }
 }
