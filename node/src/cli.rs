@@ -5,15 +5,19 @@
 
 mod args;
 mod eval;
+mod export;
 mod fetch;
 mod hint;
+mod interrupt;
 mod key;
 mod merge;
+mod method;
 mod publish;
 mod round;
 mod run;
 mod status;
 mod train;
+mod training;
 mod verify;
 mod withdraw;
 
@@ -67,6 +71,8 @@ enum Verb {
     Verify(verify::Args),
     /// Measure a base or an adapter on held-out data
     Eval(eval::Args),
+    /// Merge an adapter into its base and write the model
+    Export(export::Args),
     /// Show what a peer is doing
     Status(status::Args),
 }
@@ -99,6 +105,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Merge(args) => merge::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Eval(args) => eval::run(args),
+        Verb::Export(args) => export::run(args),
         Verb::Status(args) => status::run(args),
     };
     match done {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::driver::{Event, TrainingStatus};
+use crate::train::estimate::size;
 
 /// Without a terminal, progress becomes a line this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -64,18 +65,22 @@ impl Console {
 
     fn progress(&mut self, status: &TrainingStatus) {
         let left = HumanDuration(Duration::from_secs_f64(status.seconds_left.max(0.0)));
+        let memory = status.resident_bytes.map(|bytes| format!(", {}", size(bytes))).unwrap_or_default();
+        if let Some(loss) = status.held_out_loss.filter(|_| !self.quiet) {
+            self.line(&format!("held-out loss after step {}: {loss:.4}", status.step));
+        }
         if !self.bar.is_hidden() {
             self.bar.set_length(status.steps);
             self.bar.set_position(status.step);
             self.bar.set_message(format!("epoch {}/{}", status.epoch, status.epochs));
-            self.bar.set_prefix(format!("loss {:.4}, {:.0} tokens/s, {left:#} left", status.loss, status.tokens_per_second));
+            self.bar.set_prefix(format!("loss {:.4}, {:.0} tokens/s{memory}, {left:#} left", status.loss, status.tokens_per_second));
             return;
         }
         let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
         if !self.quiet && (due || status.step == status.steps) {
             self.last_line = Some(Instant::now());
             eprintln!(
-                "training: epoch {}/{}, step {}/{}, loss {:.4}, {:.0} tokens/s, {left:#} left",
+                "training: epoch {}/{}, step {}/{}, loss {:.4}, {:.0} tokens/s{memory}, {left:#} left",
                 status.epoch, status.epochs, status.step, status.steps, status.loss, status.tokens_per_second
             );
         }

@@ -1,20 +1,37 @@
 //! How a member comes by the one adapter it announces: by training it here, or from a PEFT directory made elsewhere.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
+use mingle_protocol::adapter::{AdapterKind, Scaling};
 use mingle_protocol::hash::ContentHash;
-use mingle_protocol::number::seeded_uniform;
+use mingle_protocol::number::{Spread, seeded};
 use mingle_protocol::round::{Parent, Round};
 
 use crate::data::{self, Template, TokenizedExample, Tokens};
 use crate::driver::{Prepared, TrainingDesk, TrainingStatus};
 use crate::home::Home;
+use crate::merged::{config_of, module_of};
 use crate::merger::hash_of;
-use crate::models::{BaseModel, base_digest};
-use crate::peft::{self, Adapter};
-use crate::train::{Control, Outcome, Progress, Start, TrainData, TrainSettings, TrainedAdapter, train_lora};
+use crate::models::weights::Weights;
+use crate::models::{BaseModel, ModelConfig, base_digest};
+use crate::peft::{self, Difference, Update};
+use crate::sent::{merged_file, sent_file, write_sent};
+use crate::train::estimate::{Estimate, Trainable, estimate};
+use crate::train::metrics::{Metrics, MetricsPlan};
+use crate::train::{
+    Control, DrawTensor, LowRankSettings, Method, Outcome, Progress, Start, TrainData, TrainSettings, Trained, TrainedAdapter,
+    train_adapter, train_difference,
+};
+
+/// Where a training begins: drawn, or where another ended.
+#[derive(Clone, Copy)]
+pub struct Beginning<'a> {
+    pub draw: &'a DrawTensor<'a>,
+    pub from: Option<&'a Update>,
+}
 
 /// Examples kept from training, to measure it with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,6 +57,9 @@ pub struct TrainingPlan {
     pub settings: TrainSettings,
     /// Start from this PEFT directory instead of the common start.
     pub start_from: Option<PathBuf>,
+    pub metrics: MetricsPlan,
+    /// Train even if the estimate says that the memory will not do.
+    pub ignore_memory: bool,
 }
 
 /// Training and held-out examples.
@@ -52,29 +72,70 @@ impl TrainingPlan {
     /// Loads the base and reads the data, so that what is wrong with them is said before anything runs.
     ///
     /// # Errors
-    /// A base or data that cannot be used, in one sentence each.
+    /// A base or data that cannot be used, or a training that needs more memory than there is, in one sentence each.
     pub fn load(&self) -> Result<(BaseModel, Examples)> {
-        let base = BaseModel::load(&self.base, &Device::Cpu)?;
-        let tokens = Tokens::read(&self.base, base.config())?;
+        let examples = self.examples()?;
+        if !self.ignore_memory {
+            self.estimate(&examples)?.check()?;
+        }
+        Ok((BaseModel::load(&self.base, &Device::Cpu)?, examples))
+    }
+
+    /// Reads the data and splits it. Needs of the base its configuration and its tokenizer.
+    ///
+    /// # Errors
+    /// As [`TrainingPlan::load`].
+    pub fn examples(&self) -> Result<Examples> {
+        let settings = &self.settings;
+        let tokens = Tokens::read(&self.base, &ModelConfig::read(&self.base)?)?;
         let mut records = Vec::new();
         for path in &self.data {
-            records.extend(data::read_jsonl(path)?);
+            records.extend(data::read_records(path)?);
         }
-        let examples = tokens.examples(&records, self.template, self.settings.length_max)?;
-        if examples.is_empty() {
-            bail!("no example in the data has a label within {} tokens", self.settings.length_max);
+        let (train, held_out) = if settings.pack {
+            let held_out = self.held_out.count(records.len());
+            data::packed(&tokens, records, self.template, settings.length_max, held_out, settings.seed)?
+        } else {
+            let examples = tokens.examples(&records, self.template, settings.length_max)?;
+            let held_out = self.held_out.count(examples.len());
+            data::split_held_out(examples, held_out, settings.seed)
+        };
+        if train.is_empty() {
+            bail!("no example in the data has a label within {} tokens", settings.length_max);
         }
-        let held_out = self.held_out.count(examples.len());
-        let (train, held_out) = data::split_held_out(examples, held_out, self.settings.seed);
-        Ok((base, Examples { train, held_out }))
+        Ok(Examples { train, held_out })
+    }
+
+    /// What this training will need. Reads no weights, only the headers of their files.
+    ///
+    /// # Errors
+    /// A base that cannot be used, or targets that it does not have.
+    pub fn estimate(&self, examples: &Examples) -> Result<Estimate> {
+        let (settings, config) = (&self.settings, ModelConfig::read(&self.base)?);
+        settings.check()?;
+        let parameters = Weights::open(&self.base)?.elements();
+        let trainable = trainable(&config, parameters, settings)?;
+        let lengths: Vec<usize> = examples.train.iter().map(|example| example.tokens.len()).collect();
+        Ok(estimate(&config, parameters, trainable, &lengths, settings))
     }
 
     /// The plan with the shape the round pins.
     pub fn for_round(mut self, round: &Round) -> Self {
-        let shape = round.shape();
-        self.settings.rank = shape.rank as usize;
-        self.settings.alpha = f64::from(shape.alpha);
-        self.settings.targets = shape.modules.iter().map(|module| module.name.clone()).collect();
+        let kind = round.kind();
+        self.settings.method = match kind {
+            AdapterKind::Lora(_) => Method::Lora,
+            AdapterKind::FrozenA(_) => Method::FrozenA,
+            AdapterKind::Subspace(shape) => Method::Subspace { seeds: shape.seeds as usize, interval: shape.interval as usize },
+            AdapterKind::Full(_) => Method::Full,
+        };
+        if let Some(shape) = kind.low_rank() {
+            self.settings.rank = shape.rank as usize;
+            self.settings.alpha = f64::from(shape.alpha);
+            let saved: BTreeSet<String> = shape.saved.iter().map(|tensor| module_of(&tensor.name).to_owned()).collect();
+            self.settings.low_rank =
+                LowRankSettings { rslora: shape.scaling == Scaling::Rslora, saved: saved.into_iter().collect(), ..Default::default() };
+            self.settings.targets = shape.modules.iter().map(|module| module.name.clone()).collect();
+        }
         self
     }
 
@@ -88,24 +149,31 @@ impl TrainingPlan {
         let plan = self.for_round(round);
         check_base(&plan.base, round)?;
         let start = match (&round.manifest().parent, &plan.start_from) {
-            (Some(parent), from) => Some(parent_adapter(parent, from.as_deref(), home)?),
+            (Some(parent), from) => Some(parent_update(parent, round.kind(), from.as_deref(), home)?),
             (None, Some(from)) => {
                 bail!("round \"{}\" has no parent, so its members may not start from {}", round.manifest().name, from.display())
             }
             (None, None) => None,
         };
         let (base, examples) = plan.load()?;
-        let seed = round.shape().seed;
-        let draw = |name: &str, count: usize, inputs: u64| seeded_uniform(&seed, name, count, inputs).collect::<Vec<f32>>();
-        let start = start.as_ref().map_or(Start::Drawn(&draw), Start::Adapter);
+        let seed = round.kind().low_rank().map_or([0; 32], |shape| shape.seed);
+        let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
+        let start = Beginning { draw: &draw, from: start.as_ref() };
         let checkpoint = round_home.training();
-        let trained = train(&base, &examples, &plan.settings, start, Some(&checkpoint), |progress| {
+        let outcome = train(&base, &examples, &plan, start, Some(&checkpoint), |progress| {
             desk.report(status_of(progress));
             if desk.stopped() { Control::Stop } else { Control::Continue }
         })?;
-        peft::write(&round_home.adapter(), &trained.adapter, Some(&round.manifest().base.name))?;
+        let mut trained = match outcome {
+            Outcome::Finished(trained) => trained,
+            Outcome::Stopped { step, steps } => {
+                bail!("training was stopped after step {step} of {steps}; it goes on from there next time")
+            }
+        };
+        name_base(&mut trained.adapter, Some(round.manifest().base.name.clone()));
+        trained.adapter.write(&round_home.adapter())?;
         Ok(Prepared {
-            weights: round_home.adapter().join(peft::WEIGHTS),
+            weights: write_sent(&round_home.adapter(), &trained.adapter, round)?,
             examples: trained.examples as u64,
             losses: Some((trained.losses.before, trained.losses.after)),
             seconds: trained.seconds,
@@ -113,22 +181,50 @@ impl TrainingPlan {
     }
 }
 
-/// Trains on loaded examples.
+/// Trains on loaded examples, and writes the metrics the plan asks for.
 ///
 /// # Errors
-/// What the training refuses, or that it was stopped.
+/// What the training refuses, or metrics that cannot be written.
 pub fn train(
     base: &BaseModel,
     examples: &Examples,
-    settings: &TrainSettings,
-    start: Start,
+    plan: &TrainingPlan,
+    start: Beginning,
     checkpoint: Option<&Path>,
     mut progress: impl FnMut(&Progress) -> Control,
-) -> Result<TrainedAdapter> {
+) -> Result<Outcome<Trained<Update>>> {
     let data = TrainData { train: &examples.train, held_out: &examples.held_out };
-    match train_lora(base, data, settings, start, checkpoint, &mut progress)? {
-        Outcome::Finished(trained) => Ok(trained),
-        Outcome::Stopped { step, steps } => bail!("training was stopped after step {step} of {steps}; it goes on from there next time"),
+    let mut metrics = Metrics::new(&plan.metrics)?;
+    let mut failed = None;
+    let mut told = |step: &Progress| {
+        failed = metrics.record(step).err();
+        let control = progress(step);
+        if failed.is_some() { Control::Stop } else { control }
+    };
+    let settings = &plan.settings;
+    let outcome = match (settings.method, start.from) {
+        (Method::Full, None) => whole(train_difference(base, data, settings, None, checkpoint, &mut told)?),
+        (Method::Full, Some(Update::Difference(from))) => whole(train_difference(base, data, settings, Some(from), checkpoint, &mut told)?),
+        (Method::Full, Some(_)) => bail!("a full training goes on from a difference of all weights, not from an adapter"),
+        (_, None) => low_rank(train_adapter(base, data, settings, Start::Drawn(start.draw), checkpoint, &mut told)?),
+        (_, Some(Update::Adapter(from))) => low_rank(train_adapter(base, data, settings, Start::Adapter(from), checkpoint, &mut told)?),
+        (_, Some(_)) => bail!("a training of low-rank matrices goes on from an adapter, not from a difference of all weights"),
+    };
+    failed.map_or(Ok(outcome), |error| Err(error.into()))
+}
+
+fn low_rank(outcome: Outcome<TrainedAdapter>) -> Outcome<Trained<Update>> {
+    outcome.map(|trained| trained.map(Update::Adapter))
+}
+
+fn whole(outcome: Outcome<Trained<Difference>>) -> Outcome<Trained<Update>> {
+    outcome.map(|trained| trained.map(Update::Difference))
+}
+
+/// Says in an adapter's configuration what it was trained on.
+pub fn name_base(update: &mut Update, name: Option<String>) {
+    if let Update::Adapter(adapter) = update {
+        adapter.config.base = name;
     }
 }
 
@@ -138,10 +234,32 @@ pub fn status_of(progress: &Progress) -> TrainingStatus {
         steps: progress.steps as u64,
         epoch: progress.epoch as u64,
         epochs: progress.epochs as u64,
-        loss: f64::from(progress.loss),
+        loss: progress.loss,
         tokens_per_second: progress.tokens_per_second,
         seconds_left: progress.remaining.as_secs_f64(),
+        learning_rate: progress.learning_rate,
+        gradient_norm: progress.gradient_norm,
+        resident_bytes: progress.memory.map(|memory| memory.resident),
+        peak_bytes: progress.memory.map(|memory| memory.peak),
+        held_out_loss: progress.held_out_loss,
     }
+}
+
+/// What a method trains of a base with so many numbers. Heads are few beside the rest.
+fn trainable(config: &ModelConfig, parameters: u64, settings: &TrainSettings) -> Result<Trainable> {
+    if settings.method == Method::Full {
+        return Ok(Trainable { parameters, in_place: false, rank_per_block: 0 });
+    }
+    let modules = config.modules(&settings.targets)?;
+    let adapter = settings.adapter_config(&modules);
+    let (mut trained, mut ranks) = (0, 0);
+    for module in &modules {
+        let rank = adapter.rank_of(&module.name) as u64;
+        let inputs = if settings.method == Method::Lora { module.inputs } else { 0 };
+        trained += rank * (inputs + module.outputs);
+        ranks += rank;
+    }
+    Ok(Trainable { parameters: trained, in_place: false, rank_per_block: ranks / config.layers as u64 })
 }
 
 /// Refuses a base with other weights than the round's.
@@ -161,23 +279,25 @@ pub fn check_base(folder: &Path, round: &Round) -> Result<()> {
 }
 
 /// The merged adapter a chained round starts from: given, or left in this home by the parent round.
-fn parent_adapter(parent: &Parent, given: Option<&Path>, home: &Home) -> Result<Adapter> {
+fn parent_update(parent: &Parent, kind: &AdapterKind, given: Option<&Path>, home: &Home) -> Result<Update> {
     let folder = given.map_or_else(|| home.round(parent.round).merged_current(), Path::to_owned);
-    let weights = folder.join(peft::WEIGHTS);
+    let weights = merged_file(&folder, kind);
     let found: ContentHash =
         hash_of(&weights).with_context(|| format!("cannot read the parent round's merged adapter {}", weights.display()))?;
     anyhow::ensure!(found == parent.merged, "{} has hash {found}, but the round starts from {}", weights.display(), parent.merged);
-    Ok(peft::read(&folder)?)
+    Ok(Update::read(&folder)?)
 }
 
 /// An adapter made by any trainer, checked against the round as far as its configuration goes; its tensors are checked
-/// when it is announced.
+/// when it is announced. Where only a part of it travels, that part is put into this peer's home.
 ///
 /// # Errors
-/// Rank or scaling other than the round's, or anything that is not plain LoRA, by name.
-pub fn from_directory(folder: &Path, round: &Round, examples: u64) -> Result<Prepared> {
+/// Rank or scale other than the round's, matrices that are not those the round draws, or anything that is not additive, by
+/// name.
+pub fn from_directory(folder: &Path, round: &Round, home: &Home, examples: u64) -> Result<Prepared> {
+    let prepared = |weights| Ok(Prepared { weights, examples, losses: None, seconds: 0.0 });
+    let Some(expected) = config_of(round) else { return prepared(sent_file(folder, round.kind())) };
     let config = peft::read_config(folder)?;
-    let shape = round.shape();
     let matches = |what: &str, found: f64, expected: f64| {
         anyhow::ensure!(
             found == expected,
@@ -187,12 +307,22 @@ pub fn from_directory(folder: &Path, round: &Round, examples: u64) -> Result<Pre
         );
         Ok(())
     };
-    matches("rank", config.rank as f64, f64::from(shape.rank))?;
-    matches("alpha", config.alpha, f64::from(shape.alpha))?;
+    for module in round.kind().low_rank().iter().flat_map(|shape| &shape.modules) {
+        matches("rank", config.rank_of(&module.name) as f64, expected.rank_of(&module.name) as f64)?;
+        matches("scale", config.scale_of(&module.name), expected.scale_of(&module.name))?;
+    }
     let weights = folder.join(peft::WEIGHTS);
     if !weights.exists() {
         // Says by name what is wrong with a directory of pickled or missing weights.
         peft::read(folder)?;
     }
-    Ok(Prepared { weights, examples, losses: None, seconds: 0.0 })
+    match round.kind() {
+        AdapterKind::Lora(_) => prepared(weights),
+        _ => {
+            let own = home.round(round.id()).adapter();
+            let update = Update::read(folder)?;
+            update.write(&own)?;
+            prepared(write_sent(&own, &update, round)?)
+        }
+    }
 }

@@ -31,7 +31,7 @@ use crate::home::RoundHome;
 use crate::network::{self, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId};
 use crate::store::Store;
 pub use event::{Event, TrainingStatus};
-use signals::Signals;
+pub(crate) use signals::Signals;
 pub use status::{MergedStatus, Phase, SlotStatus, Status};
 
 /// Reports of the merger and the training that may wait for the loop.
@@ -273,7 +273,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let stands = matches!(own, Some(SlotState::Adapter(_)));
         let withdrawn = matches!(own, Some(SlotState::Withdrawn));
         if !matches!(work, Work::Read) {
-            let trained = self.home.adapter().join(crate::peft::WEIGHTS);
+            let trained = crate::sent::sent_file(&self.home.adapter(), self.machine.round().kind());
             self.store_again(&trained)?;
         }
         match work {

@@ -3,12 +3,13 @@
 //! `receipt.json` holds the round's manifest, the receipt and the members' signed records, so that `mingle verify` needs
 //! nothing but the directory (and, to recompute the merge, the adapters).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use mingle_protocol::adapter::{AdapterKind, MergedFile, Scaling};
 use mingle_protocol::hash::{ContentHash, decode_hex, encode_hex};
 use mingle_protocol::ledger::Admitted;
 use mingle_protocol::merge::{Accumulator, MergeError};
@@ -17,7 +18,9 @@ use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::{Manifest, Round};
 use serde::{Deserialize, Serialize};
 
-use crate::{files, peft};
+use crate::peft::{self, AdapterConfig};
+use crate::sent::merged_file;
+use crate::{files, train};
 
 pub const RECEIPT_FILE: &str = "receipt.json";
 /// A receipt of 16,384 members with their records stays below this.
@@ -86,7 +89,7 @@ impl Proof {
 /// An empty average, or what the file system says.
 pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admitted>, records: &[SignedRecord]) -> Result<Receipt> {
     let folder = files::unfinished_folder(target)?;
-    let merged = write_tensors(&folder.join(peft::WEIGHTS), average)?;
+    let merged = write_adapter(&folder, round, average)?;
     let receipt = Receipt::new(round.id(), held, merged);
     let mut proof = Proof { round: round.manifest().clone(), receipt: receipt.clone(), records: Vec::new() };
     let by_id: BTreeMap<RecordId, &SignedRecord> = records.iter().map(|record| (record.id(), record)).collect();
@@ -95,20 +98,31 @@ pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admi
         proof.records.push(encode_hex(record.bytes()));
     }
     files::write(&folder.join(RECEIPT_FILE), &serde_json::to_vec_pretty(&proof)?)?;
-    files::write(&folder.join(peft::CONFIG), config_text(round).as_bytes())?;
     files::write(&folder.join("README.md"), card(round, &receipt).as_bytes())?;
     files::replace_folder(&folder, target)?;
     Ok(receipt)
+}
+
+/// Writes the average into `folder` as a round's merged adapter, without a receipt, and returns its hash.
+///
+/// # Errors
+/// An empty average, or what the file system says.
+pub fn write_adapter(folder: &Path, round: &Round, average: &Accumulator) -> Result<ContentHash> {
+    let merged = write_tensors(&merged_file(folder, round.kind()), average, round.merged())?;
+    if let Some(config) = config_of(round) {
+        files::write(&folder.join(peft::CONFIG), format!("{:#}\n", config.to_json()).as_bytes())?;
+    }
+    Ok(merged)
 }
 
 /// Writes the average's safetensors file, synced, and returns its hash.
 ///
 /// # Errors
 /// An empty average, or what the file system says.
-pub fn write_tensors(path: &Path, average: &Accumulator) -> Result<ContentHash> {
+pub fn write_tensors(path: &Path, average: &Accumulator, merged: &MergedFile) -> Result<ContentHash> {
     let mut hasher = blake3::Hasher::new();
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).with_context(|| format!("cannot write {}", path.display()))?);
-    average.finalise_to(|piece| {
+    average.finalise_to(merged, |piece| {
         hasher.update(piece);
         file.write_all(piece).map_err(Unwritten::from)
     })?;
@@ -125,27 +139,37 @@ enum Unwritten {
     Io(#[from] std::io::Error),
 }
 
-/// Plain LoRA as PEFT reads it. Every member has the round's alpha and rank, so has the mean.
-pub fn config_text(round: &Round) -> String {
-    let shape = round.shape();
-    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
-    let targets: std::collections::BTreeSet<String> = shape.modules.iter().map(|module| last(&module.name)).collect();
-    let config = peft::AdapterConfig {
-        rank: shape.rank as usize,
-        alpha: f64::from(shape.alpha),
-        targets: targets.into_iter().collect(),
+/// The adapters of a round as PEFT reads them; none where whole weights are trained. Every member has the round's rank and
+/// alpha, so has the mean. The subspaces together are one LoRA of their ranks' sum, with the scale that each of them has.
+pub fn config_of(round: &Round) -> Option<AdapterConfig> {
+    let kind = round.kind();
+    let shape = kind.low_rank()?;
+    let (rank, alpha) = (kind.rank_in_all(), f64::from(shape.alpha));
+    let names: Vec<String> = shape.modules.iter().map(|module| module.name.clone()).collect();
+    let saved: BTreeSet<String> = shape.saved.iter().map(|tensor| module_of(&tensor.name).to_owned()).collect();
+    Some(AdapterConfig {
+        rslora: shape.scaling == Scaling::Rslora,
         base: Some(round.manifest().base.name.clone()),
-    };
-    format!("{:#}\n", config.to_json())
+        ..train::config_of(rank as usize, alpha * rank as f64 / f64::from(shape.rank), &names, &Vec::from_iter(saved))
+    })
+}
+
+/// The module that a tensor of the base belongs to.
+pub fn module_of(tensor: &str) -> &str {
+    tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
 }
 
 /// The text a person finds with the merged adapter.
 fn card(round: &Round, receipt: &Receipt) -> String {
     let manifest = round.manifest();
     let mut text = format!(
-        "# {}\n\nA merged LoRA adapter for `{}`, the weighted mean of {} adapters, each trained by one member on its own data.\n\n\
+        "# {}\n\n{} for `{}`, the weighted mean of {} adapters, each trained by one member on its own data.\n\n\
          | member | weight | adapter (BLAKE3) |\n|---|---|---|\n",
         manifest.name,
+        match manifest.kind {
+            AdapterKind::Full(_) => "A merged difference of all weights",
+            _ => "A merged LoRA adapter",
+        },
         manifest.base.name,
         receipt.admitted.len()
     );

@@ -72,7 +72,7 @@ impl CheckedAdapter {
         head.resize(length.max(head.len()), 0);
         let (_, rest) = head.split_at_mut(8.min(length));
         file.read_exact(rest)?;
-        let layout = Layout::parse_for(&head, size, tensors)?;
+        let layout = Layout::parse(&head, size, tensors)?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&head);
         let mut scan = layout.scan();
@@ -139,7 +139,7 @@ impl Merger {
     /// # Errors
     /// None for a checked round.
     pub fn new(round: Round, store: Store) -> Result<Self> {
-        let accumulator = Accumulator::new(round.shape())?;
+        let accumulator = Accumulator::new(round.tensors());
         Ok(Self { round, store, accumulator, held: BTreeMap::new() })
     }
 
@@ -195,7 +195,7 @@ impl Merger {
     }
 
     fn restart(&mut self) -> Result<()> {
-        self.accumulator = Accumulator::new(self.round.shape())?;
+        self.accumulator = Accumulator::new(self.round.tensors());
         self.held.clear();
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use mingle_protocol::adapter::{Dtype, Layout, LoraShape, Module, TensorList, canonical_header};
+use mingle_protocol::adapter::{Dtype, Layout, LoraShape, Module, canonical_header};
 use mingle_protocol::merge::{Accumulator, Direction};
 use mingle_protocol::number::dispatch::{Lanes, fold};
 use mingle_protocol::number::seeded_uniform;
@@ -18,12 +18,12 @@ use mingle_protocol::number::seeded_uniform;
 /// A shape of `modules` modules of `16 * 2 * width` elements each.
 fn shape(modules: usize, width: u64) -> LoraShape {
     let module = |index| Module { name: format!("layers.{index}"), inputs: width, outputs: width };
-    LoraShape { rank: 16, alpha: 16, seed: [0; 32], modules: (0..modules).map(module).collect() }
+    LoraShape::new(16, 16, [0; 32], (0..modules).map(module).collect())
 }
 
 /// A canonical file of random values.
 fn file(shape: &LoraShape, dtype: Dtype) -> Vec<u8> {
-    let tensors = TensorList::of(shape).unwrap();
+    let tensors = shape.tensors().unwrap();
     let mut file = canonical_header(&tensors, dtype);
     for value in seeded_uniform(&[1; 32], "bench", tensors.elements() as usize, 4096) {
         let bytes = value.to_le_bytes();
@@ -40,7 +40,8 @@ fn folds(criterion: &mut Criterion) {
     for (name, shape) in [("32 Ki", shape(1, 1024)), ("1 Mi", shape(4, 8192)), ("16 Mi", shape(16, 32_768))] {
         let mut group = criterion.benchmark_group(name);
         group.sample_size(20).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
-        let elements = TensorList::of(&shape).unwrap().elements();
+        let tensors = shape.tensors().unwrap();
+        let elements = tensors.elements();
         group.throughput(Throughput::Elements(elements));
 
         let source: Vec<f32> = seeded_uniform(&[1; 32], "bench", elements as usize, 4096).collect();
@@ -54,9 +55,9 @@ fn folds(criterion: &mut Criterion) {
 
         for dtype in [Dtype::F32, Dtype::Bf16] {
             let file = file(&shape, dtype);
-            let layout = Layout::parse(&file, file.len() as u64, &shape).unwrap();
+            let layout = Layout::parse(&file, file.len() as u64, &tensors).unwrap();
             let data = layout.data_of(&file);
-            let mut accumulator = Accumulator::new(&shape).unwrap();
+            let mut accumulator = Accumulator::new(&tensors);
             let mut direction = Direction::Add;
             group.bench_function(format!("fold {dtype}"), |bencher| {
                 bencher.iter(|| {
@@ -66,7 +67,7 @@ fn folds(criterion: &mut Criterion) {
                     direction = if direction == Direction::Add { Direction::Retract } else { Direction::Add };
                 })
             });
-            let mut accumulator = Accumulator::new(&shape).unwrap();
+            let mut accumulator = Accumulator::new(&tensors);
             let mut direction = Direction::Add;
             group.throughput(Throughput::Elements(4 * elements));
             group.bench_function(format!("fold {dtype}, 4 files at once"), |bencher| {

@@ -7,25 +7,29 @@
 
 mod error;
 mod header;
+mod kind;
 mod layout;
 mod shape;
+mod tensors;
 #[cfg(test)]
 pub(crate) mod tests;
 mod values;
 
 pub use error::{AdapterError, ShapeError};
 pub use header::{HEADER_BYTES_MAX, canonical_header, header_length};
+pub(crate) use kind::Source;
+pub use kind::{AdapterKind, DrawnTensor, MergedFile};
 pub use layout::{Layout, Placed};
-pub use shape::{LoraShape, Module, Tensor, TensorList};
+pub use shape::{FullShape, LoraShape, Module, Scaling, SubspaceShape};
+pub use tensors::{Tensor, TensorList};
 pub use values::ValueScan;
 pub(crate) use values::{Cursor, RUN_ELEMENTS_MAX, check_largest};
 
 pub use crate::number::{Dtype, MAGNITUDE_MAX};
 
 /// Parses and checks a whole file held in memory: header, placement and every value.
-pub fn check(file: &[u8], shape: &LoraShape) -> Result<Layout, AdapterError> {
-    let tensors = TensorList::of(shape)?;
-    let layout = Layout::parse_for(file, file.len() as u64, &tensors)?;
+pub fn check(file: &[u8], tensors: &TensorList) -> Result<Layout, AdapterError> {
+    let layout = Layout::parse(file, file.len() as u64, tensors)?;
     let mut scan = layout.scan();
     scan.push(layout.data_of(file))?;
     scan.finish()?;

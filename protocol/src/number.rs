@@ -190,19 +190,42 @@ fn finalise_each(sums: &[i64], divisor: f64, out: &mut [[u8; 4]]) {
     }
 }
 
-/// The common start of a tensor: `count` numbers, uniform in the open interval (-bound, bound) with
-/// `bound = 1 / sqrt(inputs)`, which is what PEFT draws for `lora_A` (`kaiming_uniform` with `a = sqrt(5)`).
+/// How widely a seeded tensor is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// Up to `1 / sqrt(inputs)`, which is what PEFT draws for `lora_A` (`kaiming_uniform` with `a = sqrt(5)`).
+    Inputs(u64),
+    /// Up to `sqrt(3 / rank)`, so that the variance is `1 / rank` and a matrix P of `rank` rows has `E[P^T P] = I`.
+    Projection { rank: u64 },
+}
+
+impl Spread {
+    /// No number drawn is as far from zero as this.
+    pub fn bound(self) -> f64 {
+        match self {
+            Self::Inputs(inputs) => 1.0 / (inputs as f64).sqrt(),
+            Self::Projection { rank } => (3.0 / rank as f64).sqrt(),
+        }
+    }
+}
+
+/// [`seeded`] as the common start of `lora_A` of a module with so many inputs.
+pub fn seeded_uniform(seed: &[u8; 32], tensor_name: &str, count: usize, inputs: u64) -> impl Iterator<Item = f32> + use<> {
+    seeded(seed, tensor_name, count, Spread::Inputs(inputs))
+}
+
+/// A tensor that follows from a seed: `count` numbers, uniform in the open interval (-bound, bound).
 ///
 /// Word k (little-endian `u32`) of the stream of `DomainHasher("seeded-tensor/1")` over the seed and the tensor's full
 /// name gives `m = word >> 8` and the number `((2m + 1 - 2^24) / 2^24) * bound`, computed in `f64`, then rounded to
 /// `f32`. The fraction is exact, and symmetric about zero.
-pub fn seeded_uniform(seed: &[u8; 32], tensor_name: &str, count: usize, inputs: u64) -> impl Iterator<Item = f32> + use<> {
+pub fn seeded(seed: &[u8; 32], tensor_name: &str, count: usize, spread: Spread) -> impl Iterator<Item = f32> + use<> {
     const WORDS: usize = 256;
     const STEPS: f64 = 16_777_216.0;
     let mut hasher = DomainHasher::new("seeded-tensor/1");
     hasher.hash(seed).string(tensor_name);
     let mut stream = hasher.finish_stream();
-    let bound = 1.0 / (inputs as f64).sqrt();
+    let bound = spread.bound();
     let blocks = std::iter::repeat_with(move || {
         let mut words = [[0u8; 4]; WORDS];
         stream.fill(words.as_flattened_mut());

@@ -8,7 +8,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{LoraShape, ShapeError, TensorList};
+pub use crate::adapter::AdapterKind;
+use crate::adapter::{LoraShape, MergedFile, ShapeError, Tensor, TensorList};
 use crate::hash::{ContentHash, DomainHasher, HexError};
 use crate::identity::{MemberKey, Roster};
 
@@ -45,14 +46,6 @@ impl FromStr for RoundId {
 pub struct BaseModel {
     pub name: String,
     pub digest: ContentHash,
-}
-
-/// What a member trains and sends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum AdapterKind {
-    /// A and B of every module, from the common start drawn from the seed.
-    Lora(LoraShape),
 }
 
 /// How the admitted adapters become one.
@@ -137,7 +130,7 @@ pub enum RoundError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Round {
     manifest: Manifest,
-    tensors: TensorList,
+    merged: MergedFile,
     id: RoundId,
 }
 
@@ -148,10 +141,9 @@ impl Round {
     /// The first field that breaks its bound.
     pub fn new(manifest: Manifest) -> Result<Self, RoundError> {
         check(&manifest)?;
-        let AdapterKind::Lora(shape) = &manifest.kind;
-        let tensors = TensorList::of(shape)?;
+        let merged = manifest.kind.merged()?;
         let id = RoundId(identity(&manifest));
-        Ok(Self { manifest, tensors, id })
+        Ok(Self { manifest, merged, id })
     }
 
     /// Reads a round file.
@@ -180,21 +172,24 @@ impl Round {
         &self.manifest
     }
 
-    /// The shape every adapter of this round has.
-    pub fn shape(&self) -> &LoraShape {
-        match &self.manifest.kind {
-            AdapterKind::Lora(shape) => shape,
-        }
+    /// What members train and send.
+    pub fn kind(&self) -> &AdapterKind {
+        &self.manifest.kind
     }
 
     /// The tensors of every adapter of this round, in the order of a file.
     pub fn tensors(&self) -> &TensorList {
-        &self.tensors
+        self.merged.sent()
+    }
+
+    /// The file that the merge becomes.
+    pub fn merged(&self) -> &MergedFile {
+        &self.merged
     }
 
     /// Largest adapter file a member of this round can have.
     pub fn adapter_bytes_max(&self) -> u64 {
-        self.shape().file_bytes_max()
+        self.tensors().file_bytes_max()
     }
 }
 
@@ -235,12 +230,7 @@ fn identity(manifest: &Manifest) -> ContentHash {
     let mut hasher = DomainHasher::new("round/1");
     hasher.u64(u64::from(manifest.version)).string(&manifest.name);
     hasher.string(&manifest.base.name).hash(&manifest.base.digest.0);
-    let AdapterKind::Lora(shape) = &manifest.kind;
-    hasher.string("lora").u64(u64::from(shape.rank)).u64(u64::from(shape.alpha)).hash(&shape.seed);
-    hasher.count(shape.modules.len());
-    for module in &shape.modules {
-        hasher.string(&module.name).u64(module.inputs).u64(module.outputs);
-    }
+    kind_fields(&mut hasher, &manifest.kind);
     match manifest.rule {
         MergeRule::Mean => hasher.string("mean"),
     };
@@ -263,93 +253,56 @@ fn identity(manifest: &Manifest) -> ContentHash {
     hasher.finish()
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
-pub(crate) mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::adapter::Module;
-
-    pub(crate) fn manifest() -> Manifest {
-        Manifest {
-            version: VERSION,
-            name: "ward notes".into(),
-            base: BaseModel { name: "tiny".into(), digest: ContentHash::of(b"weights") },
-            kind: AdapterKind::Lora(LoraShape {
-                rank: 2,
-                alpha: 4,
-                seed: [9; 32],
-                modules: vec![Module { name: "model.layers.0.self_attn.q_proj".into(), inputs: 4, outputs: 6 }],
-            }),
-            rule: MergeRule::Mean,
-            weight: WeightRule::Examples { cap: 1_000 },
-            member_max: 4,
-            roster: Roster::Open,
-            parent: None,
+/// The low-rank fields of version 1, then, unless the shape says no more than those, scaling and saved tensors; then what
+/// only one kind has.
+fn kind_fields(hasher: &mut DomainHasher, kind: &AdapterKind) {
+    let named = match kind {
+        AdapterKind::Lora(shape) if !shape.is_plain() => "lora/2",
+        other => other.name(),
+    };
+    hasher.string(named);
+    match kind {
+        AdapterKind::Lora(shape) => {
+            low_rank_fields(hasher, shape);
+            if !shape.is_plain() {
+                further_fields(hasher, shape);
+            }
         }
-    }
-
-    #[test]
-    fn a_round_file_comes_back_with_the_same_identity() {
-        let round = Round::new(manifest()).unwrap();
-        let again = Round::from_json(round.to_json().as_bytes()).unwrap();
-        assert_eq!(again, round);
-    }
-
-    #[test]
-    fn every_field_is_part_of_the_identity() {
-        let changes: [fn(&mut Manifest); 14] = [
-            |m| m.name.push('x'),
-            |m| m.base.name.push('x'),
-            |m| m.base.digest = ContentHash::of(b"other"),
-            |m| lora(m).rank = 3,
-            |m| lora(m).alpha = 5,
-            |m| lora(m).seed[0] = 0,
-            |m| lora(m).modules[0].name.push('x'),
-            |m| lora(m).modules[0].inputs = 5,
-            |m| lora(m).modules[0].outputs = 5,
-            |m| m.weight = WeightRule::Examples { cap: 999 },
-            |m| m.weight = WeightRule::Equal,
-            |m| m.member_max = 5,
-            |m| m.roster = Roster::Members(BTreeSet::from([MemberKey([1; 32])])),
-            |m| m.parent = Some(Parent { round: RoundId(ContentHash::of(b"r")), merged: ContentHash::of(b"m") }),
-        ];
-        let mut ids = BTreeSet::from([Round::new(manifest()).unwrap().id()]);
-        for change in changes {
-            let mut changed = manifest();
-            change(&mut changed);
-            assert!(ids.insert(Round::new(changed).unwrap().id()));
+        AdapterKind::FrozenA(shape) => {
+            low_rank_fields(hasher, shape);
+            further_fields(hasher, shape);
         }
-    }
-
-    fn lora(manifest: &mut Manifest) -> &mut LoraShape {
-        let AdapterKind::Lora(shape) = &mut manifest.kind;
-        shape
-    }
-
-    #[test]
-    fn a_manifest_outside_its_bounds_is_refused() {
-        let changes: [fn(&mut Manifest); 13] = [
-            |m| m.version = 2,
-            |m| m.name.clear(),
-            |m| m.name = "line\nbreak".into(),
-            |m| m.base.name = "x".repeat(NAME_BYTES_MAX + 1),
-            |m| m.member_max = 0,
-            |m| m.weight = WeightRule::Examples { cap: 0 },
-            |m| m.weight = WeightRule::Examples { cap: 1 << 30 },
-            |m| m.roster = Roster::Members(BTreeSet::new()),
-            |m| lora(m).rank = 0,
-            |m| lora(m).rank = 1_025,
-            |m| lora(m).alpha = 0,
-            |m| lora(m).modules.clear(),
-            |m| lora(m).modules[0].inputs = 0,
-        ];
-        for (index, change) in changes.into_iter().enumerate() {
-            let mut changed = manifest();
-            change(&mut changed);
-            assert!(Round::new(changed).is_err(), "change {index} was accepted");
+        AdapterKind::Subspace(shape) => {
+            low_rank_fields(hasher, &shape.lora);
+            further_fields(hasher, &shape.lora);
+            hasher.u64(u64::from(shape.seeds)).u64(u64::from(shape.interval));
         }
-        assert!(matches!(Round::from_json(b"{\"version\":1}"), Err(RoundError::Syntax(_))));
+        AdapterKind::Full(shape) => tensor_fields(hasher, &shape.weights),
     }
 }
+
+fn low_rank_fields(hasher: &mut DomainHasher, shape: &LoraShape) {
+    hasher.u64(u64::from(shape.rank)).u64(u64::from(shape.alpha)).hash(&shape.seed);
+    hasher.count(shape.modules.len());
+    for module in &shape.modules {
+        hasher.string(&module.name).u64(module.inputs).u64(module.outputs);
+    }
+}
+
+fn further_fields(hasher: &mut DomainHasher, shape: &LoraShape) {
+    hasher.string(shape.scaling.name());
+    tensor_fields(hasher, &shape.saved);
+}
+
+fn tensor_fields(hasher: &mut DomainHasher, tensors: &[Tensor]) {
+    hasher.count(tensors.len());
+    for tensor in tensors {
+        hasher.string(&tensor.name).count(tensor.dims.len());
+        for dimension in &tensor.dims {
+            hasher.u64(*dimension);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,4 +1,4 @@
-"""Writes number.json and merge.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
+"""Writes number.json, merge.json and rounds.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
 
 Python's integers and fractions do the arithmetic exactly, and a BLAKE3 written from its paper (inputs of one chunk)
 does the seeded draw; nothing is shared with the Rust code. Needs only Python 3.9: `python3 write_vectors.py`.
@@ -87,11 +87,18 @@ def mean_bits(total, weight):
     return f32_bits(float(total) / float(weight * GRID))
 
 
-def draw(seed, tensor, count, inputs):
+def draw(seed, tensor, count, bound):
     data = seed + struct.pack("<Q", len(tensor)) + tensor.encode()
     words = struct.unpack(f"<{count}I", domain_stream("seeded-tensor/1", data, 4 * count))
-    bound = 1.0 / math.sqrt(float(inputs))
     return [f32_bits((2 * (word >> 8) + 1 - (1 << 24)) / (1 << 24) * bound) for word in words]
+
+
+def within_inputs(inputs):
+    return 1.0 / math.sqrt(float(inputs))
+
+
+def within_projection(rank):
+    return math.sqrt(3.0 / float(rank))
 
 
 # --- number.json ------------------------------------------------------------------------------------------------------
@@ -108,7 +115,9 @@ def number_vectors():
     return {
         "quantise": [{"bits": b, "points": points(f32_value(b))} for b in bits],
         "finalise": [{"sum": s, "weight": w, "bits": mean_bits(s, w)} for s, w in sums],
-        "seeded": [{"seed": list(seed), "tensor": t, "inputs": n, "bits": draw(seed, t, 300, n)} for t, n in tensors],
+        "seeded": [{"seed": list(seed), "tensor": t, "inputs": n, "bits": draw(seed, t, 300, within_inputs(n))} for t, n in tensors],
+        "projection": [{"seed": list(seed), "tensor": t, "rank": n, "bits": draw(seed, t, 300, within_projection(n))}
+                       for t, n in (("base_model.model.m.lora_A.weight", 8), ("a", 3))],
     }
 
 
@@ -120,7 +129,7 @@ SIZES = {"F32": 4, "BF16": 2, "F16": 2}
 def write_file(tensors, dtype, data):
     header, begin = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in sorted(tensors):
-        end = begin + shape[0] * shape[1] * SIZES[dtype]
+        end = begin + math.prod(shape) * SIZES[dtype]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -176,5 +185,101 @@ def merge_vectors():
     return {"shape": shape, "merges": merges}
 
 
-for name, vectors in (("number.json", number_vectors()), ("merge.json", merge_vectors())):
+# --- rounds.json: identity, what travels, and the merged file, for every kind -------------------------------------------
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def number(*values):
+    return struct.pack(f"<{len(values)}Q", *values)
+
+
+def tensor_fields(tensors):
+    return number(len(tensors)) + b"".join(text(t["name"]) + number(len(t["dims"]), *t["dims"]) for t in tensors)
+
+
+def low_rank_fields(shape):
+    modules = b"".join(text(m["name"]) + number(m["inputs"], m["outputs"]) for m in shape["modules"])
+    return number(shape["rank"], shape["alpha"]) + bytes.fromhex(shape["seed"]) + number(len(shape["modules"])) + modules
+
+
+def further_fields(shape):
+    return text(shape.get("scaling", "standard")) + tensor_fields(shape.get("saved", []))
+
+
+def kind_fields(name, shape):
+    if name == "lora":
+        plain = "scaling" not in shape and "saved" not in shape
+        return text("lora" if plain else "lora/2") + low_rank_fields(shape) + (b"" if plain else further_fields(shape))
+    if name == "frozen_a":
+        return text("frozen-a") + low_rank_fields(shape) + further_fields(shape)
+    if name == "subspace":
+        lora = shape["lora"]
+        return text("subspace") + low_rank_fields(lora) + further_fields(lora) + number(shape["seeds"], shape["interval"])
+    return text("full") + tensor_fields(shape["weights"])
+
+
+def identity(manifest):
+    (name, shape), = manifest["kind"].items()
+    data = number(manifest["version"]) + text(manifest["name"])
+    data += text(manifest["base"]["name"]) + bytes.fromhex(manifest["base"]["digest"])
+    data += kind_fields(name, shape) + text("mean") + text("examples") + number(manifest["weight"]["examples"]["cap"])
+    data += number(manifest["member_max"]) + text("open") + number(0) + number(0)
+    return domain_stream("round/1", data, 32).hex()
+
+
+def file_tensors(name, shape):
+    """What travels, and what is drawn: (name, shape) and (name, shape, bound)."""
+    if name == "full":
+        return [(t["name"], t["dims"]) for t in shape["weights"]], []
+    lora = shape["lora"] if name == "subspace" else shape
+    rank = lora["rank"] * (shape["seeds"] if name == "subspace" else 1)
+    sent, drawn = [("base_model.model." + t["name"], t["dims"]) for t in lora.get("saved", [])], []
+    for module in lora["modules"]:
+        a, b = (f"base_model.model.{module['name']}.lora_{which}.weight" for which in "AB")
+        sent.append((b, [module["outputs"], rank]))
+        bound = within_projection(lora["rank"]) if name == "subspace" else within_inputs(module["inputs"])
+        if name == "lora":
+            sent.append((a, [rank, module["inputs"]]))
+        else:
+            drawn.append((a, [rank, module["inputs"]], bound))
+    return sent, drawn
+
+
+def round_vectors():
+    seed = bytes(range(100, 132))
+    plain = {"rank": 2, "alpha": 4, "seed": seed.hex(), "modules": [{"name": "h.0.q", "inputs": 3, "outputs": 4}]}
+    saved = {"saved": [{"name": "classifier.bias", "dims": [2]}, {"name": "classifier.weight", "dims": [2, 3]}]}
+    two = {**plain, "modules": plain["modules"] + [{"name": "h.10.q", "inputs": 5, "outputs": 2}]}
+    kinds = [
+        ("lora", plain),
+        ("lora", {"scaling": "rslora", **plain, **saved}),
+        ("frozen_a", two),
+        ("frozen_a", {**plain, **saved}),
+        ("subspace", {"seeds": 3, "interval": 10, "lora": {**two, "rank": 1, "alpha": 1}}),
+        ("full", {"weights": [{"name": "norm.weight", "dims": [5]}, {"name": "h.0.q.weight", "dims": [4, 3]}]}),
+    ]
+    rounds = []
+    for index, (name, shape) in enumerate(kinds):
+        manifest = {"version": 1, "name": "vectors", "base": {"name": "tiny", "digest": "11" * 32}, "kind": {name: shape},
+                    "rule": "mean", "weight": {"examples": {"cap": 1000}}, "member_max": 4, "roster": "open"}
+        sent, drawn = file_tensors(name, shape)
+        count = sum(math.prod(shape) for _, shape in sent)
+        adapters, sums = [], [0] * count
+        for member, (dtype, weight) in enumerate((("F32", 3), ("BF16", 1000))):
+            data = b"".join(encode(v, dtype) for v in numbers(77 * index + member, count))
+            sums = [s + weight * points(v) for s, v in zip(sums, decode(data, dtype))]
+            adapters.append({"weight": weight, "file": write_file(sent, dtype, data).hex()})
+        means = iter(struct.pack("<I", mean_bits(s, 1003)) for s in sums)
+        parts = {name: b"".join(next(means) for _ in range(math.prod(dims))) for name, dims in sorted(sent)}
+        for tensor, dims, bound in drawn:
+            parts[tensor] = b"".join(struct.pack("<I", bits) for bits in draw(seed, tensor, math.prod(dims), bound))
+        whole = write_file([*sent, *((tensor, dims) for tensor, dims, _ in drawn)], "F32", b"".join(parts[n] for n in sorted(parts)))
+        rounds.append({"manifest": manifest, "id": identity(manifest), "adapters": adapters, "merged": whole.hex(),
+                       "hash": blake3(whole)})
+    return {"rounds": rounds}
+
+
+for name, vectors in (("number.json", number_vectors()), ("merge.json", merge_vectors()), ("rounds.json", round_vectors())):
     (HERE / name).write_text(json.dumps(vectors, separators=(",", ":")).replace("},{", "},\n{") + "\n")

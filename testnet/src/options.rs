@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
 use crate::pretrain::MakeBase;
 use crate::tasks::Split;
@@ -11,6 +11,7 @@ const EXAMPLES: &str = "\
 Examples:
   mingle-testnet                                  4 members, 1 reader, the embedded base and tasks
   mingle-testnet --members 6 --readers 2 --split domain
+  mingle-testnet --method subspace --rounds 0
   mingle-testnet --base ./small-llama --data gsm8k_train.jsonl --examples 0
   mingle-testnet --json report.json --report ./report
 
@@ -47,8 +48,14 @@ pub struct Options {
     #[arg(long, default_value = "iid")]
     pub split: Split,
     /// What members train and send
-    #[arg(long, default_value = "lora")]
-    pub kind: Kind,
+    #[arg(long, default_value = "lora", value_parser = ["lora", "frozen-a", "subspace", "full"])]
+    pub method: String,
+    /// Random subspaces of `--method subspace`
+    #[arg(long, default_value_t = 8, value_name = "K")]
+    pub subspaces: u32,
+    /// Steps in one subspace before the next one's turn
+    #[arg(long, default_value_t = 10, value_name = "STEPS")]
+    pub interval: u32,
     /// Epochs of each member in all; the multi-round run spreads them over its rounds [default: 9 on the embedded tasks,
     /// 3 on data of your own]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -62,9 +69,9 @@ pub struct Options {
     /// LoRA rank
     #[arg(long, default_value_t = 8)]
     pub rank: u32,
-    /// LoRA alpha
-    #[arg(long, default_value_t = 64)]
-    pub alpha: u32,
+    /// LoRA alpha [default: 64; with subspaces the rank, which scales by 1]
+    #[arg(long)]
+    pub alpha: Option<u32>,
     #[arg(long, default_value_t = 8)]
     pub batch_size: u32,
     #[arg(long, default_value_t = 2e-3)]
@@ -93,12 +100,11 @@ pub enum Verb {
     MakeBase(MakeBase),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
-    Lora,
-}
-
 impl Options {
+    pub fn alpha(&self) -> u32 {
+        self.alpha.unwrap_or(if self.method == "subspace" { self.rank } else { 64 })
+    }
+
     /// Epochs of each member in all.
     pub fn epochs(&self) -> u32 {
         self.epochs.unwrap_or(if self.data.is_empty() { 9 } else { 3 })

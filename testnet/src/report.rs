@@ -42,6 +42,9 @@ pub struct Setup {
     pub held_out: usize,
     pub epochs: u32,
     pub rounds: u32,
+    pub method: String,
+    /// Of each member's adapter on the wire.
+    pub sent_bytes: Vec<u64>,
     pub rank: u32,
     pub alpha: u32,
     pub batch_size: u32,
@@ -57,8 +60,8 @@ impl Report {
         let _ = writeln!(text, "Held-out loss in nats a token (lower is better), {} examples of {}.", setup.held_out, setup.data);
         let _ = writeln!(
             text,
-            "Base {}, LoRA rank {} alpha {}, {} epochs, batch {}, learning rate {}, split {}, seed {}.\n",
-            setup.base, setup.rank, setup.alpha, setup.epochs, setup.batch_size, setup.learning_rate, setup.split, setup.seed
+            "Base {}, method {} of rank {} alpha {}, {} epochs, batch {}, learning rate {}, split {}, seed {}.\n",
+            setup.base, setup.method, setup.rank, setup.alpha, setup.epochs, setup.batch_size, setup.learning_rate, setup.split, setup.seed
         );
         let base = self.scores.base;
         let mut row = |name: &str, loss: f64, note: &str| {
@@ -88,6 +91,8 @@ impl Report {
                 let _ = writeln!(text, "  {:?} {}: {} adapters, {}", peer.role, peer.peer, peer.admitted, peer.merged_hash);
             }
         }
+        let largest = setup.sent_bytes.iter().max().copied().unwrap_or(0);
+        let _ = writeln!(text, "bytes each member sent: {largest}");
         let seconds = &self.seconds;
         let _ = writeln!(
             text,

@@ -101,7 +101,8 @@ impl RoundPlan<'_> {
     fn make_round_file(&self) -> Result<PathBuf> {
         let file = self.folder.join(format!("{}.json", self.name));
         let (out, base) = (file.to_string_lossy(), self.setting.base.to_string_lossy());
-        let (rank, alpha, seed) = (self.options.rank.to_string(), self.options.alpha.to_string(), format!("{:064x}", self.options.seed));
+        let (rank, alpha, seed) = (self.options.rank.to_string(), self.options.alpha().to_string(), format!("{:064x}", self.options.seed));
+        let (subspaces, interval) = (self.options.subspaces.to_string(), self.options.interval.to_string());
         let mut arguments = vec!["round", "new", "--name", &self.name, "--out", &out, "--weight", "examples"];
         let parent = self.parent.as_ref().map(|parent| parent.to_string_lossy());
         match &parent {
@@ -117,6 +118,12 @@ impl RoundPlan<'_> {
                 &alpha,
                 "--seed",
                 &seed,
+                "--method",
+                &self.options.method,
+                "--subspaces",
+                &subspaces,
+                "--interval",
+                &interval,
             ]),
         }
         self.program.call(&arguments, &self.folder.join("round-new.txt"))?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use mingle::merged::Proof;
-use mingle::peft;
+use mingle::sent::{merged_file, sent_file};
 
 use crate::live::LiveView;
 use crate::options::Options;
@@ -81,8 +81,10 @@ pub fn run(options: &Options, program: &Program, folder: &Path) -> Result<Report
             held_out: examiner.examples(),
             epochs: options.epochs(),
             rounds,
+            method: one_round.round.kind().name().into(),
+            sent_bytes: sizes_of(&one_round)?,
             rank: options.rank,
-            alpha: options.alpha,
+            alpha: options.alpha(),
             batch_size: options.batch_size,
             learning_rate: options.learning_rate,
             seed: options.seed,
@@ -157,19 +159,24 @@ fn train_in_one_place(
 fn weights_of(round: &RoundResult) -> Result<Vec<u64>> {
     let receipt = Proof::read(&round.merged)?.receipt;
     let weight = |own: &PathBuf| -> Result<u64> {
-        let hash = mingle::merger::hash_of(&own.join(peft::WEIGHTS))?;
+        let hash = mingle::merger::hash_of(&sent_file(own, round.round.kind()))?;
         let entry = receipt.admitted.iter().find(|entry| entry.adapter == hash);
         Ok(entry.with_context(|| format!("{} is not in the merge", own.display()))?.weight)
     };
     round.own.iter().map(weight).collect()
 }
 
+/// Bytes of each member's adapter on the wire, in the order of their keys.
+fn sizes_of(round: &RoundResult) -> Result<Vec<u64>> {
+    Ok(Proof::read(&round.merged)?.receipt.admitted.iter().map(|entry| entry.size).collect())
+}
+
 /// Whether the files that readers walked away with are those the members merged, byte for byte.
 fn same_bytes(folder: &Path, round: &RoundResult) -> Result<bool> {
-    let expected = std::fs::read(round.merged.join(peft::WEIGHTS))?;
+    let expected = std::fs::read(merged_file(&round.merged, round.round.kind()))?;
     let mut reader = 1;
     loop {
-        let file = folder.join(format!("one-round/reader-{reader}/merged")).join(peft::WEIGHTS);
+        let file = merged_file(&folder.join(format!("one-round/reader-{reader}/merged")), round.round.kind());
         if !file.exists() {
             return Ok(true);
         }

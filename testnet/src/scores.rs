@@ -11,6 +11,7 @@ use mingle::merged;
 use mingle::merger::CheckedAdapter;
 use mingle::models::BaseModel;
 use mingle::peft;
+use mingle::sent::sent_file;
 use mingle_protocol::merge::{Accumulator, Direction};
 use mingle_protocol::round::Round;
 
@@ -54,7 +55,7 @@ impl Examiner {
     /// # Errors
     /// A directory that is no adapter of this base.
     pub fn adapter(&self, folder: &Path) -> Result<f64> {
-        let decoder = peft::read(folder)?.apply(&self.base)?;
+        let decoder = peft::Update::read(folder)?.apply(&self.base)?;
         Ok(held_out_loss(&decoder, &self.examples)?.loss)
     }
 
@@ -63,15 +64,14 @@ impl Examiner {
     /// # Errors
     /// An adapter that does not fit the round.
     pub fn merges(&self, round: &Round, adapters: &[(PathBuf, u64)], folder: &Path) -> Result<Vec<f64>> {
-        let mut average = Accumulator::new(round.shape())?;
+        let mut average = Accumulator::new(round.tensors());
         let mut scores = Vec::new();
         for (index, (adapter, weight)) in adapters.iter().enumerate() {
-            let file = File::open(adapter.join(peft::WEIGHTS)).with_context(|| format!("cannot read {}", adapter.display()))?;
+            let file = File::open(sent_file(adapter, round.kind())).with_context(|| format!("cannot read {}", adapter.display()))?;
             CheckedAdapter::read(file, round.tensors())?.fold(&mut average, *weight, Direction::Add)?;
             let out = folder.join(format!("merged-{}", index + 1));
             std::fs::create_dir_all(&out)?;
-            merged::write_tensors(&out.join(peft::WEIGHTS), &average)?;
-            std::fs::write(out.join(peft::CONFIG), merged::config_text(round))?;
+            merged::write_adapter(&out, round, &average)?;
             scores.push(self.adapter(&out)?);
         }
         Ok(scores)

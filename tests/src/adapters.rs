@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use mingle::peft::{self, AdapterConfig};
+use mingle::{merged, peft};
 use mingle_protocol::adapter::{Dtype, LoraShape, Module, canonical_header};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::{MemberKey, Roster};
@@ -22,7 +22,7 @@ pub fn round(name: &str, modules: usize, width: u64, members: impl IntoIterator<
         version: VERSION,
         name: name.into(),
         base: BaseModel { name: "drawn".into(), digest: ContentHash::of(b"the drawn base") },
-        kind: AdapterKind::Lora(LoraShape { rank: 4, alpha: 8, seed: [3; 32], modules: (0..modules).map(module).collect() }),
+        kind: AdapterKind::Lora(LoraShape::new(4, 8, [3; 32], (0..modules).map(module).collect())),
         rule: MergeRule::Mean,
         weight: WeightRule::Examples { cap: WEIGHT_CAP },
         member_max: 64,
@@ -49,13 +49,7 @@ pub fn file_of(round: &Round, mut element: impl FnMut(u64) -> f32) -> Vec<u8> {
 
 /// Writes a PEFT directory with this adapter file.
 pub fn write_peft(folder: &Path, round: &Round, file: &[u8]) {
-    let shape = round.shape();
-    let config = AdapterConfig {
-        rank: shape.rank as usize,
-        alpha: f64::from(shape.alpha),
-        targets: vec!["q_proj".into()],
-        base: Some("drawn".into()),
-    };
+    let config = merged::config_of(round).expect("an adapter of two matrices a module");
     std::fs::create_dir_all(folder).expect("a folder for the adapter");
     std::fs::write(folder.join(peft::CONFIG), config.to_json().to_string()).expect("an adapter configuration");
     std::fs::write(folder.join(peft::WEIGHTS), file).expect("an adapter file");

@@ -131,7 +131,7 @@ fn another_base_than_the_rounds_is_refused_before_anything_runs() {
 #[test]
 fn a_bad_line_of_data_is_named_by_file_and_line() {
     let desk = Desk::with_round("");
-    let hint = "hint: each line is one JSON object with instruction/output, question/answer, messages, or text";
+    let hint = "hint: each line is one JSON object with instruction/output, question/answer, messages, text, or text/label";
     let good = "{\"question\": \"count from one to two\", \"answer\": \"one two\"}\n";
     let cases = [
         ("{\"question\": \"count\"", "not JSON: EOF while parsing an object at line 1 column 20"),
@@ -139,7 +139,7 @@ fn a_bad_line_of_data_is_named_by_file_and_line() {
         ("[1]", "expected a JSON object, found a list"),
         (
             "{\"prompt\": \"count\"}",
-            "found the fields {prompt}, but an example has \"instruction\" and \"output\", \"question\" and \"answer\", \"messages\", or \"text\"",
+            "found the fields {prompt}, but an example has \"instruction\" and \"output\", \"question\" and \"answer\", \"messages\", \"text\", or \"text\" and \"label\"",
         ),
     ];
     for (line, why) in cases {
@@ -151,6 +151,26 @@ fn a_bad_line_of_data_is_named_by_file_and_line() {
     desk.write("data.jsonl", "\n");
     desk.run("train --base DIR/base --data DIR/data.jsonl --out DIR/out").wrong(1, &["error: DIR/data.jsonl holds no example"]);
     assert!(!desk.path("out").exists());
+}
+
+#[test]
+fn choices_are_scored_and_every_outcome_can_be_kept() {
+    let desk = Desk::with_round("");
+    let question = r#"{"question": "count from one", "choices": {"text": ["one two", "nine"], "label": ["1", "2"]}, "answerKey": "KEY"}"#;
+    desk.write("arc.jsonl", &["1", "2"].map(|key| question.replace("KEY", key) + "\n").concat());
+    let said = desk.run("eval --base DIR/base --task arc --data DIR/arc.jsonl --samples DIR/samples --json").right();
+    let total = json(&said)["multiple_choice"]["total"].clone();
+    // Whatever it chooses, it is right for one of the two keys.
+    assert_eq!((&total["questions"], &total["acc"], &total["acc_norm"]), (&2.into(), &0.5.into(), &0.5.into()));
+    let samples = std::fs::read_to_string(desk.path("samples")).expect("the samples");
+    let samples: Vec<Value> = samples.lines().map(json).collect();
+    assert_eq!((samples.len(), &samples[0]["log_likelihoods"], &samples[1]["answer"]), (2, &samples[1]["log_likelihoods"], &1.into()));
+    desk.write("bad.jsonl", &question.replace("KEY", "C"));
+    let refused = desk.run("eval --base DIR/base --task arc --data DIR/bad.jsonl");
+    refused.wrong(1, &["error: DIR/bad.jsonl:1: \"answerKey\" is \"C\", but the labels are 1, 2"]);
+    desk.write("data.tsv", "count\t1\n");
+    let refused = desk.run("eval --base DIR/base --data DIR/data.tsv");
+    refused.wrong(1, &["error: the data has texts with a class, but this model is a language model, which continues texts"]);
 }
 
 #[test]
@@ -221,7 +241,7 @@ fn merging_offline_refuses_what_cannot_be_averaged() {
     let config = std::fs::read_to_string(desk.path("b/adapter_config.json")).expect("a configuration");
     desk.write("b/adapter_config.json", &config.replace("\"r\":4", "\"r\":2"));
     desk.run("merge DIR/a=1 DIR/b=1 --out DIR/out")
-        .wrong(1, &["error: DIR/b has rank 2 and alpha 8, but DIR/a has rank 4 and alpha 8: they cannot be averaged tensor by tensor"]);
+        .wrong(1, &["error: DIR/b has rank 2 and scale 4, but DIR/a has rank 4 and scale 2 in model.layers.0.self_attn.q_proj: they cannot be averaged tensor by tensor"]);
     let nan = adapters::file_of(&round, |index| if index == 0 { f32::NAN } else { 0.0 });
     adapters::write_peft(&desk.path("b"), &round, &nan);
     desk.run("merge DIR/a=1 DIR/b=1 --out DIR/out").wrong(
@@ -256,7 +276,7 @@ fn merging_offline_gives_the_same_bytes_in_any_order() {
     // Other weights are another merge, or the comparison above would show nothing.
     desk.run("merge DIR/a1=100 DIR/a2=200 DIR/a3=301 --out DIR/other").right();
     assert_ne!(bytes_of(&desk.path("other/adapter_model.safetensors")), merged[0]);
-    assert_eq!(mingle::peft::read(&desk.path("out0")).expect("a PEFT directory").rank, 4);
+    assert_eq!(mingle::peft::read(&desk.path("out0")).expect("a PEFT directory").config.rank, 4);
 }
 
 #[test]
@@ -272,7 +292,7 @@ fn help_names_the_exit_codes_and_a_wrong_line_ends_with_2() {
     let unwrapped = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let help = unwrapped(desk.run("--help").right());
     assert!(help.contains("Exit codes: 0 done, 1 failed, 2 wrong usage, 3 goal not reached in time, 4 verification found something false"));
-    for verb in ["key new", "round new", "run", "train", "publish", "fetch", "merge", "verify", "eval", "status"] {
+    for verb in ["key new", "round new", "run", "train", "publish", "fetch", "merge", "verify", "eval", "export", "status"] {
         let help = unwrapped(desk.run(&format!("{verb} --help")).right());
         assert!(help.contains("Examples:") && help.contains(&format!("mingle {verb}")), "{verb}: {help}");
     }

@@ -100,7 +100,7 @@ impl Ground {
     }
 
     fn fresh(&self, admitted: &[Admitted]) -> Accumulator {
-        let mut fresh = Accumulator::new(self.round.shape()).expect("the round's shape");
+        let mut fresh = Accumulator::new(self.round.tensors());
         for entry in admitted {
             fresh.add(&self.files[&entry.adapter], entry.weight).expect("a whole adapter");
         }
@@ -142,7 +142,7 @@ impl<'a> World<'a> {
             machine: Machine::new(ground.round.clone(), []),
             disk: BTreeMap::new(),
             blobs: BTreeSet::new(),
-            average: Accumulator::new(ground.round.shape()).expect("the round's shape"),
+            average: Accumulator::new(ground.round.tensors()),
             held: BTreeMap::new(),
             now: 0,
         };
@@ -227,7 +227,7 @@ impl<'a> World<'a> {
         self.mail.retain(|(to, _)| *to != peer);
         let machine = Machine::new(self.ground.round.clone(), records);
         assert_eq!(*machine.ledger(), before, "a crash lost or invented a record");
-        let average = Accumulator::new(self.ground.round.shape()).expect("the round's shape");
+        let average = Accumulator::new(self.ground.round.tensors());
         let kept = &mut self.peers[peer];
         (kept.machine, kept.average, kept.held, kept.now) = (machine, average, BTreeMap::new(), 0);
         for adapter in blobs {

@@ -147,7 +147,7 @@ fn each_said_one_thing(peers: &[Peer]) {
 
 /// The hash of the merge of these adapters, read from a peer's store and folded anew.
 fn fresh_merge(round: &Round, peer: &Peer) -> ContentHash {
-    let mut average = Accumulator::new(round.shape()).expect("the round's shape");
+    let mut average = Accumulator::new(round.tensors());
     for slot in peer.slots() {
         let path = peer.round_home().store().join("blobs").join(format!("{}.blob", slot.adapter.expect("an adapter")));
         average.add(&bytes_of(&path), slot.weight).expect("a whole adapter");

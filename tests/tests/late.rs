@@ -46,7 +46,7 @@ impl Scene {
 
     /// The merged hash of these members' adapters, folded here.
     fn expected(&self, numbers: &[u64]) -> ContentHash {
-        let mut average = Accumulator::new(self.round.shape()).expect("the round's shape");
+        let mut average = Accumulator::new(self.round.tensors());
         for number in numbers {
             average.add(&adapters::adapter_file(&self.round, *number), 100 * number).expect("a whole adapter");
         }

@@ -30,7 +30,7 @@ impl Merged {
         let round = adapters::round("verified", 2, 6, keys.iter().map(SecretKey::member));
         let folder = TempDir::new().expect("a temporary folder");
         std::fs::create_dir(folder.path().join("adapters")).expect("a folder");
-        let (mut ledger, mut average) = (Ledger::new(&round), Accumulator::new(round.shape()).expect("a shape"));
+        let (mut ledger, mut average) = (Ledger::new(&round), Accumulator::new(round.tensors()));
         let mut files = Vec::new();
         for (number, key) in (1..).zip(&keys) {
             let file = adapters::adapter_file(&round, number);

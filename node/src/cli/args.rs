@@ -7,12 +7,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 use mingle_protocol::round::Round;
 
-use crate::contribution::{HeldOut, TrainingPlan};
 use crate::data::Template;
 use crate::driver::{self, Goal, Outcome, Peer, Work};
 use crate::home::Home;
 use crate::network::Multiaddr;
-use crate::train::TrainSettings;
 
 /// Where the key, the store and the results are kept.
 #[derive(Args, Clone, Debug)]
@@ -68,41 +66,6 @@ pub struct OutputArgs {
     pub quiet: bool,
 }
 
-/// What is trained on what, and how.
-#[derive(Args, Clone, Debug)]
-pub struct TrainingArgs {
-    /// Passes over the training data
-    #[arg(long, default_value_t = 3)]
-    pub epochs: usize,
-    /// Examples of one optimiser step
-    #[arg(long, default_value_t = 16)]
-    pub batch_size: usize,
-    /// Highest learning rate, after the warm-up
-    #[arg(long, default_value_t = 3e-4)]
-    pub learning_rate: f64,
-    /// Tokens an example is cut at
-    #[arg(long, default_value_t = 512)]
-    pub max_length: usize,
-    /// Part of the examples kept from training, to measure with
-    #[arg(long, default_value_t = 0.05, value_name = "FRACTION")]
-    pub held_out: f64,
-    /// Seed of shuffling and splitting
-    #[arg(long, default_value_t = 0, value_name = "NUMBER")]
-    pub training_seed: u64,
-    /// Ends the training after so many steps
-    #[arg(long, value_name = "N")]
-    pub max_steps: Option<usize>,
-    /// Steps between checkpoints
-    #[arg(long, default_value_t = 50, value_name = "N")]
-    pub checkpoint_every: usize,
-    /// Threads that compute [default: all processors]
-    #[arg(long)]
-    pub threads: Option<usize>,
-    /// How a prompt is laid out: `short` or `alpaca`
-    #[arg(long, default_value = "short")]
-    pub template: TemplateArg,
-}
-
 /// A prompt template by name.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum TemplateArg {
@@ -116,23 +79,6 @@ impl From<TemplateArg> for Template {
             TemplateArg::Short => Self::Short,
             TemplateArg::Alpaca => Self::Alpaca,
         }
-    }
-}
-
-impl TrainingArgs {
-    pub fn plan(&self, base: PathBuf, data: Vec<PathBuf>, start_from: Option<PathBuf>) -> TrainingPlan {
-        let settings = TrainSettings {
-            epochs: self.epochs,
-            batch_size: self.batch_size,
-            learning_rate: self.learning_rate,
-            length_max: self.max_length,
-            seed: self.training_seed,
-            steps_max: self.max_steps,
-            checkpoint_every_steps: self.checkpoint_every,
-            threads: self.threads,
-            ..TrainSettings::default()
-        };
-        TrainingPlan { base, data, held_out: HeldOut(self.held_out), template: self.template.into(), settings, start_from }
     }
 }
 

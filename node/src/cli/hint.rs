@@ -3,6 +3,7 @@
 use mingle_protocol::round::RoundError;
 
 use crate::data::DataError;
+use crate::models::device::DeviceError;
 use crate::network::NetworkError;
 use crate::store::StoreError;
 use crate::train::TrainError;
@@ -16,6 +17,9 @@ pub fn sentence(error: &anyhow::Error) -> String {
     })
 }
 
+/// What makes a training smaller; `mingle train --dry-run` shows by how much.
+const LESS_MEMORY: &str = "try --recompute, or a lower --max-length, --batch-size, --rank or --precision";
+
 /// One sentence of advice, where there is any.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
     for cause in error.chain() {
@@ -27,7 +31,7 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             return found("another program may use this port; give another --listen address, or port 0 for any");
         }
         if let Some(DataError::Line { .. }) = cause.downcast_ref() {
-            return found("each line is one JSON object with instruction/output, question/answer, messages, or text");
+            return found("each line is one JSON object with instruction/output, question/answer, messages, text, or text/label");
         }
         if let Some(RoundError::Syntax(_)) = cause.downcast_ref() {
             return found("a round file is made by `mingle round new` and must not be edited");
@@ -41,6 +45,18 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(TrainError::NothingToLearn { .. }) = cause.downcast_ref() {
             return found("raise --max-length");
         }
+        if let Some(error) = cause.downcast_ref::<DeviceError>() {
+            return device_hint(error);
+        }
+        if let Some(TrainError::NothingHeldOut) = cause.downcast_ref() {
+            return found("keep some from training with --held-out");
+        }
+        if let Some(TrainError::DoesNotFit { .. }) = cause.downcast_ref() {
+            return Some(format!("{LESS_MEMORY}; or begin anyway with --ignore-memory"));
+        }
+        if let Some(TrainError::OutOfMemory(_)) = cause.downcast_ref() {
+            return Some(format!("{LESS_MEMORY}; the same command goes on from the last checkpoint"));
+        }
     }
     let text = sentence(error);
     let advice = [
@@ -51,4 +67,17 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         ("holds a base with digest", "every member must use the same base weights; compare with `mingle round show`"),
     ];
     advice.iter().find(|(part, _)| text.contains(part)).map(|(_, advice)| (*advice).to_owned())
+}
+
+fn device_hint(error: &DeviceError) -> Option<String> {
+    match error {
+        DeviceError::Device { .. } | DeviceError::PrecisionName { .. } => None,
+        DeviceError::NotBuilt { feature, .. } => Some(format!(
+            "install it with `cargo install --path node --features {feature}` (docs/gpu.md says what that needs), or use --device cpu"
+        )),
+        DeviceError::Unavailable { .. } => {
+            Some("see whether the GPU and its driver answer (for CUDA: `nvidia-smi`), or use --device auto or cpu".to_owned())
+        }
+        DeviceError::Precision { .. } => Some("leave --precision out, or use f32".to_owned()),
+    }
 }

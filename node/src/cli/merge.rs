@@ -1,25 +1,24 @@
 //! `mingle merge`: the same fold as a round's, offline, over PEFT directories.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use mingle_protocol::adapter::{LoraShape, Module};
+use mingle_protocol::adapter::{FullShape, MergedFile, Tensor, TensorList};
 use mingle_protocol::merge::{Accumulator, Direction};
 
 use crate::files;
 use crate::merged::write_tensors;
 use crate::merger::CheckedAdapter;
-use crate::peft::{self, AdapterConfig};
+use crate::peft::{self, Adapter, AdapterConfig};
 
 const EXAMPLES: &str = "\
 Examples:
   mingle merge hospital-a=1200 hospital-b=800 --out ./merged
   mingle merge a=1 b=1 c=1 --out ./merged --json
 
-Each DIR is a PEFT directory of plain LoRA; all need the same rank, alpha and modules. The result is the exact weighted
+Each DIR is a PEFT directory; all need the same ranks, scales and modules. The result is the exact weighted
 mean: any order of the arguments gives the same bytes.";
 
 #[derive(clap::Args)]
@@ -49,21 +48,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
         bail!("{} exists already; choose another directory to write", args.out.display());
     }
     let (first, _) = args.adapters.first().context("there is nothing to merge")?;
-    let config = peft::read_config(first)?;
-    let mut average = Accumulator::new(&shape_of(first, &config)?)?;
-    let tensors = average.tensors().clone();
+    let adapter = peft::read(first)?;
+    let tensors = tensors_of(&adapter).with_context(|| format!("{} cannot be merged", first.display()))?;
+    let (config, modules) = (adapter.config.clone(), adapter.modules());
+    let mut average = Accumulator::new(&tensors);
     for (folder, weight) in &args.adapters {
         let found = peft::read_config(folder)?;
-        if (found.rank, found.alpha) != (config.rank, config.alpha) {
-            bail!(
-                "{} has rank {} and alpha {}, but {} has rank {} and alpha {}: they cannot be averaged tensor by tensor",
-                folder.display(),
-                found.rank,
-                found.alpha,
-                first.display(),
-                config.rank,
-                config.alpha
-            );
+        let differs = |name: &&String| (found.rank_of(name), found.scale_of(name)) != (config.rank_of(name), config.scale_of(name));
+        if let Some(module) = modules.iter().find(differs) {
+            let said = |folder: &Path, config: &AdapterConfig| {
+                format!("{} has rank {} and scale {}", folder.display(), config.rank_of(module), config.scale_of(module))
+            };
+            bail!("{}, but {} in {module}: they cannot be averaged tensor by tensor", said(folder, &found), said(first, &config));
         }
         let refused = || format!("{} cannot be merged", folder.display());
         let file = File::open(folder.join(peft::WEIGHTS)).with_context(refused)?;
@@ -71,7 +67,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         checked.fold(&mut average, *weight, Direction::Add).with_context(refused)?;
     }
     let folder = files::unfinished_folder(&args.out)?;
-    let merged = write_tensors(&folder.join(peft::WEIGHTS), &average)?;
+    let merged = write_tensors(&folder.join(peft::WEIGHTS), &average, &MergedFile::of_means(tensors))?;
     files::write(&folder.join(peft::CONFIG), format!("{:#}\n", config.to_json()).as_bytes())?;
     files::replace_folder(&folder, &args.out)?;
     let (adapters, weight) = (average.members(), average.total_weight());
@@ -84,24 +80,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The shape of an adapter on disk, from its tensors: what its configuration says of modules is a pattern, not a list.
-fn shape_of(folder: &Path, config: &AdapterConfig) -> Result<LoraShape> {
-    let adapter = peft::read(folder)?;
-    let alpha = config.alpha;
-    anyhow::ensure!(
-        alpha.fract() == 0.0 && (1.0..=65_536.0).contains(&alpha),
-        "{} has alpha {alpha}, but a whole number is needed",
-        folder.display()
-    );
-    let mut modules: BTreeMap<String, Module> = BTreeMap::new();
-    for name in adapter.modules() {
-        let dims = |which| {
-            let wanted = peft::Adapter::tensor_name(&name, which);
-            let found = adapter.tensors.iter().find(|tensor| tensor.name == wanted);
-            found.map(|tensor| tensor.dims).with_context(|| format!("{} lacks {wanted}", folder.display()))
-        };
-        let (inputs, outputs) = (dims('A')?[1] as u64, dims('B')?[0] as u64);
-        modules.insert(name.clone(), Module { name, inputs, outputs });
-    }
-    Ok(LoraShape { rank: u32::try_from(config.rank)?, alpha: alpha as u32, seed: [0; 32], modules: modules.into_values().collect() })
+/// The tensors of an adapter on disk.
+fn tensors_of(adapter: &Adapter) -> Result<TensorList> {
+    let dims = |dims: &[usize]| dims.iter().map(|dimension| *dimension as u64).collect::<Vec<_>>();
+    let weights = adapter.tensors.iter().map(|tensor| Tensor::new(tensor.name.clone(), dims(&tensor.dims))).collect();
+    Ok(FullShape { weights }.tensors()?)
 }

@@ -14,7 +14,7 @@ Examples:
   mingle publish ./my-peft-adapter --round round.json --examples 1200
   mingle publish ./my-peft-adapter --round round.json --examples 1200 --peer /ip4/10.0.0.7/tcp/4001
 
-The directory holds adapter_config.json and adapter_model.safetensors, plain LoRA of the round's rank, alpha and modules.
+The directory holds adapter_config.json and adapter_model.safetensors, of the round's rank, scale and modules.
 A second adapter published in the same round supersedes the first.";
 
 #[derive(clap::Args)]
@@ -31,7 +31,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let peer = args.peer.open()?;
-    let prepared = from_directory(&args.directory, &peer.round, args.examples)?;
+    let prepared = from_directory(&args.directory, &peer.round, &peer.home, args.examples)?;
     peer.run(Work::Publish(prepared), Goal::default())?;
     Ok(ExitCode::SUCCESS)
 }

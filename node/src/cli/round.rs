@@ -5,21 +5,25 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use candle_core::Device;
 use clap::Subcommand;
-use mingle_protocol::adapter::{LoraShape, Module};
+use mingle_protocol::adapter::{LoraShape, Scaling, Tensor};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::{MemberKey, Roster};
 use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Parent, Round, VERSION, WeightRule};
 
 use super::args::read_round;
+use super::method::{MethodArg, MethodArgs};
 use crate::merged::Proof;
 use crate::models::{self, base_digest};
-use crate::train::settings::ALL_TARGETS;
-use crate::{files, merger, peft};
+use crate::sent::merged_file;
+use crate::train::tensors_of;
+use crate::{files, merger};
 
 const EXAMPLES: &str = "\
 Examples:
   mingle round new --name \"ward notes\" --base ./tinyllama --rank 16 --out round.json
+  mingle round new --base ./tinyllama --method subspace --subspaces 8 --rank 8 --out round.json
   mingle round new --base ./tinyllama --member 3f6a...  --member 91bc... --out round.json
   mingle round new --parent ./merged --name \"second round\" --out next.json
   mingle round show round.json --json";
@@ -48,15 +52,8 @@ pub struct NewArgs {
     /// Merged directory of an earlier round to go on from: its base and adapter shape are taken over
     #[arg(long, value_name = "DIR")]
     parent: Option<PathBuf>,
-    /// LoRA rank
-    #[arg(long, default_value_t = 16)]
-    rank: u32,
-    /// LoRA alpha [default: twice the rank]
-    #[arg(long)]
-    alpha: Option<u32>,
-    /// Linear layers to adapt, by the last part of their names
-    #[arg(long, value_delimiter = ',', default_values_t = ALL_TARGETS.map(String::from))]
-    targets: Vec<String>,
+    #[command(flatten)]
+    method: MethodArgs,
     /// 64 hex digits that all members draw their common start from [default: random]
     #[arg(long, value_name = "HEX")]
     seed: Option<ContentHash>,
@@ -104,7 +101,7 @@ pub fn run(verb: Verb) -> Result<ExitCode> {
 fn new(args: NewArgs) -> Result<ExitCode> {
     let (base, kind, parent) = match &args.parent {
         Some(folder) => from_parent(folder, &args)?,
-        None => (base_model(&args)?, AdapterKind::Lora(shape(&args)?), None),
+        None => (base_model(&args)?, kind(&args)?, None),
     };
     let weight = match args.weight {
         WeightArg::Examples => WeightRule::Examples { cap: args.weight_cap },
@@ -138,11 +135,20 @@ fn base_model(args: &NewArgs) -> Result<BaseModel> {
     Ok(BaseModel { name, digest: base_digest(folder)? })
 }
 
-fn shape(args: &NewArgs) -> Result<LoraShape> {
+fn kind(args: &NewArgs) -> Result<AdapterKind> {
     let folder = args.base.as_deref().context("--base is needed")?;
-    let config = models::ModelConfig::read(folder)?;
-    let modules = config.modules(&args.targets)?;
-    let modules = modules.into_iter().map(|module| Module { name: module.name, inputs: module.inputs, outputs: module.outputs }).collect();
+    let modules = models::ModelConfig::read(folder)?.modules(&args.method.targets)?;
+    let tensor = |(name, tensor): (String, candle_core::Tensor)| {
+        Tensor::new(name, tensor.dims().iter().map(|dimension| *dimension as u64).collect::<Vec<_>>())
+    };
+    let (mut saved, mut weights) = (Vec::new(), Vec::new());
+    // Only what is trained whole needs more than the configuration.
+    if args.method.method == MethodArg::Full {
+        weights = models::BaseModel::load(folder, &Device::Cpu)?.decoder().weights().into_iter().map(tensor).collect();
+    } else if !args.method.save_modules.is_empty() {
+        let base = models::BaseModel::load(folder, &Device::Cpu)?;
+        saved = tensors_of(&base, &args.method.save_modules)?.into_iter().map(tensor).collect();
+    }
     let seed = match args.seed {
         Some(seed) => seed.0,
         None => {
@@ -151,13 +157,13 @@ fn shape(args: &NewArgs) -> Result<LoraShape> {
             seed
         }
     };
-    Ok(LoraShape { rank: args.rank, alpha: args.alpha.unwrap_or(args.rank.saturating_mul(2)), seed, modules })
+    args.method.kind(&modules, saved, weights, seed)
 }
 
 /// A round that goes on from a merged adapter has its base, its shape and its merged hash.
 fn from_parent(folder: &Path, args: &NewArgs) -> Result<(BaseModel, AdapterKind, Option<Parent>)> {
     let checked = Proof::read(folder)?.check().with_context(|| format!("{} is not a merged adapter to go on from", folder.display()))?;
-    let merged = merger::hash_of(&folder.join(peft::WEIGHTS))?;
+    let merged = merger::hash_of(&merged_file(folder, checked.round.kind()))?;
     if merged != checked.receipt.merged {
         bail!("{} does not hold the merged adapter its receipt speaks of", folder.display());
     }
@@ -174,22 +180,30 @@ fn from_parent(folder: &Path, args: &NewArgs) -> Result<(BaseModel, AdapterKind,
     Ok((manifest.base.clone(), manifest.kind.clone(), Some(Parent { round: checked.round.id(), merged })))
 }
 
+fn sentence(kind: &AdapterKind) -> String {
+    let low_rank = |shape: &LoraShape| {
+        let scaling = if shape.scaling == Scaling::Rslora { " scaled by the root of the rank" } else { "" };
+        let saved = if shape.saved.is_empty() { String::new() } else { format!(", {} tensors whole", shape.saved.len()) };
+        format!("rank {}, alpha {}{scaling}, {} modules{saved}", shape.rank, shape.alpha, shape.modules.len())
+    };
+    match kind {
+        AdapterKind::Lora(shape) | AdapterKind::FrozenA(shape) => format!("{}, {}", kind.name(), low_rank(shape)),
+        AdapterKind::Subspace(shape) => {
+            format!("subspace, {} times {}, in turns of {} steps", shape.seeds, low_rank(&shape.lora), shape.interval)
+        }
+        AdapterKind::Full(shape) => format!("full, {} weights", shape.weights.len()),
+    }
+}
+
 fn show(round: &Round, json: bool) -> Result<ExitCode> {
     let manifest = round.manifest();
-    let shape = round.shape();
     if json {
         println!("{}", serde_json::json!({ "id": round.id(), "manifest": manifest }));
         return Ok(ExitCode::SUCCESS);
     }
     println!("round    {}  \"{}\"", round.id(), manifest.name);
     println!("base     {}  digest {}", manifest.base.name, manifest.base.digest);
-    println!(
-        "adapter  lora, rank {}, alpha {}, {} modules, {} elements",
-        shape.rank,
-        shape.alpha,
-        shape.modules.len(),
-        round.tensors().elements()
-    );
+    println!("adapter  {}, {} elements sent", sentence(round.kind()), round.tensors().elements());
     match manifest.weight {
         WeightRule::Equal => println!("merge    mean, every adapter counts 1"),
         WeightRule::Examples { cap } => println!("merge    mean, weighted by examples up to {cap}"),

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use super::args::{PeerArgs, TrainingArgs};
+use super::args::PeerArgs;
+use super::training::TrainingArgs;
 use crate::contribution::check_base;
 use crate::driver::{Goal, Work};
 

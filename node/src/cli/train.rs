@@ -1,27 +1,36 @@
 //! `mingle train`: a training on this machine alone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use mingle_protocol::number::seeded_uniform;
+use mingle_protocol::number::{Spread, seeded};
 use serde_json::json;
 
-use super::args::{OutputArgs, TrainingArgs, read_round};
+use super::EXIT_UNREACHED;
+use super::args::{OutputArgs, read_round};
+use super::interrupt::Interrupt;
+use super::method::MethodArgs;
+use super::training::TrainingArgs;
 use crate::console::Console;
-use crate::contribution::{check_base, status_of, train};
+use crate::contribution::{Beginning, TrainingPlan, check_base, name_base, status_of, train};
 use crate::driver::Event;
-use crate::peft;
-use crate::train::settings::ALL_TARGETS;
-use crate::train::{Control, Start, checkpoint};
+use crate::files;
+use crate::peft::{Update, export};
+use crate::train::estimate::{Estimate, size};
+use crate::train::{Control, Outcome, Trained, checkpoint};
 
 const EXAMPLES: &str = "\
 Examples:
   mingle train --base ./tinyllama --data notes.jsonl --out ./adapter
   mingle train --base ./tinyllama --data notes.jsonl --rank 8 --targets q_proj,v_proj --out ./adapter
   mingle train --base ./tinyllama --data notes.jsonl --round round.json --out ./adapter
+  mingle train --base ./tinyllama --data notes.jsonl --method full --out ./model
+  mingle train --base ./tinyllama --data notes.jsonl --preset paper-lora --dry-run
+  mingle train --base ./tinyllama --data notes.jsonl --evaluate-every 20 --patience 3 --keep-best \\
+               --metrics run.jsonl --tensorboard ./runs/1 --out ./adapter
 
-Interrupted, the same command goes on from the last checkpoint and ends with the same bytes.";
+Stopped (Ctrl-C) or killed, the same command goes on from the last checkpoint and ends with the same bytes.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -32,21 +41,17 @@ pub struct Args {
     /// Training data, JSON lines; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
-    /// PEFT directory to write
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Take rank, alpha, modules and the common start from this round
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["rank", "alpha", "targets"])]
-    round: Option<PathBuf>,
-    /// LoRA rank
-    #[arg(long, default_value_t = 16)]
-    rank: u32,
-    /// LoRA alpha [default: twice the rank]
+    /// Directory to write: PEFT's, or with `--method full` the whole model
+    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// Say what the training would take, and do not train
     #[arg(long)]
-    alpha: Option<u32>,
-    /// Linear layers to adapt, by the last part of their names
-    #[arg(long, value_delimiter = ',', default_values_t = ALL_TARGETS.map(String::from))]
-    targets: Vec<String>,
+    dry_run: bool,
+    /// Take rank, alpha, modules and the common start from this round
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "rank", "alpha", "targets", "rslora", "save_modules", "subspaces", "interval"])]
+    round: Option<PathBuf>,
+    #[command(flatten)]
+    method: MethodArgs,
     /// Start from this PEFT directory
     #[arg(long, value_name = "DIR")]
     start_from: Option<PathBuf>,
@@ -57,51 +62,142 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    if args.out.exists() {
-        bail!("{} exists already; choose another directory to write", args.out.display());
-    }
     let round = args.round.as_deref().map(read_round).transpose()?;
     let mut plan = args.training.plan(args.base.clone(), args.data, args.start_from);
-    plan.settings.rank = args.rank as usize;
-    plan.settings.alpha = f64::from(args.alpha.unwrap_or(args.rank.saturating_mul(2)));
-    plan.settings.targets = args.targets;
+    args.method.set(&mut plan.settings);
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&plan.settings.seed.to_le_bytes());
     if let Some(round) = &round {
         check_base(&args.base, round)?;
         plan = plan.for_round(round);
-        seed = round.shape().seed;
+        seed = round.kind().low_rank().map_or(seed, |shape| shape.seed);
+    }
+    let Some(out) = args.out.filter(|_| !args.dry_run) else { return dry_run(&plan, args.output.json) };
+    let unfinished = beside(&out);
+    if out.exists() {
+        return exists(&out, &unfinished, args.output);
     }
     let (base, examples) = plan.load()?;
-    let from = plan.start_from.as_deref().map(peft::read).transpose()?;
-    let draw = |name: &str, count: usize, inputs: u64| seeded_uniform(&seed, name, count, inputs).collect::<Vec<f32>>();
-    let start = from.as_ref().map_or(Start::Drawn(&draw), Start::Adapter);
-    let mut unfinished = args.out.clone().into_os_string();
-    unfinished.push(".training");
-    let unfinished = PathBuf::from(unfinished);
+    let from = plan.start_from.as_deref().map(Update::read).transpose()?;
+    let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
+    let start = Beginning { draw: &draw, from: from.as_ref() };
     let mut console = Console::new(args.output.json, args.output.quiet);
-    let trained = train(&base, &examples, &plan.settings, start, Some(&unfinished), |progress| {
+    let interrupt = Interrupt::new()?;
+    let outcome = train(&base, &examples, &plan, start, Some(&unfinished), |progress| {
         console.show(&Event::Training(status_of(progress)));
-        Control::Continue
+        if interrupt.asked() { Control::Stop } else { Control::Continue }
     })?;
+    let mut trained = match outcome {
+        Outcome::Finished(trained) => trained,
+        Outcome::Stopped { step, steps } => {
+            if args.output.json {
+                println!("{}", json!({ "event": "stopped", "step": step, "steps": steps, "checkpoint": unfinished }));
+            } else {
+                console.line(&format!("stopped after step {step} of {steps}; the same command goes on from there"));
+            }
+            return Ok(ExitCode::from(EXIT_UNREACHED));
+        }
+    };
     let name = std::path::absolute(&args.base)?.file_name().map(|name| name.to_string_lossy().into_owned());
-    peft::write(&args.out, &trained.adapter, round.as_ref().map(|round| round.manifest().base.name.clone()).or(name).as_deref())?;
-    checkpoint::remove(&unfinished).context("the adapter is written, but its checkpoint cannot be removed")?;
+    name_base(&mut trained.adapter, round.as_ref().map(|round| round.manifest().base.name.clone()).or(name));
+    let folder = files::unfinished_folder(&out)?;
+    match (&trained.adapter, &round) {
+        // Outside a round people want the model, not what was added to it.
+        (Update::Difference(_), None) => export(&base, &trained.adapter, &folder)?,
+        (update, _) => update.write(&folder)?,
+    }
+    files::replace_folder(&folder, &out)?;
+    remove_checkpoint(&unfinished)?;
+    tell(&trained, &out, args.output, &mut console);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where the checkpoint of a training that will write `out` lies.
+fn beside(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".training");
+    name.into()
+}
+
+/// A result that stands there already is kept, unless it is this training's own: one that was killed after it had written
+/// its adapter and before it had removed its checkpoint.
+fn exists(out: &Path, unfinished: &Path, output: OutputArgs) -> Result<ExitCode> {
+    if !unfinished.join(checkpoint::FILE).exists() {
+        bail!("{} exists already; choose another directory to write", out.display());
+    }
+    remove_checkpoint(unfinished)?;
+    match output.json {
+        true => println!("{}", json!({ "event": "written", "out": out })),
+        false => eprintln!("{} was complete already", out.display()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn remove_checkpoint(folder: &Path) -> Result<()> {
+    checkpoint::remove(folder).context("the adapter is written, but its checkpoint cannot be removed")?;
     // Only if it is empty: it may have been there before.
-    let _ = std::fs::remove_dir(&unfinished);
+    let _ = std::fs::remove_dir(folder);
+    Ok(())
+}
+
+fn tell(trained: &Trained<Update>, out: &Path, output: OutputArgs, console: &mut Console) {
     let losses = trained.losses;
     console.show(&Event::Trained {
-        examples: trained.examples as u64,
+        examples: trained.examples,
         loss_before: Some(losses.before),
         loss_after: Some(losses.after),
         seconds: trained.seconds,
     });
-    if args.output.json {
-        let summary = json!({ "event": "written", "out": args.out, "examples": trained.examples, "tokens": trained.tokens,
-            "seconds": trained.seconds, "loss_before": losses.before, "loss_after": losses.after });
+    let steps = trained.step_losses.len();
+    if output.json {
+        let evaluation = |evaluation: &crate::train::Evaluation| json!({ "step": evaluation.step, "loss": evaluation.loss });
+        let evaluations: Vec<_> = trained.evaluations.iter().map(evaluation).collect();
+        let summary = json!({ "event": "written", "out": out, "examples": trained.examples, "tokens": trained.tokens,
+            "seconds": trained.seconds, "loss_before": losses.before, "loss_after": losses.after, "steps": steps,
+            "chosen_step": trained.chosen_step, "stopped_early": trained.stopped_early, "evaluations": evaluations });
         println!("{summary}");
-    } else if !args.output.quiet {
-        console.line(&format!("wrote {}", args.out.display()));
+    } else if !output.quiet {
+        if trained.stopped_early {
+            console.line(&format!("ended after {steps} steps: the held-out loss no longer improved"));
+        }
+        if trained.chosen_step < steps {
+            console.line(&format!("the adapter is that of step {}, where the held-out loss was lowest", trained.chosen_step));
+        }
+        console.line(&format!("wrote {}", out.display()));
+    }
+}
+
+/// Says what a training would take.
+fn dry_run(plan: &TrainingPlan, json: bool) -> Result<ExitCode> {
+    let examples = plan.examples()?;
+    let found = plan.estimate(&examples)?;
+    if json {
+        println!("{}", json!({ "estimate": found, "held_out_examples": examples.held_out.len(), "fits": found.check().is_ok() }));
+    } else {
+        print!("{}", table(&found, examples.held_out.len(), plan));
+    }
+    if !plan.ignore_memory {
+        found.check()?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn table(found: &Estimate, held_out: usize, plan: &TrainingPlan) -> String {
+    let bytes = &found.bytes;
+    let share = 100.0 * found.trainable_parameters as f64 / found.parameters.max(1) as f64;
+    let mut lines = vec![
+        ("parameters", format!("{}", found.parameters)),
+        ("trained", format!("{} ({share:.2} %)", found.trainable_parameters)),
+        ("examples", format!("{}, and {held_out} held out; the longest has {} tokens", found.examples, found.longest_tokens)),
+        ("steps", format!("{} over {} epochs, {} tokens", found.steps, plan.settings.epochs, found.tokens)),
+        ("weights", size(bytes.weights)),
+        ("trained values", size(bytes.trained + bytes.best)),
+        ("gradients", size(bytes.gradients)),
+        ("moments", size(bytes.moments)),
+        ("activations", format!("{}; with --recompute {}", size(bytes.activations_kept), size(bytes.activations_recomputed))),
+        ("examples, program", size(bytes.examples + bytes.process)),
+        ("needed", format!("{}; with --recompute {}", size(found.needed_bytes), size(found.needed_recomputed()))),
+    ];
+    lines.extend(found.available_bytes.map(|available| ("free", size(available))));
+    lines.into_iter().map(|(name, value)| format!("{name:18}{value}\n")).collect()
 }

@@ -14,7 +14,7 @@ use super::args::HomeArgs;
 use super::hint::sentence;
 use crate::merged::{CheckedProof, Proof};
 use crate::merger::{CheckedAdapter, hash_of};
-use crate::peft;
+use crate::sent::merged_file;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -81,7 +81,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 fn examine(args: &Args, proof: &Proof) -> Result<(CheckedProof, Recomputed)> {
     let checked = proof.check()?;
-    let weights = args.directory.join(peft::WEIGHTS);
+    let weights = merged_file(&args.directory, checked.round.kind());
     let found = hash_of(&weights).with_context(|| format!("cannot read {}", weights.display()))?;
     anyhow::ensure!(
         found == checked.receipt.merged,
@@ -96,7 +96,7 @@ fn examine(args: &Args, proof: &Proof) -> Result<(CheckedProof, Recomputed)> {
 }
 
 fn recompute(checked: &CheckedProof, places: &[PathBuf]) -> Result<Recomputed> {
-    let mut average = Accumulator::new(checked.round.shape())?;
+    let mut average = Accumulator::new(checked.round.tensors());
     let mut missing = Vec::new();
     for entry in &checked.receipt.admitted {
         match find(entry.adapter, places) {
@@ -113,7 +113,7 @@ fn recompute(checked: &CheckedProof, places: &[PathBuf]) -> Result<Recomputed> {
         return Ok(Recomputed::Missing(missing));
     }
     let mut hasher = blake3::Hasher::new();
-    average.finalise_to(|piece| {
+    average.finalise_to(checked.round.merged(), |piece| {
         hasher.update(piece);
         Ok::<(), MergeError>(())
     })?;

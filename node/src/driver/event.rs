@@ -21,6 +21,19 @@ pub struct TrainingStatus {
     pub loss: f64,
     pub tokens_per_second: f64,
     pub seconds_left: f64,
+    #[serde(default)]
+    pub learning_rate: f64,
+    /// Before clipping.
+    #[serde(default)]
+    pub gradient_norm: f64,
+    /// Memory of this process, now and at most, where the system tells.
+    #[serde(default)]
+    pub resident_bytes: Option<u64>,
+    #[serde(default)]
+    pub peak_bytes: Option<u64>,
+    /// After this step, where it was measured.
+    #[serde(default)]
+    pub held_out_loss: Option<f64>,
 }
 
 /// One thing that happened.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 /// Ctrl-C, and what service managers send.
-pub struct Signals {
+pub(crate) struct Signals {
     // Both are made once: a signal that comes while nobody waits is then kept, not lost.
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,

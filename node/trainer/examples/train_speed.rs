@@ -6,7 +6,7 @@ use std::path::Path;
 
 use mingle_trainer::data::{Template, Tokens, read_jsonl, split_held_out};
 use mingle_trainer::models::BaseModel;
-use mingle_trainer::train::{Control, Outcome, Start, TrainData, TrainSettings, seeded_draw, train_lora};
+use mingle_trainer::train::{Control, Outcome, Start, TrainData, TrainSettings, seeded_draw, train_adapter};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
     let examples = tokens.examples(&records, Template::Short, settings.length_max)?;
     println!("{} of {} examples carry labels", examples.len(), records.len());
     let (train, held_out) = split_held_out(examples, 200, 1);
-    let mut report = |progress: &mingle::train::Progress| {
+    let mut report = |progress: &mingle_trainer::train::Progress| {
         if progress.step.is_multiple_of(20) || progress.step == progress.steps {
             println!("step {} loss {:.4} {:.0} tokens/s", progress.step, progress.loss, progress.tokens_per_second);
         }
@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<()> {
     };
     let draw = seeded_draw(1);
     let data = TrainData { train: &train, held_out: &held_out };
-    if let Outcome::Finished(done) = train_lora(&base, data, &settings, Start::Drawn(&draw), None, &mut report)? {
+    if let Outcome::Finished(done) = train_adapter(&base, data, &settings, Start::Drawn(&draw), None, &mut report)? {
         let (losses, speed) = (done.losses, done.tokens as f64 / done.seconds);
         println!("held-out loss {:.4} -> {:.4}; {} tokens, {speed:.0} tokens/s", losses.before, losses.after, done.tokens);
     }

@@ -40,9 +40,17 @@ fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 /// # Errors
 /// What the file system says.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    replace_by(path, mode, |file| file.write_all(bytes))
+}
+
+/// As [`replace`], for what is too large to lie in memory as one piece: `write` writes it, piece by piece.
+///
+/// # Errors
+/// What the file system says, or `write`; the old file is then still there.
+pub fn replace_by(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let unfinished = beside(path);
     let mut file = create(&unfinished, mode)?;
-    file.write_all(bytes)?;
+    write(&mut file)?;
     file.sync_all()?;
     fs::rename(&unfinished, path)?;
     sync_folder(folder_of(path))

@@ -12,11 +12,13 @@ pub mod backward;
 pub mod batch;
 mod cache;
 pub mod config;
+pub mod device;
 pub mod families;
 pub mod kernels;
 pub mod ops;
 mod parameters;
 pub mod pretrained;
+pub mod targets;
 pub mod transformer;
 pub mod weights;
 
@@ -26,7 +28,7 @@ pub use config::ModelConfig;
 pub use kernels::packed::has_bf16_products;
 pub use ops::Lora;
 pub use pretrained::{Attached, BaseModel, LinearModule, base_digest};
-pub use transformer::{Decoder, Pass, TokenScore};
+pub use transformer::{Decoder, Pass};
 
 use std::path::PathBuf;
 
@@ -45,6 +47,8 @@ pub enum ModelError {
     Dtype { name: String, found: String },
     #[error("\"{target}\" names no linear module of this model, which has {known}")]
     UnknownTarget { target: String, known: String },
+    #[error("\"{pattern}\" is no regular expression: {reason}")]
+    TargetPattern { pattern: String, reason: String },
     #[error("the adapter's {name} has shape {found:?}, but this base asks for {expected:?}")]
     AdapterShape { name: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("the adapter holds {name}, which names no module of this base")]
@@ -59,6 +63,8 @@ pub enum ModelError {
     Targets { found: usize, expected: usize },
     #[error("this model sees a text from both sides, so it cannot continue one")]
     Bidirectional,
+    #[error("this model continues texts, so it has no classes")]
+    NoClasses,
     #[error("tensor computation failed: {0}")]
     Candle(#[from] candle_core::Error),
 }

@@ -3,10 +3,11 @@
 use thiserror::Error;
 
 use super::header::HEADER_BYTES_MAX;
-use super::shape::{ALPHA_MAX, DIMENSION_MAX, ELEMENTS_MAX, MODULES_MAX, NAME_BYTES_MAX, RANK_MAX};
+use super::shape::{ALPHA_MAX, DIMENSION_MAX, ELEMENTS_MAX, INTERVAL_MAX, MODULES_MAX, NAME_BYTES_MAX, RANK_MAX, SAVED_MAX, WEIGHTS_MAX};
+use super::tensors::DIMENSIONS_MAX;
 use crate::number::{Dtype, MAGNITUDE_MAX};
 
-/// A LoRA shape that no round may have.
+/// A shape that no round may have.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ShapeError {
     #[error("the rank is {found}, but it must be from 1 to {RANK_MAX}")]
@@ -15,11 +16,25 @@ pub enum ShapeError {
     Alpha { found: u32 },
     #[error("the shape names {found} modules, but it must name from 1 to {MODULES_MAX}")]
     Modules { found: usize },
-    #[error("the module name {name:?} must be 1 to {NAME_BYTES_MAX} ASCII letters, digits, dots, dashes or underscores")]
+    #[error("the name {name:?} must be 1 to {NAME_BYTES_MAX} ASCII letters, digits, dots, dashes or underscores")]
     Name { name: String },
-    #[error("the module {name} is named twice")]
+    #[error("the shape names {found} tensors to save whole, but at most {SAVED_MAX} are allowed")]
+    Saved { found: usize },
+    #[error("the shape names {found} weights, but it must name from 1 to {WEIGHTS_MAX}")]
+    Weights { found: usize },
+    #[error("there are {found} seeds of subspaces, but there must be from 1 to {RANK_MAX}")]
+    Seeds { found: u32 },
+    #[error("a subspace is trained for {found} steps at a time, but it must be from 1 to {INTERVAL_MAX}")]
+    Interval { found: u32 },
+    #[error("all subspaces together have rank {found}, but at most {RANK_MAX} is allowed")]
+    RankInAll { found: u64 },
+    #[error("subspaces are scaled by alpha / rank, not by its root")]
+    SubspaceScaling,
+    #[error("the tensor {name} has {found} dimensions, but it must have from 1 to {DIMENSIONS_MAX}")]
+    Dimensions { name: String, found: usize },
+    #[error("{name} is named twice")]
     Duplicate { name: String },
-    #[error("the module {name} has a dimension of {found}, but it must be from 1 to {DIMENSION_MAX}")]
+    #[error("{name} has a dimension of {found}, but it must be from 1 to {DIMENSION_MAX}")]
     Dimension { name: String, found: u64 },
     #[error("the shape has {found} elements in all, but at most {ELEMENTS_MAX} are allowed")]
     Elements { found: u64 },
@@ -47,7 +62,7 @@ pub enum AdapterError {
     #[error("the tensor {tensor} has dtype {found:?}, but F32, BF16 or F16 is needed")]
     Dtype { tensor: String, found: String },
     #[error("the tensor {tensor} has shape {found:?}, but the round's adapter shape needs {expected:?}")]
-    Shaped { tensor: String, expected: [u64; 2], found: Vec<u64> },
+    Shaped { tensor: String, expected: Vec<u64>, found: Vec<u64> },
     #[error("the tensor {tensor} covers {found} bytes, but its shape in {dtype} needs {expected}")]
     Extent { tensor: String, dtype: Dtype, expected: u64, found: i128 },
     #[error("the tensor {tensor} begins at byte {found} of the data, but the one before it ends at {expected}")]

@@ -12,7 +12,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 
 use super::error::AdapterError;
-use super::shape::TensorList;
+use super::tensors::TensorList;
 use crate::number::Dtype;
 
 /// The longest header that is read, its eight length bytes not counted. A header of ours stays below it for any shape
@@ -153,11 +153,9 @@ pub fn canonical_header(tensors: &TensorList, dtype: Dtype) -> Vec<u8> {
     let mut begin: u64 = 0;
     for tensor in tensors.iter() {
         let end = begin.saturating_add(tensor.elements().saturating_mul(dtype.bytes() as u64));
-        // Names hold nothing that JSON would escape: `TensorList` has checked them.
-        json.push_str(&format!(
-            r#","{}":{{"dtype":"{dtype}","shape":[{},{}],"data_offsets":[{begin},{end}]}}"#,
-            tensor.name, tensor.rows, tensor.columns
-        ));
+        let dims: Vec<String> = tensor.dims.iter().map(u64::to_string).collect();
+        // Names hold nothing that JSON would escape: the shape has checked them.
+        json.push_str(&format!(r#","{}":{{"dtype":"{dtype}","shape":[{}],"data_offsets":[{begin},{end}]}}"#, tensor.name, dims.join(",")));
         begin = end;
     }
     json.push('}');

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::error::AdapterError;
 use super::header::{Entry, read_header, shown};
-use super::shape::{LoraShape, Tensor, TensorList};
+use super::tensors::{Tensor, TensorList};
 use super::values::ValueScan;
 use crate::number::Dtype;
 
@@ -29,12 +29,7 @@ pub struct Layout {
 impl Layout {
     /// Parses the first bytes of a file of `file_size` bytes. `first` must reach to the end of the header
     /// ([`header_length`](super::header_length)); what lies behind it is not looked at.
-    pub fn parse(first: &[u8], file_size: u64, shape: &LoraShape) -> Result<Self, AdapterError> {
-        Self::parse_for(first, file_size, &TensorList::of(shape)?)
-    }
-
-    /// [`Layout::parse`] for a shape whose tensors are already known.
-    pub fn parse_for(first: &[u8], file_size: u64, tensors: &TensorList) -> Result<Self, AdapterError> {
+    pub fn parse(first: &[u8], file_size: u64, tensors: &TensorList) -> Result<Self, AdapterError> {
         let (entries, data_start) = read_header(first, file_size)?;
         let mut found =
             entries.iter().map(|(name, entry)| match_entry(tensors, name, entry)).collect::<Result<Vec<Found>, AdapterError>>()?;
@@ -110,10 +105,10 @@ fn match_entry<'a>(tensors: &'a TensorList, name: &str, entry: &Entry) -> Result
     let (index, tensor) = known.ok_or_else(|| AdapterError::UnknownTensor { name: shown(name) })?;
     let dtype =
         Dtype::named(&entry.dtype).ok_or_else(|| AdapterError::Dtype { tensor: tensor.name.clone(), found: shown(&entry.dtype) })?;
-    if entry.shape != tensor.dims() {
+    if entry.shape != tensor.dims {
         // Strangers may list many dimensions; a few show the mistake.
         let found = entry.shape.iter().copied().take(8).collect();
-        return Err(AdapterError::Shaped { tensor: tensor.name.clone(), expected: tensor.dims(), found });
+        return Err(AdapterError::Shaped { tensor: tensor.name.clone(), expected: tensor.dims.clone(), found });
     }
     let [begin, end] = entry.data_offsets;
     let expected = tensor.elements().saturating_mul(dtype.bytes() as u64);

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::float_arithmetic, clippy::panic)]
 
 use super::header::HEADER_BYTES_MAX;
-use super::shape::{ALPHA_MAX, DIMENSION_MAX, MODULES_MAX, NAME_BYTES_MAX, RANK_MAX};
+use super::shape::{ALPHA_MAX, DIMENSION_MAX, MODULES_MAX, NAME_BYTES_MAX, RANK_MAX, SAVED_MAX};
 use super::*;
 
 fn module(name: &str, inputs: u64, outputs: u64) -> Module {
@@ -10,13 +10,16 @@ fn module(name: &str, inputs: u64, outputs: u64) -> Module {
 
 /// Two modules, four tensors, 42 elements; `b.10` sorts before `b.2`.
 pub(crate) fn small_shape() -> LoraShape {
-    LoraShape { rank: 2, alpha: 4, seed: [7; 32], modules: vec![module("b.2", 3, 5), module("b.10", 4, 9)] }
+    LoraShape::new(2, 4, [7; 32], vec![module("b.2", 3, 5), module("b.10", 4, 9)])
 }
 
-/// A canonical file of a shape, its data given by element.
-pub(crate) fn file_of(shape: &LoraShape, dtype: Dtype, mut element: impl FnMut(usize) -> Vec<u8>) -> Vec<u8> {
-    let tensors = TensorList::of(shape).unwrap();
-    let mut file = canonical_header(&tensors, dtype);
+pub(crate) fn small_tensors() -> TensorList {
+    small_shape().tensors().unwrap()
+}
+
+/// A canonical file, its data given by element.
+pub(crate) fn file_of(tensors: &TensorList, dtype: Dtype, mut element: impl FnMut(usize) -> Vec<u8>) -> Vec<u8> {
+    let mut file = canonical_header(tensors, dtype);
     for index in 0..tensors.elements() as usize {
         file.extend(element(index));
     }
@@ -24,7 +27,7 @@ pub(crate) fn file_of(shape: &LoraShape, dtype: Dtype, mut element: impl FnMut(u
 }
 
 fn good_file() -> Vec<u8> {
-    file_of(&small_shape(), Dtype::F32, |index| (index as f32 / 8.0 - 2.0).to_le_bytes().to_vec())
+    file_of(&small_tensors(), Dtype::F32, |index| (index as f32 / 8.0 - 2.0).to_le_bytes().to_vec())
 }
 
 fn with_header(json: &str, data: usize) -> Vec<u8> {
@@ -51,10 +54,14 @@ const B10_B: &str = "base_model.model.b.10.lora_B.weight";
 
 #[test]
 fn the_tensors_of_a_shape_are_sorted_by_name() {
-    let tensors = TensorList::of(&small_shape()).unwrap();
-    let listed: Vec<_> = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.dims())).collect();
-    let expected =
-        [(B10_A, [2, 4]), (B10_B, [9, 2]), ("base_model.model.b.2.lora_A.weight", [2, 3]), ("base_model.model.b.2.lora_B.weight", [5, 2])];
+    let tensors = small_tensors();
+    let listed: Vec<_> = tensors.iter().map(|tensor| (tensor.name.as_str(), &tensor.dims[..])).collect();
+    let expected: [(&str, &[u64]); 4] = [
+        (B10_A, &[2, 4]),
+        (B10_B, &[9, 2]),
+        ("base_model.model.b.2.lora_A.weight", &[2, 3]),
+        ("base_model.model.b.2.lora_B.weight", &[5, 2]),
+    ];
     assert_eq!(listed, expected);
     assert_eq!(tensors.elements(), 42);
     assert_eq!(tensors.position(B10_B), Some(1));
@@ -63,18 +70,18 @@ fn the_tensors_of_a_shape_are_sorted_by_name() {
 #[test]
 fn a_good_file_is_accepted_in_every_dtype_and_order() {
     for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
-        let file = file_of(&small_shape(), dtype, |_| vec![0; dtype.bytes()]);
-        let layout = check(&file, &small_shape()).unwrap();
+        let file = file_of(&small_tensors(), dtype, |_| vec![0; dtype.bytes()]);
+        let layout = check(&file, &small_tensors()).unwrap();
         assert!(layout.placed().iter().map(|placed| placed.tensor).eq(0..4));
         assert_eq!((layout.file_size(), layout.data_of(&file).len()), (file.len() as u64, 42 * dtype.bytes()));
-        assert!(file.len() as u64 <= small_shape().file_bytes_max());
+        assert!(file.len() as u64 <= small_tensors().file_bytes_max());
     }
     // Mixed dtypes, the data in another order than the names, no metadata, no padding.
     let json = r#"{"base_model.model.b.10.lora_B.weight":{"shape":[9,2],"data_offsets":[64,100],"dtype":"BF16"},
         "base_model.model.b.2.lora_A.weight":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]},
         "base_model.model.b.10.lora_A.weight":{"dtype":"F32","shape":[2,4],"data_offsets":[32,64]},
         "base_model.model.b.2.lora_B.weight":{"dtype":"F16","shape":[5,2],"data_offsets":[12,32]}}"#;
-    let layout = check(&with_header(json, 100), &small_shape()).unwrap();
+    let layout = check(&with_header(json, 100), &small_tensors()).unwrap();
     let placed: Vec<_> = layout.placed().iter().map(|placed| (placed.tensor, placed.dtype, placed.elements)).collect();
     assert_eq!(placed, [(2, Dtype::F16, 6), (3, Dtype::F16, 10), (0, Dtype::F32, 8), (1, Dtype::Bf16, 18)]);
 }
@@ -82,7 +89,7 @@ fn a_good_file_is_accepted_in_every_dtype_and_order() {
 /// Each kind of damage, the error it must give, and the sentence it must read as.
 #[test]
 fn every_hostile_file_is_refused_with_its_facts() {
-    let syntax = |file: Vec<u8>, part: &str| match check(&file, &small_shape()) {
+    let syntax = |file: Vec<u8>, part: &str| match check(&file, &small_tensors()) {
         Err(AdapterError::HeaderSyntax { reason }) => assert!(reason.contains(part), "{reason}"),
         other => panic!("{part}: {other:?}"),
     };
@@ -91,7 +98,7 @@ fn every_hostile_file_is_refused_with_its_facts() {
     let data = 42 * 4;
     let a = B10_A.to_owned();
     let refused = |file: &[u8], error: AdapterError, sentence: &str| {
-        assert_eq!(check(file, &small_shape()), Err(error.clone()));
+        assert_eq!(check(file, &small_tensors()), Err(error.clone()));
         assert_eq!(error.to_string(), sentence);
     };
 
@@ -115,7 +122,10 @@ fn every_hostile_file_is_refused_with_its_facts() {
         AdapterError::HeaderTruncated { expected: header_end, found: 100 },
         &format!("the header needs {header_end} bytes, but only 100 are there"),
     );
-    assert_eq!(Layout::parse(&good[..100], size, &small_shape()), Err(AdapterError::HeaderTruncated { expected: header_end, found: 100 }));
+    assert_eq!(
+        Layout::parse(&good[..100], size, &small_tensors()),
+        Err(AdapterError::HeaderTruncated { expected: header_end, found: 100 })
+    );
 
     syntax(with_header("", 0), "opening brace");
     syntax(with_header(" {}", 0), "opening brace");
@@ -152,12 +162,12 @@ fn every_hostile_file_is_refused_with_its_facts() {
         "the tensor \"base_model.model.b.11.lora_A.weight\" is not part of the round's adapter shape",
     );
     // What a stranger writes is shown escaped and cut.
-    let shown = check(&edited(B10_A, &format!("\\u001b[2J{}", "x".repeat(9999))), &small_shape()).unwrap_err().to_string();
+    let shown = check(&edited(B10_A, &format!("\\u001b[2J{}", "x".repeat(9999))), &small_tensors()).unwrap_err().to_string();
     assert!(shown.contains("\\u{1b}[2Jx") && shown.len() < 300, "{shown}");
     let extra = format!("\"extra\":{{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[{data},{}]}},\"{B10_A}\"", data + 4);
     let mut file = edited(&format!("\"{B10_A}\""), &extra);
     file.extend([0; 4]);
-    assert_eq!(check(&file, &small_shape()), Err(AdapterError::UnknownTensor { name: "extra".into() }));
+    assert_eq!(check(&file, &small_tensors()), Err(AdapterError::UnknownTensor { name: "extra".into() }));
     let entry = format!("\"{B10_A}\":{{\"dtype\":\"F32\",\"shape\":[2,4],\"data_offsets\":[0,32]}},");
     refused(
         &edited(&entry, ""),
@@ -166,8 +176,8 @@ fn every_hostile_file_is_refused_with_its_facts() {
     );
     let last = "base_model.model.b.2.lora_B.weight";
     let entry = format!(",\"{last}\":{{\"dtype\":\"F32\",\"shape\":[5,2],\"data_offsets\":[128,168]}}");
-    assert_eq!(check(&edited(&entry, ""), &small_shape()), Err(AdapterError::MissingTensor { tensor: last.into() }));
-    assert_eq!(check(&with_header("{}", 0), &small_shape()), Err(AdapterError::MissingTensor { tensor: a.clone() }));
+    assert_eq!(check(&edited(&entry, ""), &small_tensors()), Err(AdapterError::MissingTensor { tensor: last.into() }));
+    assert_eq!(check(&with_header("{}", 0), &small_tensors()), Err(AdapterError::MissingTensor { tensor: a.clone() }));
     refused(
         &edited("\"F32\"", "\"F64\""),
         AdapterError::Dtype { tensor: a.clone(), found: "F64".into() },
@@ -175,11 +185,14 @@ fn every_hostile_file_is_refused_with_its_facts() {
     );
     refused(
         &edited("[2,4]", "[4,2]"),
-        AdapterError::Shaped { tensor: a.clone(), expected: [2, 4], found: vec![4, 2] },
+        AdapterError::Shaped { tensor: a.clone(), expected: vec![2, 4], found: vec![4, 2] },
         "the tensor base_model.model.b.10.lora_A.weight has shape [4, 2], but the round's adapter shape needs [2, 4]",
     );
     for (text, found) in [("[8]", vec![8]), ("[]", vec![]), ("[2,4,1]", vec![2, 4, 1]), ("[0,0,0,0,0,0,0,0,0,0]", vec![0; 8])] {
-        assert_eq!(check(&edited("[2,4]", text), &small_shape()), Err(AdapterError::Shaped { tensor: a.clone(), expected: [2, 4], found }));
+        assert_eq!(
+            check(&edited("[2,4]", text), &small_tensors()),
+            Err(AdapterError::Shaped { tensor: a.clone(), expected: vec![2, 4], found })
+        );
     }
     refused(
         &edited("[0,32]", "[0,36]"),
@@ -189,7 +202,7 @@ fn every_hostile_file_is_refused_with_its_facts() {
     let whole = i128::from(u64::MAX);
     for (text, found) in [("[32,0]", -32), ("[0,18446744073709551615]", whole), ("[18446744073709551615,0]", -whole)] {
         let error = AdapterError::Extent { tensor: a.clone(), dtype: Dtype::F32, expected: 32, found };
-        assert_eq!(check(&edited("[0,32]", text), &small_shape()), Err(error));
+        assert_eq!(check(&edited("[0,32]", text), &small_tensors()), Err(error));
     }
     // Overlap, hole before the first, hole between.
     refused(
@@ -198,15 +211,15 @@ fn every_hostile_file_is_refused_with_its_facts() {
         "the tensor base_model.model.b.10.lora_B.weight begins at byte 28 of the data, but the one before it ends at 32",
     );
     assert_eq!(
-        check(&edited("[32,104]", "[0,72]"), &small_shape()),
+        check(&edited("[32,104]", "[0,72]"), &small_tensors()),
         Err(AdapterError::Placement { tensor: B10_B.into(), expected: 32, found: 0 })
     );
     assert_eq!(
-        check(&edited("[0,32]", "[1,33]"), &small_shape()),
+        check(&edited("[0,32]", "[1,33]"), &small_tensors()),
         Err(AdapterError::Placement { tensor: a.clone(), expected: 0, found: 1 })
     );
     assert_eq!(
-        check(&edited("[128,168]", "[18446744073709551575,18446744073709551615]"), &small_shape()),
+        check(&edited("[128,168]", "[18446744073709551575,18446744073709551615]"), &small_tensors()),
         Err(AdapterError::Placement { tensor: last.into(), expected: 128, found: 18_446_744_073_709_551_575 })
     );
     let mut long = good.clone();
@@ -217,10 +230,7 @@ fn every_hostile_file_is_refused_with_its_facts() {
         &format!("the file is {} bytes long, but its header describes {size}", size + 1),
     );
     let short = &good[..good.len() - 1];
-    assert_eq!(check(short, &small_shape()), Err(AdapterError::Size { expected: size, found: size - 1 }));
-    let mut bad = small_shape();
-    bad.rank = 0;
-    assert_eq!(check(&good, &bad), Err(AdapterError::Shape(ShapeError::Rank { found: 0 })));
+    assert_eq!(check(short, &small_tensors()), Err(AdapterError::Size { expected: size, found: size - 1 }));
 }
 
 #[test]
@@ -229,12 +239,12 @@ fn every_unfit_value_is_refused_with_its_place() {
     let tensor = "base_model.model.b.2.lora_A.weight".to_owned();
     let unfit = |dtype: Dtype, bytes: Vec<u8>| {
         let zero = vec![0; dtype.bytes()];
-        let file = file_of(&small_shape(), dtype, |index| if index == 29 { bytes.clone() } else { zero.clone() });
+        let file = file_of(&small_tensors(), dtype, |index| if index == 29 { bytes.clone() } else { zero.clone() });
         // The same answer in one piece and byte by byte.
-        let layout = Layout::parse(&file, file.len() as u64, &small_shape()).unwrap();
+        let layout = Layout::parse(&file, file.len() as u64, &small_tensors()).unwrap();
         let mut scan = layout.scan();
         let by_byte = layout.data_of(&file).iter().try_for_each(|byte| scan.push(&[*byte]));
-        assert_eq!(by_byte, check(&file, &small_shape()).map(|_| ()));
+        assert_eq!(by_byte, check(&file, &small_tensors()).map(|_| ()));
         // No further data makes up for it.
         let mut at_once = layout.scan();
         at_once.push(layout.data_of(&file)).unwrap_err();
@@ -265,14 +275,14 @@ fn every_unfit_value_is_refused_with_its_place() {
     assert_eq!(single(16.0f32.next_up()), large(16.0f32.next_up()));
     assert_eq!(unfit(Dtype::Bf16, vec![0x81, 0x41]), large(16.125));
     assert_eq!(unfit(Dtype::F16, vec![0x01, 0x4c]), large(16.015_625));
-    let edge = file_of(&small_shape(), Dtype::F32, |index| if index % 2 == 0 { 16.0f32 } else { -16.0 }.to_le_bytes().to_vec());
-    check(&edge, &small_shape()).unwrap();
+    let edge = file_of(&small_tensors(), Dtype::F32, |index| if index % 2 == 0 { 16.0f32 } else { -16.0 }.to_le_bytes().to_vec());
+    check(&edge, &small_tensors()).unwrap();
 }
 
 #[test]
 fn a_scan_of_too_little_or_too_much_data_fails() {
     let file = good_file();
-    let layout = Layout::parse(&file, file.len() as u64, &small_shape()).unwrap();
+    let layout = Layout::parse(&file, file.len() as u64, &small_tensors()).unwrap();
     let data = layout.data_of(&file);
     let size = file.len() as u64;
     let mut scan = layout.scan();
@@ -288,8 +298,8 @@ fn every_shape_outside_its_limits_is_refused() {
     let refused = |error: ShapeError, change: fn(&mut LoraShape)| {
         let mut shape = small_shape();
         change(&mut shape);
-        assert_eq!(shape.check(), Err(error.clone()));
-        assert_eq!(TensorList::of(&shape), Err(error));
+        assert_eq!(shape.tensors(), Err(error.clone()));
+        assert_eq!(shape.check(), Err(error));
     };
     small_shape().check().unwrap();
     refused(ShapeError::Rank { found: 0 }, |shape| shape.rank = 0);
@@ -313,19 +323,17 @@ fn every_shape_outside_its_limits_is_refused() {
 #[test]
 fn every_header_we_write_is_one_we_read() {
     let name = |index: usize| format!("{index:0width$}", width = NAME_BYTES_MAX);
-    let largest = LoraShape {
-        rank: RANK_MAX,
-        alpha: 1,
-        seed: [0; 32],
-        modules: (0..MODULES_MAX).map(|index| module(&name(index), 512, 512)).collect(),
-    };
-    assert_eq!(TensorList::of(&largest).unwrap().elements(), 1 << 31);
+    let modules = (0..MODULES_MAX).map(|index| module(&name(index), 512, 512)).collect();
+    let mut largest = LoraShape::new(RANK_MAX, 1, [0; 32], modules);
+    assert_eq!(largest.tensors().unwrap().elements(), 1 << 31);
+    largest.modules[0].inputs = 64;
+    largest.saved = (MODULES_MAX..MODULES_MAX + SAVED_MAX).map(|index| Tensor::new(name(index), [1, 1, 1, 1])).collect();
     for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
-        let tensors = TensorList::of(&largest).unwrap();
+        let tensors = largest.tensors().unwrap();
         let header = canonical_header(&tensors, dtype);
         assert!(header.len() as u64 <= HEADER_BYTES_MAX && header.len().is_multiple_of(8), "{}", header.len());
         let size = header.len() as u64 + tensors.elements() * dtype.bytes() as u64;
-        assert_eq!(Layout::parse_for(&header, size, &tensors).unwrap().placed().len(), 2 * MODULES_MAX);
+        assert_eq!(Layout::parse(&header, size, &tensors).unwrap().placed().len(), 2 * MODULES_MAX + SAVED_MAX);
     }
 }
 
@@ -352,7 +360,7 @@ fn files_written_by_peft_are_canonical() {
             [named("self_attn.q", 32, 32), named("self_attn.k", 32, 16), named("self_attn.v", 32, 16), named("self_attn.o", 32, 32)];
         attention.into_iter().chain([named("mlp.gate", 32, 80), named("mlp.up", 32, 80), named("mlp.down", 80, 32)])
     };
-    let shape = LoraShape { rank: 4, alpha: 8, seed: [0; 32], modules: (0..2).flat_map(layer).collect() };
-    let layout = check(&file, &shape).unwrap();
+    let shape = LoraShape::new(4, 8, [0; 32], (0..2).flat_map(layer).collect());
+    let layout = check(&file, &shape.tensors().unwrap()).unwrap();
     assert!(canonical_header(layout.tensors(), Dtype::F32) == file[..layout.data_start() as usize]);
 }

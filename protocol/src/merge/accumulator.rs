@@ -2,7 +2,7 @@
 
 use super::TOTAL_WEIGHT_LIMIT;
 use super::error::MergeError;
-use crate::adapter::{Cursor, Layout, LoraShape, RUN_ELEMENTS_MAX, TensorList, check_largest};
+use crate::adapter::{Cursor, Layout, RUN_ELEMENTS_MAX, TensorList, check_largest};
 use crate::number::dispatch::{Lanes, fold, unfold};
 
 /// Whether an adapter enters the mean or leaves it.
@@ -12,7 +12,7 @@ pub enum Direction {
     Retract,
 }
 
-/// The running sums of a merge: eight bytes per element of the shape, whatever the number of adapters.
+/// The running sums of a merge: eight bytes per element, whatever the number of adapters.
 #[derive(Debug, Clone)]
 pub struct Accumulator {
     tensors: TensorList,
@@ -26,9 +26,9 @@ pub struct Accumulator {
 }
 
 impl Accumulator {
-    /// The merge of no adapters. Allocates eight bytes per element of the shape.
-    pub fn new(shape: &LoraShape) -> Result<Self, MergeError> {
-        Ok(Self::with_lanes(TensorList::of(shape)?, Lanes::widest()))
+    /// The merge of no adapters. Allocates eight bytes per element.
+    pub fn new(tensors: &TensorList) -> Self {
+        Self::with_lanes(tensors.clone(), Lanes::widest())
     }
 
     /// As [`Accumulator::new`], folding with given lanes: any give the same sums.
@@ -39,7 +39,7 @@ impl Accumulator {
         Self { tensors, sums, members: 0, total_weight: 0, torn: false, lanes }
     }
 
-    /// The tensors of the merged adapter, in the order of its file.
+    /// The tensors that are averaged, in the order of a file.
     pub fn tensors(&self) -> &TensorList {
         &self.tensors
     }
@@ -66,7 +66,7 @@ impl Accumulator {
     }
 
     fn fold_file(&mut self, file: &[u8], weight: u64, direction: Direction) -> Result<(), MergeError> {
-        let layout = Layout::parse_for(file, file.len() as u64, &self.tensors)?;
+        let layout = Layout::parse(file, file.len() as u64, &self.tensors)?;
         let data = layout.data_of(file);
         let mut scan = layout.scan();
         scan.push(data)?;

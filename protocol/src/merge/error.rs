@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use super::TOTAL_WEIGHT_LIMIT;
-use crate::adapter::{AdapterError, ShapeError};
+use crate::adapter::AdapterError;
 
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum MergeError {
@@ -23,10 +23,4 @@ pub enum MergeError {
     Empty,
     #[error("an adapter was only half folded in, so this merge must be started anew")]
     Torn,
-}
-
-impl From<ShapeError> for MergeError {
-    fn from(error: ShapeError) -> Self {
-        Self::Adapter(error.into())
-    }
 }

@@ -1,34 +1,59 @@
-//! The merged adapter: the means of the running sums, as the bytes of one canonical safetensors file.
+//! The merged adapter: the means of the running sums, as the bytes of one canonical safetensors file, with what every
+//! member draws from the round's seed in its place.
 
 use super::accumulator::Accumulator;
 use super::error::MergeError;
-use crate::adapter::{Dtype, canonical_header};
+use crate::adapter::{Dtype, MergedFile, Source, canonical_header};
 use crate::number::dispatch::finalise;
 
 /// Sums that become bytes at a time: 64 KiB of file.
 const PIECE_ELEMENTS: usize = 16_384;
 
 impl Accumulator {
-    /// The merged adapter's file: `f32`, sorted names, and nothing that depends on anything but the sums and the total
+    /// The file of the means alone: `f32`, sorted names, and nothing that depends on anything but the sums and the total
     /// weight.
     pub fn finalise(&self) -> Result<Vec<u8>, MergeError> {
+        self.finalise_as(&MergedFile::of_means(self.tensors().clone()))
+    }
+
+    /// A round's merged file.
+    pub fn finalise_as(&self, merged: &MergedFile) -> Result<Vec<u8>, MergeError> {
         let mut file = Vec::new();
-        self.finalise_to(|piece| {
+        self.finalise_to(merged, |piece| {
             file.extend_from_slice(piece);
             Ok::<(), MergeError>(())
         })?;
         Ok(file)
     }
 
-    /// As [`Accumulator::finalise`], in pieces of bounded size, in order. Stops at the first error of `sink`.
-    pub fn finalise_to<E: From<MergeError>>(&self, mut sink: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    /// As [`Accumulator::finalise_as`], in pieces of bounded size, in order. Stops at the first error of `sink`.
+    pub fn finalise_to<E: From<MergeError>>(&self, merged: &MergedFile, mut sink: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let sums = self.complete_sums()?;
-        sink(&canonical_header(self.tensors(), Dtype::F32))?;
+        if merged.sent() != self.tensors() {
+            return Err(MergeError::OtherShape.into());
+        }
+        sink(&canonical_header(merged.tensors(), Dtype::F32))?;
         let mut piece = [[0u8; 4]; PIECE_ELEMENTS];
-        for sums in sums.iter().flat_map(|sums| sums.chunks(PIECE_ELEMENTS)) {
-            let bytes = piece.get_mut(..sums.len()).unwrap_or_default().as_flattened_mut();
-            finalise(self.lanes(), sums, self.total_weight(), bytes);
-            sink(bytes)?;
+        for source in merged.sources() {
+            match source {
+                Source::Mean(index) => {
+                    for sums in sums.get(*index).into_iter().flat_map(|sums| sums.chunks(PIECE_ELEMENTS)) {
+                        let bytes = piece.get_mut(..sums.len()).unwrap_or_default().as_flattened_mut();
+                        finalise(self.lanes(), sums, self.total_weight(), bytes);
+                        sink(bytes)?;
+                    }
+                }
+                Source::Drawn(drawn) => {
+                    let mut values = drawn.values();
+                    loop {
+                        let drawn = piece.iter_mut().zip(values.by_ref()).map(|(bytes, value)| *bytes = value.to_le_bytes()).count();
+                        if drawn == 0 {
+                            break;
+                        }
+                        sink(piece.get(..drawn).unwrap_or_default().as_flattened())?;
+                    }
+                }
+            }
         }
         Ok(())
     }

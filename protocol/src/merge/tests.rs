@@ -6,8 +6,8 @@ mod reference;
 use serde::Deserialize;
 
 use super::*;
-use crate::adapter::tests::{file_of, small_shape};
-use crate::adapter::{AdapterError, Dtype, Layout, LoraShape, Module, TensorList};
+use crate::adapter::tests::{file_of, small_shape, small_tensors};
+use crate::adapter::{AdapterError, Dtype, Layout, LoraShape, MergedFile, Module};
 use crate::hash::{ContentHash, decode_hex};
 use crate::number::{quantise, seeded_uniform, unfit, widened};
 
@@ -57,7 +57,7 @@ pub(super) fn any_element(draw: &mut Draw, dtype: Dtype) -> Vec<u8> {
 
 pub(super) fn any_file(seed: u64, dtype: Dtype) -> Vec<u8> {
     let mut draw = Draw(seed);
-    file_of(&small_shape(), dtype, |_| any_element(&mut draw, dtype))
+    file_of(&small_tensors(), dtype, |_| any_element(&mut draw, dtype))
 }
 
 pub(super) const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
@@ -86,7 +86,7 @@ fn every_merge_vector_agrees() {
     let vectors: Vectors = serde_json::from_str(include_str!("../../vectors/merge.json")).unwrap();
     assert!(vectors.merges.len() >= 4);
     for Vector { adapters, merged, hash } in vectors.merges {
-        let mut accumulator = Accumulator::new(&vectors.shape).unwrap();
+        let mut accumulator = Accumulator::new(&vectors.shape.tensors().unwrap());
         for Weighted { weight, file } in adapters {
             accumulator.add(&decode_hex(&file).unwrap(), weight).unwrap();
         }
@@ -100,13 +100,13 @@ fn every_merge_vector_agrees() {
 #[test]
 fn a_larger_merge_has_the_golden_hash() {
     let module = |name: &str, inputs, outputs| Module { name: name.to_owned(), inputs, outputs };
-    let shape = LoraShape { rank: 8, alpha: 16, seed: [5; 32], modules: vec![module("q", 16_384, 8_192), module("v", 10_000, 2_925)] };
-    let tensors = TensorList::of(&shape).unwrap();
-    let mut accumulator = Accumulator::new(&shape).unwrap();
+    let shape = LoraShape::new(8, 16, [5; 32], vec![module("q", 16_384, 8_192), module("v", 10_000, 2_925)]);
+    let tensors = shape.tensors().unwrap();
+    let mut accumulator = Accumulator::new(&tensors);
     for (member, dtype) in [Dtype::F32, Dtype::Bf16, Dtype::F32, Dtype::F16, Dtype::F32].into_iter().enumerate() {
         let count = tensors.elements() as usize;
         let mut values = seeded_uniform(&[member as u8; 32], "golden", count, 1);
-        let file = file_of(&shape, dtype, |_| {
+        let file = file_of(&tensors, dtype, |_| {
             let value = values.next().unwrap() * 15.0;
             match dtype {
                 Dtype::F32 => value.to_le_bytes().to_vec(),
@@ -128,7 +128,7 @@ fn one_adapter_at_any_weight_is_its_values_on_the_grid() {
     for weight in [1, 2, 3, 7, 999, 1 << 20, 123_456_789, (1 << 31) - 1] {
         for dtype in DTYPES {
             let file = any_file(weight, dtype);
-            let mut accumulator = Accumulator::new(&small_shape()).unwrap();
+            let mut accumulator = Accumulator::new(&small_tensors());
             accumulator.add(&file, weight).unwrap();
             let data = file.len() - 42 * dtype.bytes();
             let on_grid = widened(dtype, &file[data..]).map(|x| ((quantise(x) as f64) / (1 << 28) as f64) as f32);
@@ -141,17 +141,17 @@ fn one_adapter_at_any_weight_is_its_values_on_the_grid() {
 
 #[test]
 fn a_merged_adapter_is_an_adapter_of_the_same_shape() {
-    let mut accumulator = Accumulator::new(&small_shape()).unwrap();
+    let mut accumulator = Accumulator::new(&small_tensors());
     accumulator.add(&any_file(1, Dtype::F32), 3).unwrap();
     accumulator.add(&any_file(2, Dtype::F16), 4).unwrap();
     let merged = accumulator.finalise().unwrap();
-    let mut again = Accumulator::new(&small_shape()).unwrap();
+    let mut again = Accumulator::new(&small_tensors());
     again.add(&merged, 77).unwrap();
     assert_eq!(again.members(), 1);
     // The pieces of the stream are the file.
     let mut pieces = Vec::new();
     accumulator
-        .finalise_to(|piece| {
+        .finalise_to(&MergedFile::of_means(small_tensors()), |piece| {
             pieces.push(piece.to_vec());
             Ok::<(), MergeError>(())
         })
@@ -159,7 +159,7 @@ fn a_merged_adapter_is_an_adapter_of_the_same_shape() {
     assert_eq!(pieces.concat(), merged);
     // A sink's error stops the stream and comes back.
     let mut calls = 0;
-    let stopped = accumulator.finalise_to(|_| {
+    let stopped = accumulator.finalise_to(&MergedFile::of_means(small_tensors()), |_| {
         calls += 1;
         Err(MergeError::ZeroWeight)
     });
@@ -174,7 +174,7 @@ fn refused<T>(outcome: Result<T, MergeError>) -> (MergeError, String) {
 
 #[test]
 fn every_refusal_says_why_and_changes_nothing() {
-    let mut accumulator = Accumulator::new(&small_shape()).unwrap();
+    let mut accumulator = Accumulator::new(&small_tensors());
     let [one, two] = [any_file(1, Dtype::F32), any_file(2, Dtype::Bf16)];
     assert_eq!(refused(accumulator.finalise()), (MergeError::Empty, "there is no adapter to merge".into()));
     accumulator.add(&one, 5).unwrap();
@@ -200,6 +200,7 @@ fn every_refusal_says_why_and_changes_nothing() {
     assert_eq!(accumulator.add(&two[..two.len() - 1], 1), Err(MergeError::Adapter(AdapterError::Size { expected, found })));
     let mut wider = small_shape();
     wider.rank = 3;
+    let wider = wider.tensors().unwrap();
     let other = crate::adapter::check(&file_of(&wider, Dtype::F32, |_| vec![0; 4]), &wider).unwrap();
     let sentence = "the adapter was checked against another shape than that of this merge";
     assert_eq!(refused(accumulator.begin(&other, 1, Direction::Add)), (MergeError::OtherShape, sentence.into()));
@@ -214,7 +215,7 @@ fn every_refusal_says_why_and_changes_nothing() {
     // An unscanned file that turns out unfit half-way, or stops early, tears the merge, which then refuses all.
     for torn in [&poisoned[..], &two[..two.len() - 3]] {
         let mut accumulator = before.clone();
-        let layout = Layout::parse(&poisoned, poisoned.len() as u64, &small_shape()).unwrap();
+        let layout = Layout::parse(&poisoned, poisoned.len() as u64, &small_tensors()).unwrap();
         let data = layout.data_start() as usize;
         let mut fold = accumulator.begin(&layout, 1, Direction::Add).unwrap();
         let pushed = fold.push(&torn[data..]);
@@ -225,7 +226,7 @@ fn every_refusal_says_why_and_changes_nothing() {
     }
     // One that was begun and never fed does not.
     let mut accumulator = before.clone();
-    let layout = crate::adapter::check(&two, &small_shape()).unwrap();
+    let layout = crate::adapter::check(&two, &small_tensors()).unwrap();
     drop(accumulator.begin(&layout, 1, Direction::Add).unwrap());
     assert_eq!(accumulator.finalise().unwrap(), merged);
 }
@@ -242,8 +243,8 @@ fn weights_fit_below_the_limit_only() {
 fn the_largest_sums_do_not_overflow() {
     let half = (TOTAL_WEIGHT_LIMIT - 1) / 2;
     for end in [16.0f32, -16.0] {
-        let file = file_of(&small_shape(), Dtype::F32, |_| end.to_le_bytes().to_vec());
-        let mut accumulator = Accumulator::new(&small_shape()).unwrap();
+        let file = file_of(&small_tensors(), Dtype::F32, |_| end.to_le_bytes().to_vec());
+        let mut accumulator = Accumulator::new(&small_tensors());
         accumulator.add(&file, half).unwrap();
         accumulator.add(&file, half + 1).unwrap();
         let expected = i128::from(quantise(end)) * i128::from(TOTAL_WEIGHT_LIMIT - 1);

@@ -13,6 +13,7 @@ struct Vectors {
     quantise: Vec<Quantised>,
     finalise: Vec<Finalised>,
     seeded: Vec<Seeded>,
+    projection: Vec<Projected>,
 }
 
 #[derive(Deserialize)]
@@ -26,6 +27,14 @@ struct Finalised {
     sum: i64,
     weight: u64,
     bits: u32,
+}
+
+#[derive(Deserialize)]
+struct Projected {
+    seed: [u8; 32],
+    tensor: String,
+    rank: u64,
+    bits: Vec<u32>,
 }
 
 #[derive(Deserialize)]
@@ -50,6 +59,11 @@ fn every_number_vector_agrees() {
         let drawn: Vec<u32> = seeded_uniform(&seed, &tensor, bits.len(), inputs).map(f32::to_bits).collect();
         assert_eq!(drawn, bits, "{tensor} with {inputs} inputs");
     }
+    assert!(vectors.projection.len() >= 2);
+    for Projected { seed, tensor, rank, bits } in vectors.projection {
+        let drawn: Vec<u32> = seeded(&seed, &tensor, bits.len(), Spread::Projection { rank }).map(f32::to_bits).collect();
+        assert_eq!(drawn, bits, "{tensor} of rank {rank}");
+    }
 }
 
 /// A vector file that no test reads proves nothing: name each here and read it with `include_str!`.
@@ -58,7 +72,7 @@ fn every_vector_file_is_read() {
     let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/vectors")).unwrap();
     let names: BTreeSet<String> = folder.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     let mut unread: BTreeSet<&str> = names.iter().map(String::as_str).filter(|name| name.ends_with(".json")).collect();
-    let sources = [include_str!("tests.rs"), include_str!("../merge/tests.rs")].concat();
+    let sources = [include_str!("tests.rs"), include_str!("../merge/tests.rs"), include_str!("../round/tests.rs")].concat();
     unread.retain(|name| !sources.contains(&format!("vectors/{name}\"))")));
     assert!(unread.is_empty(), "vectors that no test reads: {unread:?}");
 }
@@ -157,4 +171,13 @@ fn the_common_start_is_uniform_and_inside_its_bound() {
     assert!(drawn.iter().zip(&other).filter(|(a, b)| a == b).count() < 10);
     // Asking for fewer gives the beginning of the same numbers.
     assert!(seeded_uniform(&[3; 32], "t", 301, 16).eq(drawn.into_iter().take(301)));
+}
+
+/// `E[P^T P] = I` for a matrix of `rank` rows.
+#[test]
+fn a_projection_has_the_variance_of_its_rank() {
+    let drawn: Vec<f32> = seeded(&[3; 32], "t", 100_000, Spread::Projection { rank: 8 }).collect();
+    assert!(drawn.iter().all(|x| f64::from(x.abs()) <= Spread::Projection { rank: 8 }.bound()));
+    let square = drawn.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 1e5;
+    assert!((square - 0.125).abs() < 1e-3, "mean square {square}");
 }

@@ -1,4 +1,4 @@
-//! Which examples go into which batch, drawn from a seed; and a batch's padded tokens and targets.
+//! Which examples go into which step, drawn from a seed; and a batch's tokens and targets.
 
 use blake3::OutputReader;
 
@@ -57,23 +57,66 @@ pub fn split_held_out<T>(items: Vec<T>, held_out: usize, seed: u64) -> (Vec<T>, 
     (kept.into_iter().map(|(item, _)| item).collect(), held.into_iter().map(|(item, _)| item).collect())
 }
 
-/// Batches taken together when lengths are grouped: enough to save padding, few enough to stay a shuffle.
+/// Batches taken together when lengths are grouped: few enough to stay a shuffle.
 const GROUP_BATCHES: usize = 8;
 
-/// The batches of one epoch, as indices: shuffled, then sorted by length within groups of [`GROUP_BATCHES`] batches, then
-/// the batches shuffled. The last batch may be smaller.
-pub fn epoch_batches(lengths: &[usize], batch_size: usize, seed: u64, epoch: usize) -> Vec<Vec<usize>> {
-    let batch_size = batch_size.max(1);
-    let mut draw = Draw::new(seed, "epoch order", epoch as u64);
-    let mut order: Vec<usize> = (0..lengths.len()).collect();
-    draw.shuffle(&mut order);
-    for group in order.chunks_mut(batch_size * GROUP_BATCHES) {
-        // Stable, so that equal lengths keep their drawn order.
-        group.sort_by_key(|index| lengths[*index]);
+/// How an epoch is cut into batches, and batches put together into steps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchRule {
+    /// Examples of a batch.
+    pub batch_size: usize,
+    /// In place of `batch_size`: as many examples as have this many tokens together, and at least one.
+    pub batch_tokens: Option<usize>,
+    /// Batches of a step.
+    pub accumulate: usize,
+    /// Examples of one batch are of similar length: the work of a batch is then spread evenly over threads.
+    pub group_by_length: bool,
+}
+
+impl BatchRule {
+    /// Cuts `order` into runs of `batches` batches each.
+    fn cut(&self, order: &[usize], lengths: &[usize], batches: usize) -> Vec<Vec<usize>> {
+        let Some(tokens_max) = self.batch_tokens else {
+            return order.chunks(self.batch_size.max(1) * batches).map(<[usize]>::to_vec).collect();
+        };
+        let (mut runs, mut tokens): (Vec<Vec<usize>>, usize) = (Vec::new(), 0);
+        for index in order {
+            tokens = tokens.saturating_add(lengths[*index]);
+            match runs.last_mut() {
+                Some(run) if tokens <= tokens_max.saturating_mul(batches) => run.push(*index),
+                _ => {
+                    runs.push(vec![*index]);
+                    tokens = lengths[*index];
+                }
+            }
+        }
+        runs
     }
-    let mut batches: Vec<Vec<usize>> = order.chunks(batch_size).map(<[usize]>::to_vec).collect();
-    draw.shuffle(&mut batches);
-    batches
+
+    /// The steps of one epoch, as indices of examples: shuffled, sorted by length within groups of [`GROUP_BATCHES`]
+    /// batches if asked, then the batches shuffled. The last batch and the last step may be smaller.
+    pub fn epoch(&self, lengths: &[usize], seed: u64, epoch: usize) -> Vec<Vec<usize>> {
+        let mut draw = Draw::new(seed, "epoch order", epoch as u64);
+        let mut order: Vec<usize> = (0..lengths.len()).collect();
+        draw.shuffle(&mut order);
+        if self.group_by_length {
+            let mut groups = self.cut(&order, lengths, GROUP_BATCHES);
+            // Stable, so that equal lengths keep their drawn order.
+            groups.iter_mut().for_each(|group| group.sort_by_key(|index| lengths[*index]));
+            order = groups.concat();
+        }
+        let mut batches = self.cut(&order, lengths, 1);
+        draw.shuffle(&mut batches);
+        batches.chunks(self.accumulate.max(1)).map(<[Vec<usize>]>::concat).collect()
+    }
+
+    /// Steps of epoch `epoch`: without drawing the batches where their number does not depend on the draw.
+    pub fn steps(&self, lengths: &[usize], seed: u64, epoch: usize) -> usize {
+        match self.batch_tokens {
+            Some(_) => self.epoch(lengths, seed, epoch).len(),
+            None => lengths.len().div_ceil(self.batch_size.max(1)).div_ceil(self.accumulate.max(1)),
+        }
+    }
 }
 
 /// Lays examples one after the other and shifts their labels: position `i` predicts token `i + 1`. Nothing is padded, and no
@@ -107,16 +150,63 @@ pub fn batch(examples: &[&TokenizedExample]) -> TokenBatch {
 mod tests {
     use super::*;
 
+    fn rule() -> BatchRule {
+        BatchRule { batch_size: 8, batch_tokens: None, accumulate: 1, group_by_length: true }
+    }
+
     #[test]
     fn an_epoch_takes_every_example_once_and_depends_on_seed_and_epoch() {
         let lengths: Vec<usize> = (0..103).map(|i| i % 17).collect();
-        let plan = epoch_batches(&lengths, 8, 5, 0);
-        let mut all: Vec<usize> = plan.concat();
-        all.sort();
-        assert_eq!(all, (0..103).collect::<Vec<_>>());
-        assert_eq!(plan, epoch_batches(&lengths, 8, 5, 0));
-        assert_ne!(plan, epoch_batches(&lengths, 8, 5, 1));
-        assert_ne!(plan, epoch_batches(&lengths, 8, 6, 0));
+        for rule in [rule(), BatchRule { batch_tokens: Some(60), accumulate: 3, ..rule() }, BatchRule { group_by_length: false, ..rule() }]
+        {
+            let plan = rule.epoch(&lengths, 5, 0);
+            let mut all: Vec<usize> = plan.concat();
+            all.sort();
+            assert_eq!(all, (0..103).collect::<Vec<_>>(), "{rule:?}");
+            assert_eq!(plan, rule.epoch(&lengths, 5, 0));
+            assert_ne!(plan, rule.epoch(&lengths, 5, 1));
+            assert_ne!(plan, rule.epoch(&lengths, 6, 0));
+            assert_eq!(plan.len(), rule.steps(&lengths, 5, 0));
+        }
+    }
+
+    #[test]
+    fn a_step_takes_its_batches_together() {
+        let lengths = vec![5; 50];
+        let sizes = |rule: BatchRule| rule.epoch(&lengths, 1, 0).iter().map(Vec::len).collect::<Vec<_>>();
+        let mut plain = sizes(rule());
+        plain.sort();
+        assert_eq!(plain, [2, 8, 8, 8, 8, 8, 8]);
+        let together = sizes(BatchRule { accumulate: 3, ..rule() });
+        assert_eq!((together.len(), together.iter().sum::<usize>()), (3, 50), "7 batches, three at a time");
+        // The same examples in the same order, whatever is put together.
+        assert_eq!(rule().epoch(&lengths, 1, 0).concat(), BatchRule { accumulate: 3, ..rule() }.epoch(&lengths, 1, 0).concat());
+    }
+
+    #[test]
+    fn a_batch_of_tokens_is_as_full_as_it_can_be() {
+        let lengths: Vec<usize> = (0..200).map(|i| 1 + i * 7 % 40).chain([500]).collect();
+        let rule = BatchRule { batch_tokens: Some(100), ..rule() };
+        let batches = rule.epoch(&lengths, 3, 0);
+        let tokens = |batch: &Vec<usize>| batch.iter().map(|index| lengths[*index]).sum::<usize>();
+        assert!(batches.iter().all(|batch| tokens(batch) <= 100 || batch.len() == 1), "{batches:?}");
+        assert!(batches.iter().any(|batch| tokens(batch) == 500), "an example longer than the bound has a batch of its own");
+        let mean = lengths[..200].iter().sum::<usize>() / (batches.len() - 1);
+        assert!(mean > 75, "batches hold {mean} tokens of 100");
+    }
+
+    #[test]
+    fn grouping_puts_similar_lengths_together() {
+        let lengths: Vec<usize> = (0..512).map(|i| i * 37 % 101).collect();
+        let spread = |group_by_length| {
+            let batches = BatchRule { group_by_length, ..rule() }.epoch(&lengths, 1, 0);
+            let width = |batch: &Vec<usize>| {
+                let of = || batch.iter().map(|index| lengths[*index]);
+                of().max().unwrap() - of().min().unwrap()
+            };
+            batches.iter().map(width).sum::<usize>()
+        };
+        assert!(spread(true) * 4 < spread(false), "{} {}", spread(true), spread(false));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use mingle_protocol::hash::ContentHash;
 use super::ops::Lora;
 use super::transformer::Decoder;
 use super::weights::{Weights, to_bf16_safetensors};
-use super::{ModelConfig, ModelError, families};
+use super::{ModelConfig, ModelError, families, targets};
 use crate::files;
 
 /// A linear module that can carry LoRA.
@@ -120,9 +120,7 @@ impl BaseModel {
             }
             *place = tensor.clone();
         }
-        if decoder.config.tied {
-            decoder.head.parts[0].weight = decoder.embedding.tokens.clone();
-        }
+        decoder.tie();
         Ok(decoder)
     }
 
@@ -166,17 +164,7 @@ impl ModelConfig {
     /// # Errors
     /// A target that names nothing.
     pub fn modules(&self, targets: &[String]) -> Result<Vec<LinearModule>, ModelError> {
-        let all = self.all_modules();
-        let hit = |name: &str, target: &str| name == target || name.rsplit('.').next() == Some(target);
-        for target in targets {
-            if !all.iter().any(|module| hit(&module.name, target)) {
-                let mut known: Vec<&str> = all.iter().filter_map(|module| module.name.rsplit('.').next()).collect();
-                known.sort_unstable();
-                known.dedup();
-                return Err(ModelError::UnknownTarget { target: target.clone(), known: known.join(", ") });
-            }
-        }
-        Ok(all.into_iter().filter(|module| targets.iter().any(|target| hit(&module.name, target))).collect())
+        targets::select(&self.all_modules(), targets)
     }
 }
 

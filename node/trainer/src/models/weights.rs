@@ -35,6 +35,11 @@ struct Place {
 }
 
 impl Weights {
+    /// Whether every tensor is stored in f32.
+    pub fn are_f32(&self) -> bool {
+        self.places.values().all(|place| place.dtype == Dtype::F32)
+    }
+
     /// Opens the directory's weights: reads every header, no tensor.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let mut places = BTreeMap::new();
@@ -69,6 +74,11 @@ impl Weights {
     /// All tensor names, sorted by bytes.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
+    }
+
+    /// Numbers in all tensors together.
+    pub fn elements(&self) -> u64 {
+        self.places.values().map(|place| place.dims.iter().map(|dim| *dim as u64).product::<u64>()).sum()
     }
 
     /// The tensor under any of the names that files have had for it: with or without the model's prefix, and norms as the

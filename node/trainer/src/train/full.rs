@@ -1,13 +1,16 @@
-//! Training of every weight: how this repository pre-trains the small bases it ships.
+//! Training of every weight: of a base on data of one's own, and how this repository pre-trains the small bases it ships.
 
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::session::{Control, Losses, Outcome, Progress, Session, TrainData};
+use super::lora::Trained;
+use super::progress::{Control, Losses, Outcome, Progress, TrainData};
+use super::session::Session;
 use super::{TrainError, TrainSettings};
 use crate::data::batches::Draw;
-use crate::models::{Decoder, ModelConfig};
+use crate::models::{BaseModel, Decoder, ModelConfig, ModelError};
+use crate::peft::Difference;
 
 /// Standard deviation of a fresh model's matrices, as transformers begins.
 const INITIAL_DEVIATION: f64 = 0.02;
@@ -15,8 +18,8 @@ const INITIAL_DEVIATION: f64 = 0.02;
 /// A finished training of all weights; [`Decoder::save`] writes it as a Hugging Face directory.
 pub struct TrainedModel {
     pub losses: Losses,
-    /// Loss of each step's batch.
-    pub step_losses: Vec<f32>,
+    /// Loss of each step.
+    pub step_losses: Vec<f64>,
     /// Tokens fed over all steps, padding not counted.
     pub tokens: u64,
     pub seconds: f64,
@@ -47,8 +50,7 @@ pub fn train_full(
     checkpoint: Option<&Path>,
     progress: &mut dyn FnMut(&Progress) -> Control,
 ) -> Result<Outcome<TrainedModel>, TrainError> {
-    let session = Session { decoder, variables, data, settings, checkpoint };
-    Ok(match session.run(progress)? {
+    Ok(match Session::new(decoder, variables, data, settings, checkpoint).run(progress)? {
         Outcome::Finished(summary) => Outcome::Finished(TrainedModel {
             losses: summary.losses,
             step_losses: summary.steps,
@@ -57,4 +59,32 @@ pub fn train_full(
         }),
         Outcome::Stopped { step, steps } => Outcome::Stopped { step, steps },
     })
+}
+
+/// Trains every weight of `base`, from `start` where a round before left a difference, and gives the difference.
+///
+/// # Errors
+/// A difference of another base, and what any training refuses.
+pub fn train_difference(
+    base: &BaseModel,
+    data: TrainData,
+    settings: &TrainSettings,
+    start: Option<&Difference>,
+    checkpoint: Option<&Path>,
+    progress: &mut dyn FnMut(&Progress) -> Control,
+) -> Result<Outcome<Trained<Difference>>, TrainError> {
+    let (decoder, variables) = base.trainable()?;
+    if let Some(start) = start {
+        let mut begin = start.added_to(base)?;
+        for (name, variable) in &variables {
+            let value = begin.remove(name).ok_or_else(|| ModelError::AdapterHalf { name: name.clone() })?;
+            variable.set(&value)?;
+        }
+    }
+    let summary = match Session::new(&decoder, &variables, data, settings, checkpoint).run(progress)? {
+        Outcome::Finished(summary) => summary,
+        Outcome::Stopped { step, steps } => return Ok(Outcome::Stopped { step, steps }),
+    };
+    let weights: Vec<(String, Tensor)> = variables.into_iter().map(|(name, variable)| (name, variable.as_tensor().clone())).collect();
+    Ok(Outcome::Finished(Trained::new(Difference::between(base, &weights)?, summary, data)))
 }

@@ -8,42 +8,31 @@ use crate::models::ops;
 
 /// First and second moment of every variable, in f32, beside it on its device.
 pub struct Optimiser {
-    moments: Vec<[Tensor; 2]>,
+    pub moments: Vec<Moments>,
+}
+
+/// Of one variable.
+pub struct Moments {
+    pub first: Tensor,
+    pub second: Tensor,
+    /// Steps they have seen: early ones are corrected for having begun at zero.
+    pub steps: usize,
 }
 
 impl Optimiser {
     pub fn new(variables: &[(String, Var)]) -> Result<Self, TrainError> {
         let zeros = |variable: &Var| Tensor::zeros(variable.shape(), DType::F32, variable.device());
-        let both = |(_, variable): &(String, Var)| Ok([zeros(variable)?, zeros(variable)?]);
+        let both = |(_, variable): &(String, Var)| Ok(Moments { first: zeros(variable)?, second: zeros(variable)?, steps: 0 });
         Ok(Self { moments: variables.iter().map(both).collect::<candle_core::Result<_>>()? })
     }
 
-    /// The moments' values, for a checkpoint.
-    pub fn export(&self) -> Result<Vec<(Vec<f32>, Vec<f32>)>, TrainError> {
-        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
-        let both = |[m, v]: &[Tensor; 2]| Ok((values(m)?, values(v)?));
-        Ok(self.moments.iter().map(both).collect::<candle_core::Result<_>>()?)
-    }
-
-    /// Takes back what [`Optimiser::export`] gave, variable by variable.
-    pub fn import(&mut self, values: impl IntoIterator<Item = (Vec<f32>, Vec<f32>)>) -> Result<(), TrainError> {
-        for (moments, (m, v)) in self.moments.iter_mut().zip(values) {
-            for (moment, values) in moments.iter_mut().zip([m, v]) {
-                *moment = Tensor::from_vec(values, moment.shape(), moment.device())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// One step; `step` counts from 0. Norm weights and biases (one dimension) do not decay. Returns the gradient's norm
-    /// before clipping.
+    /// One step. Norm weights and biases (one dimension) do not decay. Returns the gradient's norm before clipping.
     pub fn step(
         &mut self,
         variables: &[(String, Var)],
         gradients: &[Tensor],
         settings: &TrainSettings,
-        step: usize,
-        steps: usize,
+        learning_rate: f64,
     ) -> Result<f64, TrainError> {
         let mut squares = 0.0;
         for gradient in gradients {
@@ -54,17 +43,18 @@ impl Optimiser {
             true => settings.clip_norm / norm,
             false => 1.0,
         };
-        for (((_, variable), [m, v]), gradient) in variables.iter().zip(&self.moments).zip(gradients) {
+        for (((_, variable), moments), gradient) in variables.iter().zip(&mut self.moments).zip(gradients) {
+            moments.steps += 1;
             let update = AdamW {
-                learning_rate: settings.learning_rate_at(step, steps),
+                learning_rate,
                 beta1: settings.beta1,
                 beta2: settings.beta2,
                 epsilon: settings.epsilon,
                 weight_decay: if variable.dims().len() > 1 { settings.weight_decay } else { 0.0 },
-                step: step + 1,
+                step: moments.steps,
                 gradient_scale,
             };
-            ops::adamw(variable, m, v, gradient, &update)?;
+            ops::adamw(variable, &moments.first, &moments.second, gradient, &update)?;
         }
         Ok(norm)
     }

@@ -1,5 +1,8 @@
 //! Training as a whole, on random bases of a few thousand parameters.
 
+mod methods;
+mod session;
+
 use std::path::Path;
 
 use candle_core::Device;
@@ -27,7 +30,7 @@ fn counting(count: usize) -> Vec<TokenizedExample> {
     let mut one = || {
         let (start, length) = (3 + draw.below(8) as u32, 4 + draw.below(12) as u32);
         let tokens: Vec<u32> = [1].into_iter().chain(start..start + length).chain([2]).collect();
-        TokenizedExample { learned: (0..tokens.len()).map(|i| i > 1).collect(), tokens, ..TokenizedExample::default() }
+        TokenizedExample { learned: (0..tokens.len()).map(|i| i > 1).collect(), ..TokenizedExample::all_learned(tokens) }
     };
     (0..count).map(|_| one()).collect()
 }
@@ -53,7 +56,7 @@ fn lora(base: &BaseModel, settings: &TrainSettings, checkpoint: Option<&Path>, s
     let (train, held_out) = examples.split_at(36);
     let draw = seeded_draw(5);
     let mut progress = |p: &Progress| if p.step == stop_at { Control::Stop } else { Control::Continue };
-    train_lora(base, TrainData { train, held_out }, settings, Start::Drawn(&draw), checkpoint, &mut progress).unwrap()
+    train_adapter(base, TrainData { train, held_out }, settings, Start::Drawn(&draw), checkpoint, &mut progress).unwrap()
 }
 
 #[test]
@@ -77,7 +80,7 @@ fn an_interrupted_training_ends_with_the_same_bits() {
     let examples = counting(36);
     let data = TrainData { train: &examples, held_out: &[] };
     let draw = seeded_draw(5);
-    let refused = train_lora(&base, data, &other, Start::Drawn(&draw), Some(&checkpoint), &mut |_| Control::Continue).unwrap_err();
+    let refused = train_adapter(&base, data, &other, Start::Drawn(&draw), Some(&checkpoint), &mut |_| Control::Continue).unwrap_err();
     assert!(refused.to_string().contains("was made with other settings"), "{refused}");
 }
 
@@ -94,7 +97,7 @@ fn a_killed_training_resumes_from_its_last_checkpoint() {
         let data = TrainData { train: &examples[..36], held_out: &examples[36..] };
         let draw = seeded_draw(5);
         let mut progress = |p: &Progress| if p.step == 6 { panic!("killed") } else { Control::Continue };
-        train_lora(&base, data, &settings, Start::Drawn(&draw), Some(&checkpoint), &mut progress).unwrap()
+        train_adapter(&base, data, &settings, Start::Drawn(&draw), Some(&checkpoint), &mut progress).unwrap()
     }));
     assert!(killed.is_err() && checkpoint.join(checkpoint::FILE).exists());
     let resumed = finished(lora(&base, &settings, Some(&checkpoint), usize::MAX));
@@ -119,7 +122,7 @@ fn a_training_goes_on_from_an_adapter() {
     let examples = counting(44);
     let data = TrainData { train: &examples[..36], held_out: &examples[36..] };
     let go_on =
-        |settings: &TrainSettings| train_lora(&base, data, settings, Start::Adapter(&first.adapter), None, &mut |_| Control::Continue);
+        |settings: &TrainSettings| train_adapter(&base, data, settings, Start::Adapter(&first.adapter), None, &mut |_| Control::Continue);
     let second = finished(go_on(&quick()).unwrap());
     assert_eq!(second.losses.before, first.losses.after);
     assert!(second.losses.after < second.losses.before);
@@ -136,7 +139,7 @@ fn an_adapter_read_back_scores_as_the_trained_one() {
     let dir = tempfile::tempdir().unwrap();
     let base = tiny_base(dir.path(), tiny_config());
     let trained = finished(lora(&base, &quick(), None, usize::MAX));
-    crate::peft::write(&dir.path().join("adapter"), &trained.adapter, None).unwrap();
+    crate::peft::write(&dir.path().join("adapter"), &trained.adapter).unwrap();
     let read = crate::peft::read(&dir.path().join("adapter")).unwrap();
     let examples = counting(44);
     let score = held_out_loss(&read.apply(&base).unwrap(), &examples[36..]).unwrap();
@@ -262,10 +265,10 @@ fn what_cannot_be_learnt_or_fed_is_refused() {
     let draw = seeded_draw(5);
     let train = |train: &[TokenizedExample]| {
         let data = TrainData { train, held_out: &[] };
-        train_lora(&base, data, &quick(), Start::Drawn(&draw), None, &mut |_| Control::Continue).unwrap_err().to_string()
+        train_adapter(&base, data, &quick(), Start::Drawn(&draw), None, &mut |_| Control::Continue).unwrap_err().to_string()
     };
     assert!(train(&[]).starts_with("there is nothing to learn"));
-    let example = |tokens: Vec<u32>| TokenizedExample { learned: vec![true; tokens.len()], tokens, ..TokenizedExample::default() };
+    let example = TokenizedExample::all_learned;
     assert!(train(&[example(vec![1, 99, 2])]).contains("token 99 lies outside the vocabulary of 32"));
     assert!(train(&[example(vec![3; 100])]).contains("99 tokens in one sequence, but the model's positions end at 64"));
 }
@@ -357,7 +360,7 @@ fn families() -> Vec<(&'static str, ModelConfig)> {
 #[test]
 fn a_learnt_answer_is_generated_exactly() {
     use crate::data::{Template, Tokens, read_jsonl};
-    use crate::evaluate::{exact_match, same_text};
+    use crate::evaluate::{AnswerEnd, exact_match, template_prompts};
     let dir = tempfile::tempdir().unwrap();
     crate::data::tokens::tests::write_tokenizer(dir.path());
     let path = dir.path().join("data.jsonl");
@@ -367,13 +370,15 @@ fn a_learnt_answer_is_generated_exactly() {
     let (decoder, variables) = random_decoder(crate::data::tokens::tests::config(11), 3, &Device::Cpu).unwrap();
     let tokens = Tokens::read(dir.path(), decoder.config()).unwrap();
     let records = read_jsonl(&path).unwrap();
-    let score = || exact_match(&decoder, &tokens, &records, Template::Short, 8, same_text).unwrap();
-    assert_eq!((score().correct, score().examples), (0, 3));
+    let prompts = template_prompts(&tokens, &records, Template::Short).unwrap();
+    let end = AnswerEnd { tokens_max: 8, stops: &[] };
+    let score = || exact_match(&decoder, &tokens, &prompts, end, &|_, _| {}).unwrap();
+    assert_eq!((score().whole, score().examples), (0.0, 3));
     let examples = tokens.examples(&records, Template::Short, 64).unwrap();
     let settings = TrainSettings { epochs: 150, batch_size: 3, ..quick() };
     let data = TrainData { train: &examples, held_out: &[] };
     finished(train_full(&decoder, &variables, data, &settings, None, &mut |_| Control::Continue).unwrap());
-    assert_eq!(score().accuracy, 1.0);
+    assert_eq!(score().whole, 1.0);
 }
 
 #[test]

@@ -37,7 +37,7 @@ impl Adapter {
 }
 
 fn fold_in_pieces(accumulator: &mut Accumulator, adapter: &Adapter, direction: Direction, seed: u64) {
-    let layout = Layout::parse(&adapter.file, adapter.file.len() as u64, &small_shape()).unwrap();
+    let layout = Layout::parse(&adapter.file, adapter.file.len() as u64, &small_tensors()).unwrap();
     let mut data = layout.data_of(&adapter.file);
     let mut draw = Draw(seed);
     let longest = [3, 9, 60, 1000][draw.below(4) as usize];
@@ -122,12 +122,12 @@ proptest! {
         let adapters: Vec<Adapter> = (0..MEMBERS).map(|_| Adapter::drawn(&mut draw)).collect();
         let lanes = Lanes::all();
         let lanes = lanes[draw.below(lanes.len() as u64) as usize];
-        let mut accumulator = Accumulator::with_lanes(TensorList::of(&small_shape()).unwrap(), lanes);
+        let mut accumulator = Accumulator::with_lanes(small_tensors(), lanes);
         let mut present = vec![None; MEMBERS];
         for (member, happening) in history {
             happen(&mut accumulator, &mut present, member, happening, &adapters[member], &mut draw);
         }
-        let mut fresh = Accumulator::new(&small_shape()).unwrap();
+        let mut fresh = Accumulator::new(&small_tensors());
         for adapter in present.iter().flatten() {
             fresh.add(&adapter.file, adapter.weight).unwrap();
         }
@@ -143,8 +143,8 @@ fn several_files_at_once_are_the_same_as_one_after_another() {
     let mut draw = Draw(9);
     for _ in 0..300 {
         let adapters: Vec<Adapter> = (0..MEMBERS).map(|_| Adapter::drawn(&mut draw)).collect();
-        let layouts: Vec<Layout> = adapters.iter().map(|adapter| crate::adapter::check(&adapter.file, &small_shape()).unwrap()).collect();
-        let mut accumulator = Accumulator::new(&small_shape()).unwrap();
+        let layouts: Vec<Layout> = adapters.iter().map(|adapter| crate::adapter::check(&adapter.file, &small_tensors()).unwrap()).collect();
+        let mut accumulator = Accumulator::new(&small_tensors());
         accumulator.add(&adapters[0].file, adapters[0].weight).unwrap();
         // The first goes out while the others come in.
         let direction = |index| if index == 0 { Direction::Retract } else { Direction::Add };
@@ -159,7 +159,7 @@ fn several_files_at_once_are_the_same_as_one_after_another() {
         }
         assert_eq!(fold.push_to(MEMBERS, &[]), Err(MergeError::NoSuchFile { file: MEMBERS, begun: MEMBERS }));
         fold.finish().unwrap();
-        let mut fresh = Accumulator::new(&small_shape()).unwrap();
+        let mut fresh = Accumulator::new(&small_tensors());
         for adapter in &adapters[1..] {
             fresh.add(&adapter.file, adapter.weight).unwrap();
         }
@@ -173,7 +173,7 @@ fn every_order_of_six_adapters_merges_to_one_hash() {
     let mut draw = Draw(6);
     let adapters: Vec<Adapter> = (0..MEMBERS).map(|_| Adapter::drawn(&mut draw)).collect();
     let merge = |order: &[usize]| {
-        let mut accumulator = Accumulator::new(&small_shape()).unwrap();
+        let mut accumulator = Accumulator::new(&small_tensors());
         for member in order {
             accumulator.add(&adapters[*member].file, adapters[*member].weight).unwrap();
         }

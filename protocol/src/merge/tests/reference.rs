@@ -105,7 +105,7 @@ proptest! {
             .collect();
         let expected = slow_merge(&adapters, 42);
         for lanes in Lanes::all() {
-            let mut accumulator = Accumulator::with_lanes(TensorList::of(&small_shape()).unwrap(), lanes);
+            let mut accumulator = Accumulator::with_lanes(small_tensors(), lanes);
             for (_, file, weight) in &adapters {
                 accumulator.add(file, *weight).unwrap();
             }

@@ -1,0 +1,181 @@
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::adapter::{FullShape, Module, Scaling, SubspaceShape};
+use crate::hash::{decode_hex, encode_hex};
+use crate::merge::Accumulator;
+
+fn small() -> LoraShape {
+    LoraShape::new(2, 4, [9; 32], vec![Module { name: "model.layers.0.self_attn.q_proj".into(), inputs: 4, outputs: 6 }])
+}
+
+fn subspace() -> SubspaceShape {
+    SubspaceShape { seeds: 3, interval: 5, lora: small() }
+}
+
+fn full() -> FullShape {
+    FullShape { weights: vec![Tensor::new("norm.weight", [4]), Tensor::new("q.weight", [6, 4])] }
+}
+
+pub(crate) fn manifest() -> Manifest {
+    Manifest {
+        version: VERSION,
+        name: "ward notes".into(),
+        base: BaseModel { name: "tiny".into(), digest: ContentHash::of(b"weights") },
+        kind: AdapterKind::Lora(small()),
+        rule: MergeRule::Mean,
+        weight: WeightRule::Examples { cap: 1_000 },
+        member_max: 4,
+        roster: Roster::Open,
+        parent: None,
+    }
+}
+
+#[test]
+fn a_round_file_comes_back_with_the_same_identity() {
+    let round = Round::new(manifest()).unwrap();
+    let again = Round::from_json(round.to_json().as_bytes()).unwrap();
+    assert_eq!(again, round);
+}
+
+#[test]
+fn every_field_is_part_of_the_identity() {
+    let changes: [fn(&mut Manifest); 26] = [
+        |m| m.name.push('x'),
+        |m| m.base.name.push('x'),
+        |m| m.base.digest = ContentHash::of(b"other"),
+        |m| lora(m).rank = 3,
+        |m| lora(m).alpha = 5,
+        |m| lora(m).seed[0] = 0,
+        |m| lora(m).modules[0].name.push('x'),
+        |m| lora(m).modules[0].inputs = 5,
+        |m| lora(m).modules[0].outputs = 5,
+        |m| lora(m).scaling = Scaling::Rslora,
+        |m| lora(m).saved = vec![Tensor::new("head.weight", [2, 4])],
+        |m| lora(m).saved = vec![Tensor::new("head.weight", [4, 2])],
+        |m| lora(m).saved = vec![Tensor::new("head.weight", [8])],
+        |m| m.kind = AdapterKind::FrozenA(small()),
+        |m| m.kind = AdapterKind::FrozenA(LoraShape { scaling: Scaling::Rslora, ..small() }),
+        |m| m.kind = AdapterKind::Subspace(subspace()),
+        |m| m.kind = AdapterKind::Subspace(SubspaceShape { seeds: 4, ..subspace() }),
+        |m| m.kind = AdapterKind::Subspace(SubspaceShape { interval: 6, ..subspace() }),
+        |m| m.kind = AdapterKind::Full(full()),
+        |m| m.kind = AdapterKind::Full(FullShape { weights: full().weights[..1].to_vec() }),
+        |m| m.kind = AdapterKind::Full(FullShape { weights: full().weights.into_iter().rev().collect() }),
+        |m| m.weight = WeightRule::Examples { cap: 999 },
+        |m| m.weight = WeightRule::Equal,
+        |m| m.member_max = 5,
+        |m| m.roster = Roster::Members(BTreeSet::from([MemberKey([1; 32])])),
+        |m| m.parent = Some(Parent { round: RoundId(ContentHash::of(b"r")), merged: ContentHash::of(b"m") }),
+    ];
+    let mut ids = BTreeSet::from([Round::new(manifest()).unwrap().id()]);
+    for change in changes {
+        let mut changed = manifest();
+        change(&mut changed);
+        assert!(ids.insert(Round::new(changed).unwrap().id()));
+    }
+}
+
+fn lora(manifest: &mut Manifest) -> &mut LoraShape {
+    match &mut manifest.kind {
+        AdapterKind::Lora(shape) => shape,
+        _ => unreachable!("the manifest here is of plain LoRA"),
+    }
+}
+
+#[test]
+fn a_manifest_outside_its_bounds_is_refused() {
+    let changes: [fn(&mut Manifest); 24] = [
+        |m| m.version = 2,
+        |m| m.name.clear(),
+        |m| m.name = "line\nbreak".into(),
+        |m| m.base.name = "x".repeat(NAME_BYTES_MAX + 1),
+        |m| m.member_max = 0,
+        |m| m.weight = WeightRule::Examples { cap: 0 },
+        |m| m.weight = WeightRule::Examples { cap: 1 << 30 },
+        |m| m.roster = Roster::Members(BTreeSet::new()),
+        |m| lora(m).saved = vec![Tensor::new("head.weight", [])],
+        |m| lora(m).saved = vec![Tensor::new("head.weight", [1, 1, 1, 1, 1])],
+        |m| lora(m).saved = vec![Tensor::new("head.weight", [1, 0])],
+        |m| lora(m).saved = vec![Tensor::new("head weight", [1])],
+        |m| lora(m).saved = vec![Tensor::new("model.layers.0.self_attn.q_proj.lora_A.weight", [1])],
+        |m| m.kind = AdapterKind::Subspace(SubspaceShape { seeds: 0, ..subspace() }),
+        |m| m.kind = AdapterKind::Subspace(SubspaceShape { seeds: 513, ..subspace() }),
+        |m| m.kind = AdapterKind::Subspace(SubspaceShape { interval: 0, ..subspace() }),
+        |m| m.kind = AdapterKind::Subspace(SubspaceShape { lora: LoraShape { scaling: Scaling::Rslora, ..small() }, ..subspace() }),
+        |m| m.kind = AdapterKind::Full(FullShape { weights: Vec::new() }),
+        |m| m.kind = AdapterKind::Full(FullShape { weights: vec![Tensor::new("w", [1 << 20, 1 << 12])] }),
+        |m| lora(m).rank = 0,
+        |m| lora(m).rank = 1_025,
+        |m| lora(m).alpha = 0,
+        |m| lora(m).modules.clear(),
+        |m| lora(m).modules[0].inputs = 0,
+    ];
+    for (index, change) in changes.into_iter().enumerate() {
+        let mut changed = manifest();
+        change(&mut changed);
+        assert!(Round::new(changed).is_err(), "change {index} was accepted");
+    }
+    assert!(matches!(Round::from_json(b"{\"version\":1}"), Err(RoundError::Syntax(_))));
+}
+
+#[derive(Deserialize)]
+struct Vectors {
+    rounds: Vec<Vector>,
+}
+
+#[derive(Deserialize)]
+struct Vector {
+    manifest: Manifest,
+    id: RoundId,
+    adapters: Vec<Weighted>,
+    merged: String,
+    hash: ContentHash,
+}
+
+#[derive(Deserialize)]
+struct Weighted {
+    weight: u64,
+    file: String,
+}
+
+/// Identity, what travels and the merged file of every kind, by a second implementation.
+#[test]
+fn every_round_vector_agrees() {
+    let vectors: Vectors = serde_json::from_str(include_str!("../../vectors/rounds.json")).unwrap();
+    let mut kinds = BTreeSet::new();
+    for Vector { manifest, id, adapters, merged, hash } in vectors.rounds {
+        kinds.insert(manifest.kind.name());
+        let round = Round::new(manifest).unwrap();
+        assert_eq!(round.id(), id);
+        let mut average = Accumulator::new(round.tensors());
+        for Weighted { weight, file } in adapters {
+            average.add(&decode_hex(&file).unwrap(), weight).unwrap();
+        }
+        let file = average.finalise_as(round.merged()).unwrap();
+        assert_eq!(encode_hex(&file), merged, "{}", round.kind().name());
+        assert_eq!(ContentHash::of(&file), hash);
+        crate::adapter::check(&file, round.merged().tensors()).unwrap();
+    }
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["frozen-a", "full", "lora", "subspace"]);
+}
+
+/// B of 10 outputs at 3 subspaces of rank 2, beside 7 inputs nobody sends; a list of tensors of another round is no sum of
+/// this one.
+#[test]
+fn only_what_is_trained_travels() {
+    let lora = LoraShape::new(2, 2, [1; 32], vec![Module { name: "q".into(), inputs: 7, outputs: 10 }]);
+    let dims = |kind: &AdapterKind| kind.tensors().unwrap().iter().map(|tensor| tensor.dims.clone()).collect::<Vec<_>>();
+    let subspace = AdapterKind::Subspace(SubspaceShape { seeds: 3, interval: 1, lora: lora.clone() });
+    assert_eq!(dims(&AdapterKind::Lora(lora.clone())), [[2, 7], [10, 2]]);
+    assert_eq!(dims(&AdapterKind::FrozenA(lora.clone())), [[10, 2]]);
+    assert_eq!(dims(&subspace), [[10, 6]]);
+    let merged: Vec<Vec<u64>> = subspace.merged().unwrap().tensors().iter().map(|tensor| tensor.dims.clone()).collect();
+    assert_eq!(merged, [[6, 7], [10, 6]]);
+    let mut average = Accumulator::new(&AdapterKind::FrozenA(lora).tensors().unwrap());
+    let file = crate::adapter::tests::file_of(average.tensors(), crate::adapter::Dtype::F32, |_| vec![0; 4]);
+    average.add(&file, 1).unwrap();
+    assert!(average.finalise_as(&subspace.merged().unwrap()).is_err());
+}
