@@ -1,7 +1,7 @@
 """Speed and memory of training on the CPU, held against torch and PEFT.
 
     cargo build --release -p mingle-trainer --example lora_bench
-    python tests/by_hand/speed_against_torch.py [--threads 2] [--rounds 3] [--full] [--bf16] [--hidden 512] ...
+    python tests/by_hand/speed_against_torch.py [--threads 2] [--rounds 3] [--full] [--recompute] [--bf16] [--hidden 512] ...
 
 Runs mingle's `lora_bench` and the same training in torch in turn, because the machine is never equally busy twice, and
 prints the ratio of each round and their medians: of the clock, and of processor time, which other programs disturb less.
@@ -29,6 +29,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="steps of a run; the first is not counted")
     parser.add_argument("--full", action="store_true", help="train every weight instead of LoRA")
+    parser.add_argument("--recompute", action="store_true", help="keep activations at block boundaries only")
     parser.add_argument("--bf16", action="store_true", help="frozen weights and their products in bf16; torch's model in bf16")
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
@@ -66,6 +67,10 @@ def torch_side(chosen):
     if not chosen.full:
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         model = get_peft_model(model, LoraConfig(r=chosen.rank, lora_alpha=16, target_modules=targets, lora_dropout=0.0))
+    if chosen.recompute:
+        if not chosen.full:
+            model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3)
@@ -102,7 +107,7 @@ def main():
     shared = []
     for name in ("threads", "steps", "hidden", "layers", "intermediate", "vocabulary", "batch", "seq", "rank"):
         shared += [f"--{name}", str(getattr(chosen, name))]
-    shared += [f"--{name}" for name in ("full", "bf16") if getattr(chosen, name)]
+    shared += [f"--{name}" for name in ("full", "recompute", "bf16") if getattr(chosen, name)]
     torch = [sys.executable, __file__, "--torch", *shared]
     rounds = []
     for _ in range(chosen.rounds):
