@@ -77,11 +77,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if out.exists() {
         return exists(&out, &unfinished, args.output);
     }
-    let (base, examples) = plan.load()?;
+    let device = plan.device.open()?;
+    let (base, examples) = plan.load(&device)?;
     let from = plan.start_from.as_deref().map(Update::read).transpose()?;
     let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
     let start = Beginning { draw: &draw, from: from.as_ref() };
     let mut console = Console::new(args.output.json, args.output.quiet);
+    if !(args.output.json || args.output.quiet) {
+        console.line(&format!("computing on {}", device.line()));
+        if let Some(why) = device.fallback.as_ref().filter(|_| cfg!(any(feature = "cuda", feature = "metal"))) {
+            console.line(&format!("no GPU is used: {why}"));
+        }
+    }
     let interrupt = Interrupt::new()?;
     let outcome = train(&base, &examples, &plan, start, Some(&unfinished), |progress| {
         console.show(&Event::Training(status_of(progress)));
