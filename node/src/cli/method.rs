@@ -11,9 +11,9 @@ use crate::train::{LowRankSettings, Method, TrainSettings};
 /// What is trained, and what travels.
 #[derive(Args, Clone, Debug)]
 pub struct MethodArgs {
-    /// What is trained and sent
-    #[arg(long, default_value = "lora")]
-    pub method: MethodArg,
+    /// What is trained and sent [default: lora, or what a preset says]
+    #[arg(long)]
+    pub method: Option<MethodArg>,
     /// LoRA rank; of each subspace [default: 16, with subspaces 8]
     #[arg(long)]
     pub rank: Option<u32>,
@@ -51,21 +51,26 @@ pub enum MethodArg {
 }
 
 impl MethodArgs {
+    pub fn method(&self) -> MethodArg {
+        self.method.unwrap_or(MethodArg::Lora)
+    }
+
     fn rank(&self) -> u32 {
-        self.rank.unwrap_or(if self.method == MethodArg::Subspace { 8 } else { 16 })
+        self.rank.unwrap_or(if self.method() == MethodArg::Subspace { 8 } else { 16 })
     }
 
     fn alpha(&self) -> u32 {
-        self.alpha.unwrap_or(if self.method == MethodArg::Subspace { self.rank() } else { self.rank().saturating_mul(2) })
+        self.alpha.unwrap_or(if self.method() == MethodArg::Subspace { self.rank() } else { self.rank().saturating_mul(2) })
     }
 
     /// Puts the options into the settings of a training.
     pub fn set(&self, settings: &mut TrainSettings) {
         settings.method = match self.method {
-            MethodArg::Lora => Method::Lora,
-            MethodArg::FrozenA => Method::FrozenA,
-            MethodArg::Subspace => Method::Subspace { seeds: self.subspaces as usize, interval: self.interval as usize },
-            MethodArg::Full => Method::Full,
+            None => settings.method,
+            Some(MethodArg::Lora) => Method::Lora,
+            Some(MethodArg::FrozenA) => Method::FrozenA,
+            Some(MethodArg::Subspace) => Method::Subspace { seeds: self.subspaces as usize, interval: self.interval as usize },
+            Some(MethodArg::Full) => Method::Full,
         };
         settings.rank = self.rank() as usize;
         settings.alpha = f64::from(self.alpha());
@@ -84,7 +89,7 @@ impl MethodArgs {
             saved,
             ..LoraShape::new(self.rank(), self.alpha(), seed, modules.iter().map(module).collect())
         };
-        Ok(match self.method {
+        Ok(match self.method() {
             MethodArg::Lora => AdapterKind::Lora(low_rank()),
             MethodArg::FrozenA => AdapterKind::FrozenA(low_rank()),
             MethodArg::Subspace => {

@@ -143,7 +143,7 @@ fn kind(args: &NewArgs) -> Result<AdapterKind> {
     };
     let (mut saved, mut weights) = (Vec::new(), Vec::new());
     // Only what is trained whole needs more than the configuration.
-    if args.method.method == MethodArg::Full {
+    if args.method.method() == MethodArg::Full {
         weights = models::BaseModel::load(folder, &Device::Cpu)?.decoder().weights().into_iter().map(tensor).collect();
     } else if !args.method.save_modules.is_empty() {
         let base = models::BaseModel::load(folder, &Device::Cpu)?;
