@@ -96,14 +96,23 @@ impl Decoder {
     /// # Errors
     /// What `start` refuses.
     pub fn all_variables(config: ModelConfig, device: &Device, start: Source) -> Result<(Self, Vec<(String, Var)>), ModelError> {
+        let mut decoder = Self::build(config, device, start)?;
         let mut variables = Vec::new();
-        let decoder = Self::build(config, device, &mut |name, dims| {
-            let variable = Var::from_tensor(&start(name, dims)?)?;
-            variables.push((name.to_string(), variable.clone()));
-            Ok(variable.as_tensor().clone())
-        })?;
+        for (name, tensor) in decoder.parameters_mut() {
+            let variable = Var::from_tensor(tensor)?;
+            *tensor = variable.as_tensor().clone();
+            variables.push((name, variable));
+        }
+        decoder.tie();
         variables.sort_by(|a, b| a.0.cmp(&b.0));
         Ok((decoder, variables))
+    }
+
+    /// A tied head is the embedding, whatever has taken its place.
+    pub(crate) fn tie(&mut self) {
+        if self.config.tied {
+            self.head.parts[0].weight = self.embedding.tokens.clone();
+        }
     }
 
     pub(crate) fn linear_mut(&mut self, module: &str) -> Option<&mut Linear> {

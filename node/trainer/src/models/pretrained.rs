@@ -113,9 +113,7 @@ impl BaseModel {
             }
             *place = tensor.clone();
         }
-        if decoder.config.tied {
-            decoder.head.parts[0].weight = decoder.embedding.tokens.clone();
-        }
+        decoder.tie();
         Ok(decoder)
     }
 

@@ -145,7 +145,7 @@ impl Work {
             false => self.tokens * (layers * block + block),
         };
         let logits = 2 * vocabulary * self.tokens.min((LOGITS_MAX / vocabulary).max(16));
-        let measured = EVALUATED_TOKENS.max(self.tokens) * 2 * block;
+        let measured = EVALUATED_TOKENS.max(self.tokens) * block;
         F32 * self.at_once * (trained.max(measured) + logits)
     }
 }
