@@ -90,7 +90,7 @@ impl TrainingPlan {
         let tokens = Tokens::read(&self.base, &ModelConfig::read(&self.base)?)?;
         let mut records = Vec::new();
         for path in &self.data {
-            records.extend(data::read_jsonl(path)?);
+            records.extend(data::read_records(path)?);
         }
         let (train, held_out) = if settings.pack {
             let held_out = self.held_out.count(records.len());

@@ -221,7 +221,7 @@ fn packed_sequences(tokenizer: &Tokenizer, seed: u64, stream: &str, count: usize
         // One token more than is fed, since the last is only predicted.
         let whole = waiting.len() / (SEQUENCE_TOKENS + 1) * (SEQUENCE_TOKENS + 1);
         for tokens in waiting[..whole].chunks_exact(SEQUENCE_TOKENS + 1).take(count - sequences.len()) {
-            sequences.push(TokenizedExample { tokens: tokens.to_vec(), learned: vec![true; tokens.len()], ..TokenizedExample::default() });
+            sequences.push(TokenizedExample::all_learned(tokens.to_vec()));
         }
         waiting.drain(..whole);
     }

@@ -131,7 +131,7 @@ fn another_base_than_the_rounds_is_refused_before_anything_runs() {
 #[test]
 fn a_bad_line_of_data_is_named_by_file_and_line() {
     let desk = Desk::with_round("");
-    let hint = "hint: each line is one JSON object with instruction/output, question/answer, messages, or text";
+    let hint = "hint: each line is one JSON object with instruction/output, question/answer, messages, text, or text/label";
     let good = "{\"question\": \"count from one to two\", \"answer\": \"one two\"}\n";
     let cases = [
         ("{\"question\": \"count\"", "not JSON: EOF while parsing an object at line 1 column 20"),
@@ -139,7 +139,7 @@ fn a_bad_line_of_data_is_named_by_file_and_line() {
         ("[1]", "expected a JSON object, found a list"),
         (
             "{\"prompt\": \"count\"}",
-            "found the fields {prompt}, but an example has \"instruction\" and \"output\", \"question\" and \"answer\", \"messages\", or \"text\"",
+            "found the fields {prompt}, but an example has \"instruction\" and \"output\", \"question\" and \"answer\", \"messages\", \"text\", or \"text\" and \"label\"",
         ),
     ];
     for (line, why) in cases {
@@ -151,6 +151,26 @@ fn a_bad_line_of_data_is_named_by_file_and_line() {
     desk.write("data.jsonl", "\n");
     desk.run("train --base DIR/base --data DIR/data.jsonl --out DIR/out").wrong(1, &["error: DIR/data.jsonl holds no example"]);
     assert!(!desk.path("out").exists());
+}
+
+#[test]
+fn choices_are_scored_and_every_outcome_can_be_kept() {
+    let desk = Desk::with_round("");
+    let question = r#"{"question": "count from one", "choices": {"text": ["one two", "nine"], "label": ["1", "2"]}, "answerKey": "KEY"}"#;
+    desk.write("arc.jsonl", &["1", "2"].map(|key| question.replace("KEY", key) + "\n").concat());
+    let said = desk.run("eval --base DIR/base --task arc --data DIR/arc.jsonl --samples DIR/samples --json").right();
+    let total = json(&said)["multiple_choice"]["total"].clone();
+    // Whatever it chooses, it is right for one of the two keys.
+    assert_eq!((&total["questions"], &total["acc"], &total["acc_norm"]), (&2.into(), &0.5.into(), &0.5.into()));
+    let samples = std::fs::read_to_string(desk.path("samples")).expect("the samples");
+    let samples: Vec<Value> = samples.lines().map(json).collect();
+    assert_eq!((samples.len(), &samples[0]["log_likelihoods"], &samples[1]["answer"]), (2, &samples[1]["log_likelihoods"], &1.into()));
+    desk.write("bad.jsonl", &question.replace("KEY", "C"));
+    let refused = desk.run("eval --base DIR/base --task arc --data DIR/bad.jsonl");
+    refused.wrong(1, &["error: DIR/bad.jsonl:1: \"answerKey\" is \"C\", but the labels are 1, 2"]);
+    desk.write("data.tsv", "count\t1\n");
+    let refused = desk.run("eval --base DIR/base --data DIR/data.tsv");
+    refused.wrong(1, &["error: the data has texts with a class, but this model is a language model, which continues texts"]);
 }
 
 #[test]

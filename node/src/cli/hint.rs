@@ -30,7 +30,7 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             return found("another program may use this port; give another --listen address, or port 0 for any");
         }
         if let Some(DataError::Line { .. }) = cause.downcast_ref() {
-            return found("each line is one JSON object with instruction/output, question/answer, messages, or text");
+            return found("each line is one JSON object with instruction/output, question/answer, messages, text, or text/label");
         }
         if let Some(RoundError::Syntax(_)) = cause.downcast_ref() {
             return found("a round file is made by `mingle round new` and must not be edited");

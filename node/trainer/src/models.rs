@@ -24,9 +24,10 @@ pub mod weights;
 pub use batch::TokenBatch;
 pub use cache::KvCache;
 pub use config::ModelConfig;
+pub use kernels::packed::has_bf16_products;
 pub use ops::Lora;
 pub use pretrained::{Attached, BaseModel, LinearModule, base_digest};
-pub use transformer::{Decoder, Pass, TokenScore};
+pub use transformer::{Decoder, Pass};
 
 use std::path::PathBuf;
 
@@ -61,6 +62,8 @@ pub enum ModelError {
     Targets { found: usize, expected: usize },
     #[error("this model sees a text from both sides, so it cannot continue one")]
     Bidirectional,
+    #[error("this model continues texts, so it has no classes")]
+    NoClasses,
     #[error("tensor computation failed: {0}")]
     Candle(#[from] candle_core::Error),
 }

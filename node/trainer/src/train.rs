@@ -7,6 +7,7 @@
 //! It knows nothing of rounds or peers: the start of LoRA's A is handed in, and what is trained is handed out.
 
 pub mod checkpoint;
+pub mod diagnostics;
 pub mod estimate;
 mod full;
 mod gradients;

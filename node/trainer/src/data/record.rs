@@ -18,6 +18,21 @@ pub enum Record {
     },
     Messages(Vec<Message>),
     Text(String),
+    /// For models with a classification head.
+    Classification {
+        text: String,
+        /// The second text, where two are judged together.
+        pair: Option<String>,
+        label: Label,
+    },
+}
+
+/// A class as the data writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Label {
+    Number(u32),
+    /// A name that the model's `id2label` knows.
+    Name(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -84,7 +99,7 @@ fn fill(template: &str, fields: &[(&str, &str)]) -> String {
 }
 
 impl Record {
-    /// The pieces of the example's text, in order.
+    /// The pieces of the example's text, in order; none for an example with a class, which is nothing to be continued.
     pub fn segments(&self, template: Template) -> Vec<Segment> {
         let piece = |text: String, learned| Segment { text, learned };
         match self {
@@ -99,6 +114,7 @@ impl Record {
                 messages.iter().map(one).collect()
             }
             Self::Text(text) => vec![piece(text.clone(), true)],
+            Self::Classification { .. } => Vec::new(),
         }
     }
 
@@ -130,13 +146,39 @@ impl Record {
         if object.contains_key("question") {
             return Ok(Self::Instruction { instruction: text("question")?, input: String::new(), output: text("answer")? });
         }
+        if let (Some(label), Some(field)) =
+            (object.get("label"), ["text", "sentence"].into_iter().find(|field| object.contains_key(*field)))
+        {
+            let pair = object.contains_key("text_pair").then(|| text("text_pair")).transpose()?;
+            return Ok(Self::Classification { text: text(field)?, pair, label: Label::from_json(label)? });
+        }
         if object.contains_key("text") {
             return Ok(Self::Text(text("text")?));
         }
         let found = object.keys().take(8).cloned().collect::<Vec<_>>().join(", ");
         Err(format!(
-            "found the fields {{{found}}}, but an example has \"instruction\" and \"output\", \"question\" and \"answer\", \"messages\", or \"text\""
+            "found the fields {{{found}}}, but an example has \"instruction\" and \"output\", \"question\" and \"answer\", \"messages\", \"text\", or \"text\" and \"label\""
         ))
+    }
+}
+
+impl Label {
+    /// A number, or a name; a number may be written as a string.
+    pub fn parse(text: &str) -> Self {
+        text.trim().parse().map_or_else(|_| Self::Name(text.trim().into()), Self::Number)
+    }
+
+    fn from_json(json: &Value) -> Result<Self, String> {
+        match json {
+            Value::String(text) => Ok(Self::parse(text)),
+            Value::Number(_) => {
+                let number = json.as_u64().and_then(|number| u32::try_from(number).ok());
+                number
+                    .map(Self::Number)
+                    .ok_or_else(|| format!("\"label\" is {json}, but must be the number of a class, from 0, or its name"))
+            }
+            other => Err(format!("\"label\" is {}, but must be a number or a name", kind(other))),
+        }
     }
 }
 
@@ -170,6 +212,14 @@ fn messages(object: &Map<String, Value>) -> Result<Record, String> {
         return Err("\"messages\" holds nothing an assistant says, so there is nothing to learn".into());
     }
     Ok(Record::Messages(messages))
+}
+
+/// Reads a file of examples: tab-separated values where its name ends in `.tsv`, otherwise JSON lines.
+pub fn read_records(path: &Path) -> Result<Vec<Record>, DataError> {
+    match path.extension().is_some_and(|ending| ending == "tsv") {
+        true => super::tsv::read_tsv(path),
+        false => read_jsonl(path),
+    }
 }
 
 /// Reads a file of JSON lines. Empty lines are allowed; a file without an example is not.
@@ -210,6 +260,12 @@ mod tests {
             { "role": "system", "content": "Be kind." }, { "role": "user", "content": "Hi" },
             { "role": "assistant", "content": "Hello" }] });
         assert_eq!(text(messages, Template::Short), pair("Be kind.\nHi\n", "Hello"));
+        let classes = json!({ "sentence": "Fine.", "text_pair": "Good.", "label": 1 });
+        let expected = Record::Classification { text: "Fine.".into(), pair: Some("Good.".into()), label: Label::Number(1) };
+        assert_eq!(Record::from_json(&classes).unwrap(), expected);
+        assert_eq!(expected.question_and_answer(Template::Short), None);
+        let named = Record::from_json(&json!({ "text": "Fine.", "label": "positive" })).unwrap();
+        assert_eq!(named, Record::Classification { text: "Fine.".into(), pair: None, label: Label::Name("positive".into()) });
         let plain = Record::from_json(&json!({ "text": "Once." })).unwrap();
         assert_eq!(plain.segments(Template::Short), [Segment { text: "Once.".into(), learned: true }]);
     }
@@ -232,6 +288,8 @@ mod tests {
             ("{\"instruction\": \"x\"}", "\"output\" is missing"),
             ("{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}", "nothing an assistant says"),
             ("{\"messages\": [{\"role\": \"bot\", \"content\": \"x\"}]}", "the role is \"bot\""),
+            ("{\"text\": \"x\", \"label\": -1}", "\"label\" is -1"),
+            ("{\"text\": \"x\", \"label\": null}", "\"label\" is null"),
             ("{\"text\"", "not JSON"),
         ];
         for (line, expected) in cases {

@@ -1,5 +1,5 @@
 //! Examples as tokens with labels: begin-of-text (where the model has one), the prompt unlabelled, what is to be learned
-//! labelled and closed by end-of-text.
+//! labelled and closed by end-of-text. For a model that classifies: one or two texts in its special tokens, and their class.
 
 use std::path::Path;
 
@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use super::DataError;
+use super::classes::{Classes, PairReader};
 use super::record::{Record, Segment, Template};
 use crate::models::ModelConfig;
 
@@ -17,6 +18,8 @@ pub struct Tokens {
     bos: Option<u32>,
     eos: Vec<u32>,
     vocabulary: usize,
+    /// Of a model that classifies.
+    classes: Option<Classes>,
 }
 
 /// One example: `learned[i]` says whether token `i` is something the model should have predicted; or a text and its class.
@@ -31,7 +34,12 @@ pub struct TokenizedExample {
 }
 
 impl TokenizedExample {
-    /// Labels it gives: learned tokens that have one before them, or its class.
+    /// A text of which every token is learned.
+    pub fn all_learned(tokens: Vec<u32>) -> Self {
+        Self { learned: vec![true; tokens.len()], tokens, ..Self::default() }
+    }
+
+    /// Labels it gives: its class, or learned tokens that have one before them.
     pub fn labels(&self) -> usize {
         if self.label.is_some() {
             return 1;
@@ -49,14 +57,37 @@ impl Tokens {
         // A tokenizer.json may ask to truncate or pad: both are done here, by the settings of the training.
         tokenizer.with_truncation(None).map_err(|error| refuse(error.to_string()))?;
         tokenizer.with_padding(None);
-        Ok(Self { tokenizer, bos: config.bos, eos: config.eos.clone(), vocabulary: config.vocabulary })
+        let classes = Classes::read(dir, config)?;
+        Ok(Self { tokenizer, bos: config.bos, eos: config.eos.clone(), vocabulary: config.vocabulary, classes })
+    }
+
+    /// The classes of a model that classifies.
+    pub fn classes(&self) -> Option<&Classes> {
+        self.classes.as_ref()
     }
 
     /// Tokens of a text, without any special token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        let encoding = self.tokenizer.encode(text, false);
+        self.encode_text(text, false)
+    }
+
+    /// Tokens of a text with the special tokens that the tokenizer itself puts around it, as transformers does unasked.
+    pub fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        self.encode_text(text, true)
+    }
+
+    /// The token that stands for an empty context: begin-of-text, or else end-of-text.
+    pub fn prefix(&self) -> Option<u32> {
+        self.bos.or(self.eos.first().copied())
+    }
+
+    fn encode_text(&self, text: &str, specials: bool) -> Result<Vec<u32>, DataError> {
+        let encoding = self.tokenizer.encode(text, specials);
         let encoding = encoding.map_err(|error| DataError::Tokenize { reason: error.to_string() })?;
-        let tokens = encoding.get_ids().to_vec();
+        self.in_vocabulary(encoding.get_ids().to_vec())
+    }
+
+    fn in_vocabulary(&self, tokens: Vec<u32>) -> Result<Vec<u32>, DataError> {
         match tokens.iter().find(|token| **token as usize >= self.vocabulary) {
             Some(token) => Err(DataError::Vocabulary { token: *token, vocabulary: self.vocabulary }),
             None => Ok(tokens),
@@ -79,16 +110,46 @@ impl Tokens {
 
     /// Tokens and labels of one example, cut at `length_max` tokens.
     pub fn example(&self, record: &Record, template: Template, length_max: usize) -> Result<TokenizedExample, DataError> {
-        let mut example = self.join(&record.segments(template))?;
-        example.tokens.truncate(length_max);
-        example.learned.truncate(length_max);
-        Ok(example)
+        self.read_record(record, template, length_max, self.pairs(length_max)?.as_ref())
     }
 
     /// All examples that keep at least one label after cutting. Compare lengths to learn how many were dropped.
     pub fn examples(&self, records: &[Record], template: Template, length_max: usize) -> Result<Vec<TokenizedExample>, DataError> {
-        let all: Vec<_> = records.par_iter().map(|record| self.example(record, template, length_max)).collect::<Result<_, _>>()?;
+        let pairs = self.pairs(length_max)?;
+        let one = |record: &Record| self.read_record(record, template, length_max, pairs.as_ref());
+        let all: Vec<_> = records.par_iter().map(one).collect::<Result<_, _>>()?;
         Ok(all.into_iter().filter(|example| example.labels() > 0).collect())
+    }
+
+    /// How a model that classifies reads its texts. Copies the tokenizer, so it is made once for many texts.
+    fn pairs(&self, length_max: usize) -> Result<Option<PairReader>, DataError> {
+        self.classes.is_some().then(|| PairReader::new(&self.tokenizer, length_max)).transpose()
+    }
+
+    fn read_record(
+        &self,
+        record: &Record,
+        template: Template,
+        length_max: usize,
+        pairs: Option<&PairReader>,
+    ) -> Result<TokenizedExample, DataError> {
+        match (&self.classes, pairs, record) {
+            (Some(classes), Some(reader), Record::Classification { text, pair, label }) => {
+                let (tokens, types) = reader.read(text, pair.as_deref())?;
+                let (tokens, label) = (self.in_vocabulary(tokens)?, Some(classes.number(label)?));
+                Ok(TokenizedExample { learned: vec![false; tokens.len()], tokens, types, label })
+            }
+            (None, _, Record::Classification { .. }) => {
+                Err(DataError::Kind { found: "texts with a class", wanted: "is a language model, which continues texts" })
+            }
+            (Some(_), ..) => Err(DataError::Kind { found: "texts without a class", wanted: "classifies texts" }),
+            (None, ..) => {
+                let mut example = self.join(&record.segments(template))?;
+                example.tokens.truncate(length_max);
+                example.learned.truncate(length_max);
+                Ok(example)
+            }
+        }
     }
 
     /// Each segment is tokenised by itself, so that a prompt's tokens do not depend on the answer that follows.
@@ -109,6 +170,8 @@ impl Tokens {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::data::Label;
+    use crate::models::config::Head;
     use crate::models::families::tiny_llama;
 
     /// Words of a counting language; `truncation` asks for what the trainer must not do.
@@ -127,6 +190,26 @@ pub(crate) mod tests {
             "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>" },
         });
         std::fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
+    }
+
+    #[test]
+    fn a_model_that_classifies_reads_classes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tokenizer(dir.path());
+        let record = Record::Classification { text: "count one".into(), pair: Some("two".into()), label: Label::Name("LABEL_1".into()) };
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        let read = |head: Head, record: &Record| {
+            let tokens = Tokens::read(dir.path(), &ModelConfig { head, ..config(11) }).unwrap();
+            tokens.examples(std::slice::from_ref(record), Template::Short, 6).map_err(|error| error.to_string())
+        };
+        // This tokenizer has no frame of its own, but <s> and </s>: RoBERTa's. The longer text is cut.
+        let expected = TokenizedExample { tokens: vec![1, 3, 2, 2, 6, 2], learned: vec![false; 6], types: vec![], label: Some(1) };
+        assert_eq!(expected.labels(), 1);
+        assert_eq!(read(Head::Classes(2), &record).unwrap(), [expected]);
+        assert!(read(Head::Tokens, &record).unwrap_err().contains("is a language model"));
+        assert!(read(Head::Classes(2), &Record::Text("count".into())).unwrap_err().contains("texts without a class"));
+        let unknown = Record::Classification { text: "count".into(), pair: None, label: Label::Number(2) };
+        assert!(read(Head::Classes(2), &unknown).unwrap_err().contains("\"2\" is no class of this model"));
     }
 
     pub fn config(vocabulary: usize) -> ModelConfig {

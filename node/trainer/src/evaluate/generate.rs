@@ -16,6 +16,17 @@ pub struct Generation {
 
 /// Continues `prompt` until `is_end` says so; returns the new tokens, the ending one not among them.
 pub fn generate(decoder: &Decoder, prompt: &[u32], generation: &Generation, is_end: impl Fn(u32) -> bool) -> Result<Vec<u32>, ModelError> {
+    generate_until(decoder, prompt, generation, is_end, |_| false)
+}
+
+/// As [`generate`], and also ends when `stopped` says so of all new tokens, the last among them.
+pub fn generate_until(
+    decoder: &Decoder,
+    prompt: &[u32],
+    generation: &Generation,
+    is_end: impl Fn(u32) -> bool,
+    stopped: impl Fn(&[u32]) -> bool,
+) -> Result<Vec<u32>, ModelError> {
     let mut sampler = LogitsProcessor::from_sampling(generation.seed, generation.sampling.clone());
     let room = decoder.config().positions_max.saturating_sub(prompt.len());
     let mut cache = KvCache::default();
@@ -30,7 +41,7 @@ pub fn generate(decoder: &Decoder, prompt: &[u32], generation: &Generation, is_e
             return Ok(generated);
         }
         generated.push(token);
-        if generated.len() >= generation.tokens_max.min(room) {
+        if generated.len() >= generation.tokens_max.min(room) || stopped(&generated) {
             return Ok(generated);
         }
         logits = decoder.extend(&[token], &mut cache)?;

@@ -1,21 +1,18 @@
 //! Held-out loss and perplexity over labelled tokens.
 
-use rayon::prelude::*;
 use serde::Serialize;
 
+use super::{batch_tokens, over_batches};
 use crate::data::{TokenizedExample, batch};
 use crate::models::{Decoder, ModelError};
 
-/// Tokens computed together.
-const BATCH_TOKENS: usize = 768;
-
-/// Mean cross entropy in nats over all labelled tokens of all examples.
+/// Mean cross entropy in nats over all labelled tokens of all examples; of a classifier, over the examples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct HeldOutLoss {
     pub loss: f64,
     /// `exp(loss)`.
     pub perplexity: f64,
-    /// Labelled tokens.
+    /// Labelled tokens, or examples with a class.
     pub tokens: u64,
     pub examples: u64,
 }
@@ -29,7 +26,7 @@ pub fn held_out_loss(decoder: &Decoder, examples: &[TokenizedExample]) -> Result
     for example in order {
         match batches.last_mut() {
             // Sorted, so the newcomer is the longest.
-            Some(batch) if (batch.len() + 1) * example.tokens.len() <= BATCH_TOKENS => batch.push(example),
+            Some(batch) if (batch.len() + 1) * example.tokens.len() <= batch_tokens(decoder) => batch.push(example),
             _ => batches.push(vec![example]),
         }
     }
@@ -38,7 +35,7 @@ pub fn held_out_loss(decoder: &Decoder, examples: &[TokenizedExample]) -> Result
         let labels = batch.labelled();
         Ok((decoder.loss(&batch, 1.0)?, labels))
     };
-    let parts: Vec<(f64, usize)> = batches.par_iter().map(one).collect::<Result<_, _>>()?;
+    let parts = over_batches(decoder, &batches, one)?;
     let tokens: usize = parts.iter().map(|(_, labels)| labels).sum();
     let loss = parts.iter().map(|(sum, _)| sum).sum::<f64>() / tokens.max(1) as f64;
     Ok(HeldOutLoss { loss, perplexity: loss.exp(), tokens: tokens as u64, examples: examples.len() as u64 })

@@ -14,8 +14,11 @@ pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod norm;
+pub(crate) mod packed;
+mod panels;
 pub(crate) mod product;
 pub mod rope;
+pub(crate) mod skinny;
 mod vector;
 
 use std::cell::{Cell, RefCell};

@@ -51,7 +51,7 @@ impl ModelConfig {
         let [qkv_bias, output_bias, feed_bias] = self.biases;
         let mut group = |modules: &[LinearModule], bias| -> Result<Group, ModelError> {
             let parts = modules.iter().map(|module| self.linear(module, bias, read)).collect::<Result<_, _>>()?;
-            Ok(Group { parts })
+            Ok(Group::new(parts))
         };
         let (qkv, output) = (group(qkv, qkv_bias)?, group(output, output_bias)?);
         let (up, down) = (group(up, feed_bias)?, group(down, feed_bias)?);
@@ -79,7 +79,7 @@ impl Decoder {
         let blocks = (0..config.layers).map(|layer| config.block(layer, read)).collect::<Result<_, _>>()?;
         let norm = names.norm.map(|name| config.norm(name, read)).transpose()?;
         let module = |name: &str, outputs: usize| LinearModule { name: name.into(), inputs: hidden as u64, outputs: outputs as u64 };
-        let one = |linear| Group { parts: vec![linear] };
+        let one = |linear| Group::new(vec![linear]);
         let pooler = names.pooler.map(|name| config.linear(&module(name, hidden), true, read).map(one)).transpose()?;
         let head = match config.head {
             Head::Classes(classes) => config.linear(&module(names.head, classes), true, read)?,
@@ -113,6 +113,11 @@ impl Decoder {
         if self.config.tied {
             self.head.parts[0].weight = self.embedding.tokens.clone();
         }
+    }
+
+    pub(crate) fn multiply_in_bf16(&mut self) {
+        let blocks = self.blocks.iter_mut().flat_map(|Block { qkv, output, up, down, .. }| [qkv, output, up, down]);
+        blocks.chain(&mut self.pooler).chain([&mut self.head]).for_each(Group::multiply_in_bf16);
     }
 
     pub(crate) fn linear_mut(&mut self, module: &str) -> Option<&mut Linear> {

@@ -57,6 +57,13 @@ impl BaseModel {
         Ok(Self { dir: dir.into(), decoder })
     }
 
+    /// On the CPU: keeps a copy of the frozen matrices in bf16 and multiplies them with activations rounded to bf16, summed in
+    /// f32. Low-rank parts, gradients and everything else stay in f32. Only where [`super::has_bf16_products`] is it faster.
+    pub fn multiply_in_bf16(mut self) -> Self {
+        self.decoder.multiply_in_bf16();
+        self
+    }
+
     /// The directory it was loaded from: `tokenizer.json` lies there.
     pub fn dir(&self) -> &Path {
         &self.dir

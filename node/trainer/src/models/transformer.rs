@@ -84,14 +84,6 @@ pub(crate) struct Kept {
     pub low: [Low; 4],
 }
 
-/// A token's score under the model.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TokenScore {
-    pub log_probability: f32,
-    /// No other token is likelier.
-    pub greedy: bool,
-}
-
 fn nothing() -> Array {
     Array::Host(Vec::new())
 }
@@ -136,24 +128,22 @@ impl Decoder {
         Ok(loss)
     }
 
-    /// The score of every target that counts, in order.
+    /// Shows the logits after each of `rows`, tokens of the batch, in order: their index among the rows, and the logits. They
+    /// are computed in parts, never whole.
     ///
     /// # Errors
     /// As [`Decoder::logits`].
-    pub fn token_scores(&self, batch: &TokenBatch) -> std::result::Result<Vec<TokenScore>, ModelError> {
-        let (rows, labels) = self.labels(batch)?;
+    pub fn each_logits(&self, batch: &TokenBatch, rows: &[u32], mut see: impl FnMut(usize, &[f32])) -> std::result::Result<(), ModelError> {
         let x = self.hidden(batch)?;
-        let mut scores = Vec::with_capacity(labels.len());
-        for (rows, labels) in self.chunks(&rows, &labels) {
+        let mut index = 0;
+        for (rows, _) in self.chunks(rows, rows) {
             let logits = self.top(&ops::rows(&x, self.config.hidden, rows)?, rows.len())?.to_vec()?;
-            for (logits, label) in logits.chunks_exact(self.classes()).zip(labels) {
-                let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let sum: f64 = logits.iter().map(|x| f64::from(x - most).exp()).sum();
-                let own = logits[*label as usize];
-                scores.push(TokenScore { log_probability: (f64::from(own - most) - sum.ln()) as f32, greedy: own >= most });
+            for logits in logits.chunks_exact(self.classes()) {
+                see(index, logits);
+                index += 1;
             }
         }
-        Ok(scores)
+        Ok(())
     }
 
     pub(crate) fn classes(&self) -> usize {

@@ -30,7 +30,7 @@ fn counting(count: usize) -> Vec<TokenizedExample> {
     let mut one = || {
         let (start, length) = (3 + draw.below(8) as u32, 4 + draw.below(12) as u32);
         let tokens: Vec<u32> = [1].into_iter().chain(start..start + length).chain([2]).collect();
-        TokenizedExample { learned: (0..tokens.len()).map(|i| i > 1).collect(), tokens, ..TokenizedExample::default() }
+        TokenizedExample { learned: (0..tokens.len()).map(|i| i > 1).collect(), ..TokenizedExample::all_learned(tokens) }
     };
     (0..count).map(|_| one()).collect()
 }
@@ -268,7 +268,7 @@ fn what_cannot_be_learnt_or_fed_is_refused() {
         train_adapter(&base, data, &quick(), Start::Drawn(&draw), None, &mut |_| Control::Continue).unwrap_err().to_string()
     };
     assert!(train(&[]).starts_with("there is nothing to learn"));
-    let example = |tokens: Vec<u32>| TokenizedExample { learned: vec![true; tokens.len()], tokens, ..TokenizedExample::default() };
+    let example = TokenizedExample::all_learned;
     assert!(train(&[example(vec![1, 99, 2])]).contains("token 99 lies outside the vocabulary of 32"));
     assert!(train(&[example(vec![3; 100])]).contains("99 tokens in one sequence, but the model's positions end at 64"));
 }
@@ -360,7 +360,7 @@ fn families() -> Vec<(&'static str, ModelConfig)> {
 #[test]
 fn a_learnt_answer_is_generated_exactly() {
     use crate::data::{Template, Tokens, read_jsonl};
-    use crate::evaluate::{exact_match, same_text};
+    use crate::evaluate::{AnswerEnd, exact_match, template_prompts};
     let dir = tempfile::tempdir().unwrap();
     crate::data::tokens::tests::write_tokenizer(dir.path());
     let path = dir.path().join("data.jsonl");
@@ -370,13 +370,15 @@ fn a_learnt_answer_is_generated_exactly() {
     let (decoder, variables) = random_decoder(crate::data::tokens::tests::config(11), 3, &Device::Cpu).unwrap();
     let tokens = Tokens::read(dir.path(), decoder.config()).unwrap();
     let records = read_jsonl(&path).unwrap();
-    let score = || exact_match(&decoder, &tokens, &records, Template::Short, 8, same_text).unwrap();
-    assert_eq!((score().correct, score().examples), (0, 3));
+    let prompts = template_prompts(&tokens, &records, Template::Short).unwrap();
+    let end = AnswerEnd { tokens_max: 8, stops: &[] };
+    let score = || exact_match(&decoder, &tokens, &prompts, end, &|_, _| {}).unwrap();
+    assert_eq!((score().whole, score().examples), (0.0, 3));
     let examples = tokens.examples(&records, Template::Short, 64).unwrap();
     let settings = TrainSettings { epochs: 150, batch_size: 3, ..quick() };
     let data = TrainData { train: &examples, held_out: &[] };
     finished(train_full(&decoder, &variables, data, &settings, None, &mut |_| Control::Continue).unwrap());
-    assert_eq!(score().accuracy, 1.0);
+    assert_eq!(score().whole, 1.0);
 }
 
 #[test]

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Result, Tensor, TensorId, Var};
 
+use super::group::SKINNY_RANK_MAX;
 use super::{Array, device, elsewhere};
 use crate::models::kernels::add_to;
 use crate::models::kernels::product::{Into, Matrix, multiply, product};
+use crate::models::kernels::skinny::{Side, outer};
 
 /// A gradient for each variable, in f32; `None` where nothing flowed.
 pub type GradientList = Vec<Option<Tensor>>;
@@ -59,6 +61,18 @@ impl<'a> Gradients<'a> {
         match (g, x) {
             (Array::Host(g), Array::Host(x)) => {
                 let rows = x.len() / inputs;
+                let is_low = columns.count == columns.width && columns.count <= SKINNY_RANK_MAX;
+                if is_low || inputs <= SKINNY_RANK_MAX {
+                    let sum = match slot.get_or_insert_with(|| Array::Host(vec![0.0; columns.count * inputs])) {
+                        Array::Host(sum) => sum,
+                        Array::Device(_) => return elsewhere(),
+                    };
+                    match is_low {
+                        true => outer(g, columns.count, x, inputs, rows, inputs, scale, sum, Side::Rank),
+                        false => outer(x, inputs, &g[columns.from..], columns.width, rows, columns.count, scale, sum, Side::Wide),
+                    }
+                    return Ok(());
+                }
                 let dims = (columns.count, inputs, rows);
                 let (g, x) = (Matrix::rows(&g[columns.from..], columns.width).transposed(), Matrix::rows(x, inputs));
                 match slot {

@@ -3,12 +3,15 @@
 //! `y = x Wᵀ + b`, and for each low-rank part (LoRA, Hu et al. 2021) `+ scale * dropout(x) Aᵀ Bᵀ`. Weights are (outputs,
 //! inputs). Nothing is computed for a frozen weight but the input's gradient.
 
-use candle_core::{Result, Tensor};
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{DType, Result, Tensor, TensorId};
 
 use super::gradients::Columns;
 use super::{Array, Gradients, device, drop_out, elsewhere};
-use crate::models::kernels::Values;
+use crate::models::kernels::packed::{Low as LowPart, LowBack, Packed};
 use crate::models::kernels::product::{Into, Matrix, multiply, product};
+use crate::models::kernels::{Values, skinny};
 
 /// One linear map.
 #[derive(Debug, Clone)]
@@ -61,9 +64,48 @@ pub(crate) type Low = Vec<Array>;
 #[derive(Debug, Clone)]
 pub(crate) struct Group {
     pub parts: Vec<Linear>,
+    /// The weights as the CPU's kernels want them, made when first used; models of one base share them.
+    packed: Arc<OnceLock<(Vec<TensorId>, Packed)>>,
+    /// Packed weights and their products are in bf16.
+    in_bf16: bool,
 }
 
+/// Below so many outputs a panel would be mostly empty.
+const PACKED_OUTPUTS_MIN: usize = 16;
+/// Up to this rank, low-rank parts take kernels of their own.
+pub(super) const SKINNY_RANK_MAX: usize = 64;
+
 impl Group {
+    pub fn new(parts: Vec<Linear>) -> Self {
+        Self { parts, packed: Arc::default(), in_bf16: false }
+    }
+
+    /// From now on packs its frozen weights in bf16.
+    pub fn multiply_in_bf16(&mut self) {
+        (self.packed, self.in_bf16) = (Arc::default(), true);
+    }
+
+    /// The packed weights, where they are frozen: those of variables change with every step.
+    fn packed(&self) -> Result<Option<&Packed>> {
+        let is_frozen = |weight: &Tensor| weight.device().is_cpu() && weight.dtype() == DType::F32 && !weight.is_variable();
+        if self.outputs() < PACKED_OUTPUTS_MIN || !self.parts.iter().all(|part| is_frozen(&part.weight)) {
+            return Ok(None);
+        }
+        let weights = self.parts.iter().map(|part| Values::of(&part.weight)).collect::<Result<Vec<_>>>()?;
+        let ids: Vec<TensorId> = self.parts.iter().map(|part| part.weight.id()).collect();
+        let pack = || {
+            let weights: Vec<&[f32]> = weights.iter().map(|weight| &**weight).collect();
+            let packed = match self.in_bf16 {
+                true => Packed::new_bf16(&weights, self.inputs()),
+                false => Packed::new(&weights, self.inputs()),
+            };
+            (ids.clone(), packed)
+        };
+        let (of, packed) = self.packed.get_or_init(pack);
+        // A weight may have been replaced since.
+        Ok((*of == ids).then_some(packed))
+    }
+
     pub fn outputs(&self) -> usize {
         self.parts.iter().map(Linear::outputs).sum()
     }
@@ -102,6 +144,9 @@ impl Group {
 
     fn forward_host(&self, x: &[f32], rows: usize, low: &Low, onto: Option<Vec<f32>>) -> Result<Vec<f32>> {
         let (inputs, width) = (self.inputs(), self.outputs());
+        if let Some(packed) = self.packed()? {
+            return self.forward_packed(packed, x, rows, low, onto);
+        }
         let into = if onto.is_some() { Into::Add } else { Into::Overwrite };
         let mut low = low.iter();
         let mut y = match onto {
@@ -127,6 +172,33 @@ impl Group {
             from += part.outputs();
         }
         Ok(y)
+    }
+
+    fn forward_packed(&self, packed: &Packed, x: &[f32], rows: usize, low: &Low, onto: Option<Vec<f32>>) -> Result<Vec<f32>> {
+        let bias = match self.parts.iter().any(|part| part.bias.is_some()) {
+            true => {
+                let mut bias = Vec::with_capacity(self.outputs());
+                for part in &self.parts {
+                    match &part.bias {
+                        Some(values) => bias.extend_from_slice(&Values::of(values)?),
+                        None => bias.resize(bias.len() + part.outputs(), 0.0),
+                    }
+                }
+                Some(bias)
+            }
+            false => None,
+        };
+        let bs = self.parts.iter().flat_map(|part| &part.lora).map(|lora| Values::of(&lora.b)).collect::<Result<Vec<_>>>()?;
+        let (mut parts, mut from) = (Vec::with_capacity(bs.len()), 0);
+        for part in &self.parts {
+            for lora in &part.lora {
+                let index = parts.len();
+                let (Some(Array::Host(u)), rank) = (low.get(index), lora.b.dim(1)?) else { return elsewhere() };
+                parts.push(LowPart { u, b: &bs[index], rank, from, count: part.outputs(), scale: lora.scale });
+            }
+            from += part.outputs();
+        }
+        Ok(packed.forward(x, rows, &parts, bias.as_deref(), onto))
     }
 
     fn forward_device(&self, x: &Tensor, low: &Low) -> Result<Tensor> {
@@ -163,12 +235,18 @@ impl Group {
         into: &mut Gradients,
     ) -> Result<Option<Array>> {
         let width = self.outputs();
+        let packed = match (g, input_wanted) {
+            (Array::Host(_), true) => self.packed()?,
+            _ => None,
+        };
+        // Low-rank parts that ride along with the packed weights.
+        let mut riding = Vec::new();
         let mut dx = onto;
         let (mut from, mut index) = (0, 0);
         for part in &self.parts {
             let columns = Columns { width, from, count: part.outputs() };
             from += part.outputs();
-            if input_wanted {
+            if input_wanted && packed.is_none() {
                 dx = Some(product_back(g, columns, &part.weight, 1.0, rows, dx)?);
             }
             if let Some(weight) = into.wants(&part.weight) {
@@ -197,6 +275,10 @@ impl Group {
                 }
                 if input_wanted {
                     dx = Some(match seed {
+                        None if packed.is_some() => {
+                            riding.push((du, Values::of(&lora.a)?, rank));
+                            continue;
+                        }
                         None => product_back(&du, whole, &lora.a, 1.0, rows, dx)?,
                         Some(seed) => {
                             let through = drop_out(&product_back(&du, whole, &lora.a, 1.0, rows, None)?, lora.dropout, seed)?;
@@ -209,7 +291,18 @@ impl Group {
                 }
             }
         }
-        Ok(dx)
+        let (Some(packed), Array::Host(g)) = (packed, g) else { return Ok(dx) };
+        let onto = match dx {
+            Some(Array::Host(dx)) => Some(dx),
+            None => None,
+            Some(Array::Device(_)) => return elsewhere(),
+        };
+        let mut parts = Vec::with_capacity(riding.len());
+        for (du, a, rank) in &riding {
+            let Array::Host(du) = du else { return elsewhere() };
+            parts.push(LowBack { du, a, rank: *rank, scale: 1.0 });
+        }
+        Ok(Some(Array::Host(packed.backward(g, rows, &parts, onto))))
     }
 }
 
@@ -219,6 +312,9 @@ fn product_array(x: &Array, weight: &Tensor, rows: usize) -> Result<Array> {
     match x {
         Array::Host(x) => {
             let weight = Values::of(weight)?;
+            if outputs <= SKINNY_RANK_MAX {
+                return Ok(Array::Host(skinny::narrow(x, inputs, rows, inputs, &weight, outputs, 1.0)));
+            }
             Ok(Array::Host(product((rows, outputs, inputs), Matrix::rows(x, inputs), Matrix::rows(&weight, inputs).transposed(), 1.0)))
         }
         Array::Device(x) => device::product(x, false, weight, true, 1.0).map(Array::Device),
@@ -231,6 +327,10 @@ fn product_back(g: &Array, columns: Columns, weight: &Tensor, scale: f32, rows: 
     match (g, onto) {
         (Array::Host(g), onto) => {
             let weight = Values::of(weight)?;
+            if inputs <= SKINNY_RANK_MAX && onto.is_none() {
+                let du = skinny::narrow_back(&g[columns.from..], columns.width, rows, outputs, &weight, inputs, scale);
+                return Ok(Array::Host(du));
+            }
             let dims = (rows, inputs, outputs);
             let (g, weight) = (Matrix::rows(&g[columns.from..], columns.width), Matrix::rows(&weight, inputs));
             match onto {
