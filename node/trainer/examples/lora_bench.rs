@@ -12,7 +12,7 @@ use std::time::Instant;
 use candle_core::Device;
 use mingle_trainer::data::TokenizedExample;
 use mingle_trainer::models::{BaseModel, ModelConfig};
-use mingle_trainer::train::{Control, Start, TrainData, TrainSettings, random_decoder, seeded_draw, train_full, train_lora};
+use mingle_trainer::train::{Control, Start, TrainData, TrainSettings, random_decoder, seeded_draw, train_adapter, train_full};
 use serde_json::json;
 
 struct Arguments {
@@ -107,8 +107,11 @@ fn main() -> anyhow::Result<()> {
     };
     // One token more than is fed: the last predicts nothing.
     let length = arguments.seq + 1;
-    let mut example =
-        || TokenizedExample { tokens: (0..length).map(|_| draw(arguments.vocabulary)).collect(), learned: vec![true; length] };
+    let mut example = || TokenizedExample {
+        tokens: (0..length).map(|_| draw(arguments.vocabulary)).collect(),
+        learned: vec![true; length],
+        ..Default::default()
+    };
     let examples: Vec<TokenizedExample> = (0..arguments.batch * 2).map(|_| example()).collect();
     let settings = TrainSettings {
         epochs: arguments.steps,
@@ -149,7 +152,7 @@ fn main() -> anyhow::Result<()> {
         let base = BaseModel::load(&dir, &Device::Cpu);
         std::fs::remove_dir_all(&dir)?;
         let base = if arguments.bf16 { base?.multiply_in_bf16() } else { base? };
-        train_lora(&base, data, &settings, Start::Drawn(&seeded_draw(1)), None, &mut step)?;
+        train_adapter(&base, data, &settings, Start::Drawn(&seeded_draw(1)), None, &mut step)?;
     }
     times.sort_by(f64::total_cmp);
     let median = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
