@@ -3,6 +3,7 @@
 use mingle_protocol::round::RoundError;
 
 use crate::data::DataError;
+use crate::models::device::DeviceError;
 use crate::network::NetworkError;
 use crate::store::StoreError;
 use crate::train::TrainError;
@@ -44,6 +45,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(TrainError::NothingToLearn { .. }) = cause.downcast_ref() {
             return found("raise --max-length");
         }
+        if let Some(error) = cause.downcast_ref::<DeviceError>() {
+            return device_hint(error);
+        }
         if let Some(TrainError::NothingHeldOut) = cause.downcast_ref() {
             return found("keep some from training with --held-out");
         }
@@ -63,4 +67,17 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         ("holds a base with digest", "every member must use the same base weights; compare with `mingle round show`"),
     ];
     advice.iter().find(|(part, _)| text.contains(part)).map(|(_, advice)| (*advice).to_owned())
+}
+
+fn device_hint(error: &DeviceError) -> Option<String> {
+    match error {
+        DeviceError::Device { .. } | DeviceError::PrecisionName { .. } => None,
+        DeviceError::NotBuilt { feature, .. } => Some(format!(
+            "install it with `cargo install --path node --features {feature}` (docs/gpu.md says what that needs), or use --device cpu"
+        )),
+        DeviceError::Unavailable { .. } => {
+            Some("see whether the GPU and its driver answer (for CUDA: `nvidia-smi`), or use --device auto or cpu".to_owned())
+        }
+        DeviceError::Precision { .. } => Some("leave --precision out, or use f32".to_owned()),
+    }
 }

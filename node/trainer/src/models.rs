@@ -12,6 +12,7 @@ pub mod backward;
 pub mod batch;
 mod cache;
 pub mod config;
+pub mod device;
 pub mod families;
 pub mod kernels;
 pub mod ops;

@@ -188,10 +188,10 @@ impl Decoder {
         }
         let attended = block.output.backward(&kept.attended, low_output, &g, rows, true, None, pass.seed(index, 1), into)?;
         let Some(d_attended) = attended else { return Ok(None) };
-        let mut d_qkv = ops::attention_backward(&kept.qkv, &d_attended, &batch.lengths, &config.attention())?;
+        let mut d_qkv = ops::attention_backward(&kept.qkv, &d_attended, &batch.lengths, &config.attention(index))?;
         drop(d_attended);
         if let Some(rope) = &self.rope {
-            d_qkv = ops::rope(d_qkv, rope, &config.attention(), positions, -1.0)?;
+            d_qkv = ops::rope(d_qkv, rope, &config.attention(index), positions, -1.0)?;
         }
         let seed = pass.seed(index, 0);
         match &kept.normed_x {

@@ -38,9 +38,9 @@ impl Decoder {
         let batch = TokenBatch { lengths: vec![count], tokens: tokens.to_vec(), ..TokenBatch::default() };
         self.check(&batch)?;
         let positions: Vec<u32> = (past as u32..(past + count) as u32).collect();
-        let heads = config.attention();
         let mut x = self.embed(&batch, &positions)?.1;
         for (index, block) in self.blocks.iter().enumerate() {
+            let heads = config.attention(index);
             let mut qkv = block.qkv.forward(&block.norms[0].forward(&x)?, count, None, None)?.0;
             if let Some(rope) = &self.rope {
                 qkv = ops::rope(qkv, rope, &heads, &positions, 1.0)?;

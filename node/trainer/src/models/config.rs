@@ -34,6 +34,8 @@ pub struct ModelConfig {
     /// Norms stand behind attention and feed-forward (BERT), not before them.
     pub post_norm: bool,
     pub mask: Mask,
+    /// So many blocks, the lowest, look back as far as they like, whatever window the others have (Qwen2).
+    pub unwindowed: usize,
     pub activation: Activation,
     /// The feed-forward part has a gate beside the up-projection.
     pub gated: bool,
@@ -121,10 +123,14 @@ impl ModelConfig {
         self.kv_heads * self.head_dim
     }
 
-    /// How attention reads queries, keys and values.
-    pub(crate) fn attention(&self) -> Heads {
+    /// How the attention of block `layer` reads queries, keys and values.
+    pub(crate) fn attention(&self, layer: usize) -> Heads {
+        let mask = match self.mask {
+            Mask::Window(_) if layer < self.unwindowed => Mask::Causal,
+            mask => mask,
+        };
         let scale = 1.0 / (self.head_dim as f32).sqrt();
-        Heads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, scale, mask: self.mask }
+        Heads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, scale, mask }
     }
 
     /// Radians a position adds, for each of the `head_dim / 2` rotated pairs; `None` without rotary positions.
@@ -182,6 +188,14 @@ impl Fields<'_> {
                 Some(size) if size > 0 => Ok(Some(size)),
                 _ => Err(ModelError::file(self.path, format!("{field} is {value}, but must be a positive whole number"))),
             },
+        }
+    }
+
+    /// A size that may be 0.
+    pub fn optional_count(&self, field: &str) -> Result<Option<usize>, ModelError> {
+        match self.json.get(field).and_then(Value::as_u64) {
+            Some(0) => Ok(Some(0)),
+            _ => self.optional_size(field),
         }
     }
 

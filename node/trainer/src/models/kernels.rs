@@ -12,6 +12,8 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
+#[cfg(any(feature = "cuda", test))]
+pub(crate) mod cuda;
 pub mod dropout;
 pub mod norm;
 pub(crate) mod packed;

@@ -271,9 +271,9 @@ impl Decoder {
         let normed_x = if config.post_norm { None } else { Some(block.norms[0].forward(&x)?) };
         let (mut qkv, low_qkv) = block.qkv.forward(normed_x.as_ref().unwrap_or(&x), rows, None, pass.seed(index, 0))?;
         if let Some(rope) = &self.rope {
-            qkv = ops::rope(qkv, rope, &config.attention(), positions, 1.0)?;
+            qkv = ops::rope(qkv, rope, &config.attention(index), positions, 1.0)?;
         }
-        let attended = ops::attention(&qkv, &batch.lengths, &config.attention())?;
+        let attended = ops::attention(&qkv, &batch.lengths, &config.attention(index))?;
         let (sum, low_output) = block.output.forward(&attended, rows, Some(x.clone()), pass.seed(index, 1))?;
         let normed = block.norms[usize::from(!config.post_norm)].forward(&sum)?;
         let (up, low_up) = block.up.forward(&normed, rows, None, pass.seed(index, 2))?;

@@ -46,10 +46,6 @@ fn what_would_be_computed_wrongly_is_refused_by_name() {
         let error = parse(&json).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let mut qwen = small();
-    qwen["model_type"] = json!("qwen2");
-    qwen["use_sliding_window"] = json!(true);
-    assert!(parse(&qwen).unwrap_err().to_string().contains("use_sliding_window is true"));
 }
 
 /// What the families' own files say, in the words of their first releases.
@@ -64,6 +60,13 @@ fn families_differ_as_their_files_say() {
     assert_eq!((mistral.mask, mistral.biases), (Mask::Window(4096), [false; 3]));
     json["sliding_window"] = Value::Null;
     assert_eq!(parse(&json).unwrap().mask, Mask::Causal);
+    json["model_type"] = json!("qwen2");
+    json["sliding_window"] = json!(8);
+    assert_eq!(parse(&json).unwrap().mask, Mask::Causal);
+    json["use_sliding_window"] = json!(true);
+    json["max_window_layers"] = json!(1);
+    let qwen = parse(&json).unwrap();
+    assert_eq!((qwen.attention(0).mask, qwen.attention(1).mask), (Mask::Causal, Mask::Window(8)));
     json["model_type"] = json!("gemma");
     json["hidden_act"] = json!("gelu");
     let gemma = parse(&json).unwrap();

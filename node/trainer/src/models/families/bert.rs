@@ -49,6 +49,7 @@ pub(super) fn config(fields: &Fields) -> Result<ModelConfig, ModelError> {
         norm_eps: fields.number("layer_norm_eps", 1e-12),
         post_norm: true,
         mask: Mask::Full,
+        unwindowed: 0,
         activation: fields.activation("hidden_act", "gelu")?,
         gated: false,
         biases: [true; 3],

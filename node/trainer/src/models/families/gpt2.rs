@@ -48,6 +48,7 @@ pub(super) fn config(fields: &Fields) -> Result<ModelConfig, ModelError> {
         norm_eps: fields.number("layer_norm_epsilon", 1e-5),
         post_norm: false,
         mask: Mask::Causal,
+        unwindowed: 0,
         activation: fields.activation("activation_function", "gelu_new")?,
         gated: false,
         biases: [true; 3],

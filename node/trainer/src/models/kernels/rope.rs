@@ -1,5 +1,9 @@
 //! Rotary positions, half-split as Hugging Face does it: element `i` of a head turns with element `i + head_dim / 2`.
 
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{Device, Result, Tensor};
+
 use super::vector::vectorised;
 
 /// Cosines and sines of every position, rows of `head_dim / 2`.
@@ -8,6 +12,8 @@ pub struct RopeTable {
     pub(crate) cos: Vec<f32>,
     pub(crate) sin: Vec<f32>,
     pub(crate) pairs: usize,
+    /// Both as tensors of the device that last asked.
+    on_device: Mutex<Option<(Tensor, Tensor)>>,
 }
 
 impl RopeTable {
@@ -18,7 +24,19 @@ impl RopeTable {
             let row = |position: usize| frequencies.iter().map(move |w| f(position as f32 * *w as f32));
             (0..positions).flat_map(row).collect()
         };
-        Self { cos: angles(f32::cos), sin: angles(f32::sin), pairs: frequencies.len() }
+        Self { cos: angles(f32::cos), sin: angles(f32::sin), pairs: frequencies.len(), on_device: Mutex::default() }
+    }
+
+    /// Cosines and sines as tensors `(positions, pairs)`, f32, sent to a device once.
+    pub(crate) fn on(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        let mut held = self.on_device.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((cos, sin)) = held.as_ref().filter(|(cos, _)| cos.device().same_device(device)) {
+            return Ok((cos.clone(), sin.clone()));
+        }
+        let tensor = |angles: &[f32]| Tensor::from_slice(angles, (angles.len() / self.pairs, self.pairs), device);
+        let both = (tensor(&self.cos)?, tensor(&self.sin)?);
+        *held = Some(both.clone());
+        Ok(both)
     }
 }
 
