@@ -42,7 +42,7 @@ pub struct Args {
     /// Hugging Face directory of the base
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
-    /// Training data, JSON lines; may be given several times
+    /// Training data, JSON lines or (with classes) .tsv; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
     /// Directory to write: PEFT's, or with `--method full` the whole model
