@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
         folder => {
             let adapter = peft::read(Path::new(folder))?;
             if let Some(folder) = saved.first() {
-                peft::write(Path::new(folder), &adapter, None)?;
+                peft::write(Path::new(folder), &adapter)?;
             }
             adapter.apply(&base)?
         }
