@@ -17,6 +17,7 @@ pub mod families;
 pub mod kernels;
 pub mod ops;
 mod parameters;
+pub mod placement;
 pub mod pretrained;
 pub mod targets;
 pub mod transformer;

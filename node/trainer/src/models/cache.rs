@@ -1,6 +1,6 @@
 //! Generation token by token: keys and values of what a sequence has so far.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::batch::TokenBatch;
 use super::ops::{self, Array};
@@ -65,6 +65,6 @@ impl Decoder {
         }
         cache.tokens = past + count;
         let last = ops::rows(&x, config.hidden, &[count as u32 - 1])?;
-        Ok(self.top(&last, 1)?.into_tensor(&[self.classes()], &self.device)?)
+        Ok(self.top(&last, 1)?.into_tensor(&[self.classes()], &self.device)?.to_dtype(DType::F32)?)
     }
 }

@@ -43,6 +43,14 @@ impl Array {
         }
     }
 
+    /// A device's values in another dtype.
+    pub fn held_in(self, dtype: candle_core::DType) -> Result<Self> {
+        match self {
+            Self::Host(_) => Ok(self),
+            Self::Device(tensor) => tensor.to_dtype(dtype).map(Self::Device),
+        }
+    }
+
     pub fn into_tensor(self, dims: &[usize], device: &Device) -> Result<Tensor> {
         match self {
             Self::Host(values) => Tensor::from_vec(values, dims, device),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::config::{Head, ModelConfig, NormKind, Positions};
 use super::kernels::rope::RopeTable;
@@ -88,7 +88,7 @@ impl Decoder {
         };
         let rope = config.rope_frequencies().map(|frequencies| Arc::new(RopeTable::new(&frequencies, config.positions_max)));
         let (device, host) = (device.clone(), device.is_cpu());
-        Ok(Self { config: Arc::new(config), rope, embedding, blocks, norm, pooler, head: one(head), device, host })
+        Ok(Self { config: Arc::new(config), rope, embedding, blocks, norm, pooler, head: one(head), device, host, dtype: DType::F32 })
     }
 
     /// A model whose every weight is a variable with the value `start` gives for its name and shape.

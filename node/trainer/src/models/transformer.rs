@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, TensorId};
+use candle_core::{DType, Device, Result, Tensor, TensorId};
 
 use super::ModelError;
 use super::batch::{IGNORED, TokenBatch};
@@ -48,6 +48,8 @@ pub struct Decoder {
     pub(crate) device: Device,
     /// Activations are plain vectors for the CPU's loops.
     pub(crate) host: bool,
+    /// What they are held in elsewhere.
+    pub(crate) dtype: DType,
 }
 
 /// How a training pass is made.
@@ -110,7 +112,7 @@ impl Decoder {
         let x = self.hidden(batch)?;
         let (rows, classes) = (self.scored_rows(batch), self.classes());
         let logits = self.top(&ops::rows(&x, self.config.hidden, &rows)?, rows.len())?;
-        Ok(logits.into_tensor(&[rows.len(), classes], &self.device)?)
+        Ok(logits.into_tensor(&[rows.len(), classes], &self.device)?.to_dtype(DType::F32)?)
     }
 
     /// Cross entropy summed over the batch's targets and divided by `denominator`.
@@ -248,6 +250,7 @@ impl Decoder {
         if let Some(types) = types {
             x = x.plus(&ops::embed(types, &self.type_rows(batch), 1.0, self.host)?)?;
         }
+        let x = x.held_in(self.dtype)?;
         match norm {
             Some(norm) => norm.forward(&x).map(|normed| (Some(x), normed)),
             None => Ok((None, x)),

@@ -13,7 +13,7 @@ mod ops;
 #[cfg(feature = "cuda")]
 mod product;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use attention::{attention, attention_backward, masked_softmax, softmax_backward};
 #[cfg(feature = "cuda")]
@@ -23,6 +23,8 @@ pub(crate) use ops::{
 };
 #[cfg(feature = "cuda")]
 pub(crate) use product::{product, product_onto};
+#[cfg(test)]
+pub(crate) use {emulator::emulated, tests::on_a_gpu};
 
 use candle_core::{DType, Result, Tensor, bail};
 

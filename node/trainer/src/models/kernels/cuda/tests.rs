@@ -1,4 +1,5 @@
-//! The kernels, run on the processor by the emulator, against the portable ops; and the PTX against the sources.
+//! The kernels, run on the processor by the emulator and on a GPU where there is one, against the portable ops; and the PTX
+//! against the sources.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -59,6 +60,34 @@ fn the_ptx_has_every_kernel_that_is_asked_for() {
     }
 }
 
+/// Runs `body` on this machine's first GPU; without one it says so and does not.
+pub(crate) fn on_a_gpu(body: impl FnOnce(&Device)) {
+    #[cfg(feature = "cuda")]
+    match super::open(0) {
+        Ok(gpu) => body(&gpu),
+        Err(error) => println!("skipped: no GPU answers: {}", error.to_string().lines().next().unwrap_or_default()),
+    }
+    #[cfg(not(feature = "cuda"))]
+    drop(body);
+}
+
+/// Matrix products by cuBLAS, which has no emulation.
+#[test]
+fn products_on_a_gpu() {
+    for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
+        let dims = |rows: usize, columns: usize, transposed: bool| if transposed { [columns, rows] } else { [rows, columns] };
+        let inputs = [noise(1, &dims(30, 50, transpose_a)), noise(2, &dims(50, 20, transpose_b)), noise(3, &[30, 20])];
+        agree(&[(DType::F32, 1e-4), (DType::BF16, 8e-2), (DType::F16, 1e-2)], &inputs, |v| {
+            let sum = v[2].to_dtype(DType::F32)?.copy()?;
+            Ok(vec![
+                device::product(&v[0], transpose_a, &v[1], transpose_b, 0.5)?,
+                device::product_onto(v[2].copy()?, &v[0], transpose_a, &v[1], transpose_b, 0.5)?,
+                device::product_onto(sum, &v[0], transpose_a, &v[1], transpose_b, 0.5)?,
+            ])
+        });
+    }
+}
+
 fn noise(seed: u64, dims: &[usize]) -> Tensor {
     Tensor::from_vec(testing::noise(seed, dims.iter().product()), dims, &Device::Cpu).unwrap()
 }
@@ -70,22 +99,23 @@ fn flat(x: &Tensor) -> Vec<f32> {
 /// Runs `op` on f32 tensors as the portable form, and on the same values in each dtype as kernels. Inputs are rounded to
 /// that dtype first, so what differs is the arithmetic.
 fn agree(dtypes: &[(DType, f32)], inputs: &[Tensor], op: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>) {
-    emulated(|| ());
     for (dtype, tolerance) in dtypes {
         let cast = |tensors: &[Tensor], dtype: DType| -> Vec<Tensor> {
             tensors.iter().map(|tensor| tensor.to_dtype(dtype).unwrap().copy().unwrap()).collect()
         };
         let narrow = cast(inputs, *dtype);
         let expected = op(&cast(&narrow, DType::F32)).unwrap();
-        emulated(|| {
-            for (which, (found, expected)) in op(&narrow).unwrap().iter().zip(&expected).enumerate() {
+        let check = |inputs: &[Tensor]| {
+            for (which, (found, expected)) in op(inputs).unwrap().iter().zip(&expected).enumerate() {
                 assert_eq!(found.dims(), expected.dims());
                 for (at, (found, expected)) in flat(found).iter().zip(flat(expected)).enumerate() {
                     let error = (found - expected).abs();
                     assert!(error <= tolerance * (1.0 + expected.abs()), "{dtype:?} {which}[{at}]: {found}, expected {expected}");
                 }
             }
-        });
+        };
+        emulated(|| check(&narrow));
+        on_a_gpu(|gpu| check(&narrow.iter().map(|tensor| tensor.to_device(gpu).unwrap()).collect::<Vec<_>>()));
     }
 }
 
