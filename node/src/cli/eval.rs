@@ -191,7 +191,7 @@ fn print_sentences(measured: &Value) {
     let loss = &measured["loss"];
     if loss.is_object() {
         println!(
-            "loss        {:.4} nats a token over {} labelled tokens of {} examples",
+            "loss        {:.4} nats a label over {} labels of {} examples",
             number(&loss["loss"]),
             loss["tokens"],
             loss["examples"]
