@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use candle_core::Device;
 use mingle_protocol::adapter::{AdapterKind, Scaling};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::number::{Spread, seeded};
@@ -15,6 +14,7 @@ use crate::driver::{Prepared, TrainingDesk, TrainingStatus};
 use crate::home::Home;
 use crate::merged::{config_of, module_of};
 use crate::merger::hash_of;
+use crate::models::device::{DeviceChoice, OpenedDevice};
 use crate::models::weights::Weights;
 use crate::models::{BaseModel, ModelConfig, base_digest};
 use crate::peft::{self, Difference, Update};
@@ -58,6 +58,7 @@ pub struct TrainingPlan {
     /// Start from this PEFT directory instead of the common start.
     pub start_from: Option<PathBuf>,
     pub metrics: MetricsPlan,
+    pub device: DeviceChoice,
     /// Train even if the estimate says that the memory will not do.
     pub ignore_memory: bool,
 }
@@ -73,12 +74,12 @@ impl TrainingPlan {
     ///
     /// # Errors
     /// A base or data that cannot be used, or a training that needs more memory than there is, in one sentence each.
-    pub fn load(&self) -> Result<(BaseModel, Examples)> {
+    pub fn load(&self, device: &OpenedDevice) -> Result<(BaseModel, Examples)> {
         let examples = self.examples()?;
         if !self.ignore_memory {
             self.estimate(&examples)?.check()?;
         }
-        Ok((BaseModel::load(&self.base, &Device::Cpu)?, examples))
+        Ok((BaseModel::load_on(&self.base, device, self.settings.precision)?, examples))
     }
 
     /// Reads the data and splits it. Needs of the base its configuration and its tokenizer.
@@ -155,7 +156,7 @@ impl TrainingPlan {
             }
             (None, None) => None,
         };
-        let (base, examples) = plan.load()?;
+        let (base, examples) = plan.load(&plan.device.open()?)?;
         let seed = round.kind().low_rank().map_or([0; 32], |shape| shape.seed);
         let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
         let start = Beginning { draw: &draw, from: start.as_ref() };

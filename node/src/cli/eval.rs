@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use candle_core::Device;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::TemplateArg;
+use super::training::ComputeArgs;
 use crate::data::{self, ChoiceForm, Record, TokenizedExample, Tokens};
 use crate::evaluate::{
     AnswerEnd, GSM8K_STOPS, Report, choice_prompts, choices, classify, exact_match, gsm8k_prompts, held_out_loss, template_prompts,
@@ -82,13 +82,15 @@ pub struct Args {
     /// Write every question's outcome as JSON lines
     #[arg(long, value_name = "FILE")]
     samples: Option<PathBuf>,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// JSON on standard output
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let base = BaseModel::load(&args.base, &Device::Cpu)?;
+    let base = BaseModel::load_on(&args.base, &args.compute.device.open()?, args.compute.precision)?;
     let tokens = Tokens::read(&args.base, base.config())?;
     let decoder = match &args.adapter {
         Some(folder) => peft::Update::read(folder)?.apply(&base)?,

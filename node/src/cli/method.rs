@@ -11,9 +11,9 @@ use crate::train::{LowRankSettings, Method, TrainSettings};
 /// What is trained, and what travels.
 #[derive(Args, Clone, Debug)]
 pub struct MethodArgs {
-    /// What is trained and sent
-    #[arg(long, default_value = "lora")]
-    pub method: MethodArg,
+    /// What is trained and sent [default: lora, or what a preset says]
+    #[arg(long)]
+    pub method: Option<MethodArg>,
     /// LoRA rank; of each subspace [default: 16, with subspaces 8]
     #[arg(long)]
     pub rank: Option<u32>,
@@ -50,22 +50,52 @@ pub enum MethodArg {
     Full,
 }
 
+/// Ranks and alphas of single modules: for adapters outside a round, where all have one.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PatternArgs {
+    /// Rank of the modules an expression means, as PEFT matches it; given several times
+    #[arg(long, value_name = "KEY=RANK", value_parser = keyed::<usize>)]
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Alpha of the modules an expression means, likewise
+    #[arg(long, value_name = "KEY=ALPHA", value_parser = keyed::<f64>)]
+    pub alpha_pattern: Vec<(String, f64)>,
+}
+
+fn keyed<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
+    let (key, value) = text.rsplit_once('=').ok_or("expected KEY=NUMBER, such as q_proj=8")?;
+    Ok((key.into(), value.parse().map_err(|_| format!("{value:?} is not a number"))?))
+}
+
+impl PatternArgs {
+    /// In the order of their bytes, in which PEFT reads them back.
+    pub fn set(self, settings: &mut LowRankSettings) {
+        (settings.rank_pattern, settings.alpha_pattern) = (self.rank_pattern, self.alpha_pattern);
+        settings.rank_pattern.sort_by(|a, b| a.0.cmp(&b.0));
+        settings.alpha_pattern.sort_by(|a, b| a.0.cmp(&b.0));
+    }
+}
+
 impl MethodArgs {
+    pub fn method(&self) -> MethodArg {
+        self.method.unwrap_or(MethodArg::Lora)
+    }
+
     fn rank(&self) -> u32 {
-        self.rank.unwrap_or(if self.method == MethodArg::Subspace { 8 } else { 16 })
+        self.rank.unwrap_or(if self.method() == MethodArg::Subspace { 8 } else { 16 })
     }
 
     fn alpha(&self) -> u32 {
-        self.alpha.unwrap_or(if self.method == MethodArg::Subspace { self.rank() } else { self.rank().saturating_mul(2) })
+        self.alpha.unwrap_or(if self.method() == MethodArg::Subspace { self.rank() } else { self.rank().saturating_mul(2) })
     }
 
     /// Puts the options into the settings of a training.
     pub fn set(&self, settings: &mut TrainSettings) {
         settings.method = match self.method {
-            MethodArg::Lora => Method::Lora,
-            MethodArg::FrozenA => Method::FrozenA,
-            MethodArg::Subspace => Method::Subspace { seeds: self.subspaces as usize, interval: self.interval as usize },
-            MethodArg::Full => Method::Full,
+            None => settings.method,
+            Some(MethodArg::Lora) => Method::Lora,
+            Some(MethodArg::FrozenA) => Method::FrozenA,
+            Some(MethodArg::Subspace) => Method::Subspace { seeds: self.subspaces as usize, interval: self.interval as usize },
+            Some(MethodArg::Full) => Method::Full,
         };
         settings.rank = self.rank() as usize;
         settings.alpha = f64::from(self.alpha());
@@ -84,7 +114,7 @@ impl MethodArgs {
             saved,
             ..LoraShape::new(self.rank(), self.alpha(), seed, modules.iter().map(module).collect())
         };
-        Ok(match self.method {
+        Ok(match self.method() {
             MethodArg::Lora => AdapterKind::Lora(low_rank()),
             MethodArg::FrozenA => AdapterKind::FrozenA(low_rank()),
             MethodArg::Subspace => {

@@ -32,7 +32,7 @@ Examples:
 pub enum Verb {
     /// Write a round file
     #[command(after_help = EXAMPLES)]
-    New(NewArgs),
+    New(Box<NewArgs>),
     /// Show a round file
     #[command(after_help = EXAMPLES)]
     Show(ShowArgs),
@@ -93,7 +93,7 @@ pub struct ShowArgs {
 
 pub fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::New(args) => new(args),
+        Verb::New(args) => new(*args),
         Verb::Show(args) => show(&read_round(&args.file)?, args.json),
     }
 }
@@ -143,7 +143,7 @@ fn kind(args: &NewArgs) -> Result<AdapterKind> {
     };
     let (mut saved, mut weights) = (Vec::new(), Vec::new());
     // Only what is trained whole needs more than the configuration.
-    if args.method.method == MethodArg::Full {
+    if args.method.method() == MethodArg::Full {
         weights = models::BaseModel::load(folder, &Device::Cpu)?.decoder().weights().into_iter().map(tensor).collect();
     } else if !args.method.save_modules.is_empty() {
         let base = models::BaseModel::load(folder, &Device::Cpu)?;

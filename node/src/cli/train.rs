@@ -10,7 +10,7 @@ use serde_json::json;
 use super::EXIT_UNREACHED;
 use super::args::{OutputArgs, read_round};
 use super::interrupt::Interrupt;
-use super::method::MethodArgs;
+use super::method::{MethodArgs, PatternArgs};
 use super::training::TrainingArgs;
 use crate::console::Console;
 use crate::contribution::{Beginning, TrainingPlan, check_base, name_base, status_of, train};
@@ -32,6 +32,10 @@ Examples:
 
 Stopped (Ctrl-C) or killed, the same command goes on from the last checkpoint and ends with the same bytes.";
 
+/// What a round says by itself.
+const THE_ROUNDS: [&str; 10] =
+    ["method", "rank", "alpha", "targets", "rslora", "save_modules", "subspaces", "interval", "rank_pattern", "alpha_pattern"];
+
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -48,10 +52,12 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
     /// Take rank, alpha, modules and the common start from this round
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "rank", "alpha", "targets", "rslora", "save_modules", "subspaces", "interval"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = THE_ROUNDS)]
     round: Option<PathBuf>,
     #[command(flatten)]
     method: MethodArgs,
+    #[command(flatten)]
+    patterns: PatternArgs,
     /// Start from this PEFT directory
     #[arg(long, value_name = "DIR")]
     start_from: Option<PathBuf>,
@@ -65,6 +71,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let round = args.round.as_deref().map(read_round).transpose()?;
     let mut plan = args.training.plan(args.base.clone(), args.data, args.start_from);
     args.method.set(&mut plan.settings);
+    args.patterns.set(&mut plan.settings.low_rank);
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&plan.settings.seed.to_le_bytes());
     if let Some(round) = &round {
@@ -77,11 +84,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if out.exists() {
         return exists(&out, &unfinished, args.output);
     }
-    let (base, examples) = plan.load()?;
+    let device = plan.device.open()?;
+    let (base, examples) = plan.load(&device)?;
     let from = plan.start_from.as_deref().map(Update::read).transpose()?;
     let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
     let start = Beginning { draw: &draw, from: from.as_ref() };
     let mut console = Console::new(args.output.json, args.output.quiet);
+    if !(args.output.json || args.output.quiet) {
+        console.line(&format!("computing on {}", device.line()));
+        if let Some(why) = device.fallback.as_ref().filter(|_| cfg!(any(feature = "cuda", feature = "metal"))) {
+            console.line(&format!("no GPU is used: {why}"));
+        }
+    }
     let interrupt = Interrupt::new()?;
     let outcome = train(&base, &examples, &plan, start, Some(&unfinished), |progress| {
         console.show(&Event::Training(status_of(progress)));

@@ -6,8 +6,9 @@ use clap::{Args, ValueEnum};
 
 use super::args::TemplateArg;
 use crate::contribution::{HeldOut, TrainingPlan};
+use crate::models::device::{DeviceChoice, Precision};
 use crate::train::metrics::MetricsPlan;
-use crate::train::{Precision, Preset, Schedule, TrainSettings};
+use crate::train::{Preset, Schedule, TrainSettings};
 
 /// What is trained on what, and how.
 #[derive(Args, Clone, Debug)]
@@ -88,9 +89,8 @@ pub struct TrainingArgs {
     /// Keep activations at block boundaries only and compute them again: less memory, more time
     #[arg(long, help_heading = "Memory and speed")]
     pub recompute: bool,
-    /// Of frozen weights and activations; a CPU computes in f32 always
-    #[arg(long, help_heading = "Memory and speed", default_value = "f32")]
-    pub precision: PrecisionArg,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Threads that compute [default: all processors]
     #[arg(long, help_heading = "Memory and speed")]
     pub threads: Option<usize>,
@@ -109,6 +109,17 @@ pub struct TrainingArgs {
     pub tensorboard: Option<PathBuf>,
 }
 
+/// Where a model computes, and in what.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ComputeArgs {
+    /// auto, cpu, cuda, cuda:N or metal; auto takes a GPU where this program was built for one and finds it
+    #[arg(long, help_heading = "Memory and speed", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// f32, bf16 or f16, of frozen weights and activations [default: bf16 where a GPU multiplies it, else f32]
+    #[arg(long, help_heading = "Memory and speed")]
+    pub precision: Option<Precision>,
+}
+
 /// A preset by name.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum PresetArg {
@@ -124,14 +135,6 @@ pub enum ScheduleArg {
     Constant,
     Linear,
     Cosine,
-}
-
-/// A precision by name.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum PrecisionArg {
-    F32,
-    Bf16,
-    F16,
 }
 
 impl From<PresetArg> for Preset {
@@ -175,11 +178,7 @@ impl TrainingArgs {
             min_delta: self.min_delta,
             keep_best: self.keep_best,
             recompute: self.recompute,
-            precision: match self.precision {
-                PrecisionArg::F32 => Precision::F32,
-                PrecisionArg::Bf16 => Precision::Bf16,
-                PrecisionArg::F16 => Precision::F16,
-            },
+            precision: self.compute.precision,
             checkpoint_every_steps: self.checkpoint_every,
             threads: self.threads,
             ..start
@@ -196,6 +195,7 @@ impl TrainingArgs {
             start_from,
             metrics: MetricsPlan { jsonl: self.metrics.clone(), tensorboard: self.tensorboard.clone() },
             ignore_memory: self.ignore_memory,
+            device: self.compute.device,
         }
     }
 }

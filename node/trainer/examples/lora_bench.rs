@@ -1,6 +1,6 @@
 //! Measures training speed and memory on a random Llama: LoRA on every linear module, or every weight.
 //!
-//! `cargo run --release -p mingle-trainer --example lora_bench -- [--threads 2] [--steps 6] [--full] [--bf16] [--hidden 512] [--layers 8]
+//! `cargo run --release -p mingle-trainer --example lora_bench -- [--threads 2] [--steps 6] [--full] [--recompute] [--bf16] [--hidden 512] [--layers 8]
 //! [--intermediate 1376] [--vocabulary 4096] [--batch 8] [--seq 256] [--rank 8]`
 //!
 //! Prints one line: tokens per second of the median step (the first is left out), peak memory, and what that rate means in
@@ -12,7 +12,7 @@ use std::time::Instant;
 use candle_core::Device;
 use mingle_trainer::data::TokenizedExample;
 use mingle_trainer::models::{BaseModel, ModelConfig};
-use mingle_trainer::train::{Control, Start, TrainData, TrainSettings, random_decoder, seeded_draw, train_full, train_lora};
+use mingle_trainer::train::{Control, Start, TrainData, TrainSettings, random_decoder, seeded_draw, train_adapter, train_full};
 use serde_json::json;
 
 struct Arguments {
@@ -20,6 +20,8 @@ struct Arguments {
     /// The first is not counted.
     steps: usize,
     full: bool,
+    /// Keep activations at block boundaries only.
+    recompute: bool,
     /// Frozen weights and their products in bf16.
     bf16: bool,
     hidden: usize,
@@ -39,6 +41,7 @@ impl Arguments {
             threads: 2,
             steps: 6,
             full: false,
+            recompute: false,
             bf16: false,
             hidden: 512,
             layers: 8,
@@ -53,6 +56,10 @@ impl Arguments {
             let number = match name.as_str() {
                 "--full" => {
                     found.full = true;
+                    continue;
+                }
+                "--recompute" => {
+                    found.recompute = true;
                     continue;
                 }
                 "--bf16" => {
@@ -107,8 +114,11 @@ fn main() -> anyhow::Result<()> {
     };
     // One token more than is fed: the last predicts nothing.
     let length = arguments.seq + 1;
-    let mut example =
-        || TokenizedExample { tokens: (0..length).map(|_| draw(arguments.vocabulary)).collect(), learned: vec![true; length] };
+    let mut example = || TokenizedExample {
+        tokens: (0..length).map(|_| draw(arguments.vocabulary)).collect(),
+        learned: vec![true; length],
+        ..TokenizedExample::default()
+    };
     let examples: Vec<TokenizedExample> = (0..arguments.batch * 2).map(|_| example()).collect();
     let settings = TrainSettings {
         epochs: arguments.steps,
@@ -117,6 +127,7 @@ fn main() -> anyhow::Result<()> {
         rank: arguments.rank,
         length_max: length,
         learning_rate: 1e-3,
+        recompute: arguments.recompute,
         threads: Some(arguments.threads),
         ..TrainSettings::default()
     };
@@ -149,7 +160,7 @@ fn main() -> anyhow::Result<()> {
         let base = BaseModel::load(&dir, &Device::Cpu);
         std::fs::remove_dir_all(&dir)?;
         let base = if arguments.bf16 { base?.multiply_in_bf16() } else { base? };
-        train_lora(&base, data, &settings, Start::Drawn(&seeded_draw(1)), None, &mut step)?;
+        train_adapter(&base, data, &settings, Start::Drawn(&seeded_draw(1)), None, &mut step)?;
     }
     times.sort_by(f64::total_cmp);
     let median = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);

@@ -65,6 +65,8 @@ pub enum ModelError {
     Bidirectional,
     #[error("this model continues texts, so it has no classes")]
     NoClasses,
+    #[error(transparent)]
+    Device(#[from] device::DeviceError),
     #[error("tensor computation failed: {0}")]
     Candle(#[from] candle_core::Error),
 }

@@ -39,7 +39,7 @@ pub use presets::Preset;
 pub use progress::{Control, Losses, Moment, Outcome, Progress, Summary, TrainData};
 pub use schedule::Schedule;
 pub use session::Watch;
-pub use settings::{Precision, TrainSettings};
+pub use settings::TrainSettings;
 pub use steps::Steps;
 pub use stopping::Evaluation;
 

@@ -146,7 +146,7 @@ impl MergedFile {
             sent.iter().enumerate().map(|(index, tensor)| (tensor.name.as_str(), Source::Mean(index))).collect();
         sources.extend(drawn.iter().map(|drawn| (drawn.tensor.name.as_str(), Source::Drawn(drawn.clone()))));
         // The order of the list: names differ, or the list would have been refused.
-        sources.sort_by(|(a, _), (b, _)| a.cmp(b));
+        sources.sort_by_key(|(name, _)| *name);
         Ok(Self { sent: sent.clone(), tensors, sources: sources.into_iter().map(|(_, source)| source).collect() })
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::{DType, Device};
+use serde::{Deserialize, Serialize};
 
 /// `auto`, `cpu`, `cuda`, `cuda:N` or `metal`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -17,7 +18,8 @@ pub enum DeviceChoice {
 }
 
 /// What activations and frozen weights are held in. Trained weights and moments are f32 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     F32,
     Bf16,
@@ -165,6 +167,11 @@ fn first_line(error: &candle_core::Error) -> String {
 }
 
 impl OpenedDevice {
+    /// Opened for computing on the processor, whatever else there is.
+    pub fn cpu() -> Self {
+        processor(None)
+    }
+
     /// The dtype of frozen weights and activations: what was asked for, or bf16 where the GPU multiplies it and f32
     /// elsewhere.
     pub fn compute_dtype(&self, precision: Option<Precision>) -> Result<DType, DeviceError> {
@@ -172,7 +179,9 @@ impl OpenedDevice {
         match precision {
             None if self.multiplies_bf16 && self.device.is_cuda() => Ok(DType::BF16),
             None | Some(Precision::F32) => Ok(DType::F32),
-            Some(precision) if self.device.is_cpu() => refuse(precision, "its kernels are f32"),
+            // Its kernels hold f32; bf16 is how the frozen matrices are multiplied.
+            Some(Precision::Bf16) if self.device.is_cpu() => Ok(DType::F32),
+            Some(Precision::F16) if self.device.is_cpu() => refuse(Precision::F16, "its kernels know f32 and bf16"),
             Some(Precision::Bf16) if !self.multiplies_bf16 => refuse(Precision::Bf16, "its compute capability is below 8.0"),
             Some(Precision::Bf16) => Ok(DType::BF16),
             Some(Precision::F16) => Ok(DType::F16),
@@ -235,11 +244,12 @@ mod tests {
     }
 
     #[test]
-    fn the_processor_computes_in_f32_only() {
+    fn the_processor_keeps_its_values_in_f32() {
         let cpu = DeviceChoice::Cpu.open().unwrap();
         assert_eq!(cpu.fallback, None);
         assert_eq!(cpu.compute_dtype(None), Ok(DType::F32));
         assert_eq!(cpu.compute_dtype(Some(Precision::F32)), Ok(DType::F32));
-        assert!(cpu.compute_dtype(Some(Precision::Bf16)).is_err() && cpu.compute_dtype(Some(Precision::F16)).is_err());
+        assert_eq!(cpu.compute_dtype(Some(Precision::Bf16)).unwrap(), DType::F32);
+        assert!(cpu.compute_dtype(Some(Precision::F16)).is_err());
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use mingle_protocol::hash::ContentHash;
 
+use super::device::{OpenedDevice, Precision};
 use super::ops::Lora;
 use super::transformer::Decoder;
 use super::weights::{Weights, to_bf16_safetensors};
@@ -51,9 +52,23 @@ impl BaseModel {
     /// # Errors
     /// A model of another family or form, and weights that are missing or have another shape, by name.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
+        Self::load_as(dir, device, DType::F32)
+    }
+
+    /// Reads a base for computing on `device` in `precision`, by default the device's own.
+    ///
+    /// # Errors
+    /// As [`BaseModel::load`], and a precision that the device does not compute in.
+    pub fn load_on(dir: &Path, device: &OpenedDevice, precision: Option<Precision>) -> Result<Self, ModelError> {
+        let base = Self::load_as(dir, &device.device, device.compute_dtype(precision)?)?;
+        Ok(if device.device.is_cpu() && precision == Some(Precision::Bf16) { base.multiply_in_bf16() } else { base })
+    }
+
+    fn load_as(dir: &Path, device: &Device, dtype: DType) -> Result<Self, ModelError> {
         let config = ModelConfig::read(dir)?;
         let weights = Weights::open(dir)?;
-        let decoder = Decoder::build(config, device, &mut |name, dims| weights.find(name, dims, device))?;
+        let mut read = |name: &str, dims: &[usize]| Ok(weights.find(name, dims, device)?.to_dtype(dtype)?);
+        let decoder = Decoder::build(config, device, &mut read)?;
         Ok(Self { dir: dir.into(), decoder })
     }
 
@@ -149,7 +164,7 @@ impl BaseModel {
         let mut parts = Attached::default();
         for (name, tensor) in self.decoder.weights() {
             // A copy: training must not change the base it starts from.
-            let variable = Var::from_tensor(&tensor.copy()?)?;
+            let variable = Var::from_tensor(&tensor.to_dtype(DType::F32)?.copy()?)?;
             parts.replaced.insert(name.clone(), variable.as_tensor().clone());
             variables.push((name, variable));
         }

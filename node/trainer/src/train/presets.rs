@@ -8,7 +8,7 @@
 //! gradients clipped at 1. That code adapts `q_proj` and `v_proj`; targets are not part of the preset, because their names
 //! differ between families.
 
-use super::{Schedule, TrainSettings};
+use super::{Method, Schedule, TrainSettings};
 
 /// A preset by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,7 @@ impl Preset {
             rank: 16,
             alpha: 32.0,
             dropout: if self == Self::PaperLora { 0.05 } else { 0.0 },
+            method: if self == Self::PaperLora { Method::Lora } else { Method::Full },
             ..TrainSettings::default()
         }
     }
@@ -46,7 +47,7 @@ mod tests {
     fn presets_are_the_papers() {
         let (lora, full) = (Preset::PaperLora.settings(), Preset::PaperFull.settings());
         assert_eq!((lora.rank, lora.alpha, lora.learning_rate, lora.batch_size, lora.epochs), (16, 32.0, 3e-4, 64, 3));
-        assert_eq!(full, TrainSettings { learning_rate: 3e-5, dropout: 0.0, ..lora.clone() });
+        assert_eq!(full, TrainSettings { learning_rate: 3e-5, dropout: 0.0, method: Method::Full, ..lora.clone() });
         lora.check().unwrap();
     }
 }

@@ -120,6 +120,29 @@ fn is_key_bias(name: &str) -> bool {
     name.ends_with("k_proj.bias") || name.ends_with("key.bias")
 }
 
+/// The ops that other devices compute with, here on the CPU: the same loss and gradients.
+fn computes_the_same_elsewhere(
+    name: &str,
+    decoder: &Decoder,
+    batch: &TokenBatch,
+    variables: &[(String, Var)],
+    loss: f64,
+    gradients: &[Tensor],
+) {
+    let elsewhere = Decoder { host: false, ..decoder.clone() };
+    for recompute in [false, true] {
+        let pass = Pass { recompute, ..Pass::default() };
+        let (found, others) = elsewhere.loss_and_gradients(batch, batch.labelled() as f64, variables, &pass).unwrap();
+        assert!((found - loss).abs() < 1e-5, "{name}: loss {found} by portable ops, {loss} by the CPU's");
+        for (((parameter, _), gradient), other) in variables.iter().zip(gradients).zip(others) {
+            let (gradient, other) = (flat(gradient), flat(&other.expect("has a gradient")));
+            let worst = largest_difference(&gradient, &other);
+            let bound = 1e-4 * length(&gradient) + 1e-6;
+            assert!(worst < bound, "{name}: the gradient of {parameter} by portable ops is {worst} away");
+        }
+    }
+}
+
 fn agrees_with_torch(name: &str, path: &Path) {
     let (decoder, variables, end) = trained(path);
     let tensors = candle_core::safetensors::load(path.join("tensors.safetensors"), &Device::Cpu).unwrap();
@@ -149,6 +172,9 @@ fn agrees_with_torch(name: &str, path: &Path) {
         assert!((found - expected).abs() < 1e-3, "{name}: loss {found} at step {step}, torch says {expected}");
         assert!((found - decoder.loss(&batch, labels).unwrap()).abs() < 1e-6);
         let gradients: Vec<Tensor> = gradients.into_iter().map(|gradient| gradient.expect("has a gradient")).collect();
+        if step == 0 {
+            computes_the_same_elsewhere(name, &decoder, &batch, &variables, found, &gradients);
+        }
         for ((parameter, _), gradient) in variables.iter().zip(&gradients).filter(|_| step == 0) {
             let expected = &tensors[&format!("grad.{parameter}")];
             // A weight that the family stores transposed comes so.

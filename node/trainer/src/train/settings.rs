@@ -6,6 +6,7 @@ use super::TrainError;
 use super::method::{LowRankSettings, Method};
 use super::schedule::{self, Schedule, Warmup};
 use crate::data::BatchRule;
+use crate::models::device::Precision;
 
 /// Settings of one training. The defaults suit LoRA.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,22 +59,12 @@ pub struct TrainSettings {
     /// Activations are kept at block boundaries only and computed again in the backward pass. The result is the same.
     pub recompute: bool,
     /// Of the frozen weights and the activations; what is trained is kept in f32 always.
-    pub precision: Precision,
+    pub precision: Option<Precision>,
     /// A checkpoint is written after so many steps; 0 writes one only when stopped.
     pub checkpoint_every_steps: usize,
     /// Threads that compute; none means as many as the machine has processors. The result does not depend on it.
     #[serde(skip)]
     pub threads: Option<usize>,
-}
-
-/// A type of numbers to compute with. A CPU computes in f32 whatever is asked for: its 16-bit products are slower.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    #[default]
-    F32,
-    Bf16,
-    F16,
 }
 
 /// All linear modules of a block.
@@ -111,7 +102,7 @@ impl Default for TrainSettings {
             min_delta: 0.0,
             keep_best: false,
             recompute: false,
-            precision: Precision::F32,
+            precision: None,
             checkpoint_every_steps: 50,
             threads: None,
         }
