@@ -249,7 +249,7 @@ pub fn status_of(progress: &Progress) -> TrainingStatus {
 /// What a method trains of a base with so many numbers. Heads are few beside the rest.
 fn trainable(config: &ModelConfig, parameters: u64, settings: &TrainSettings) -> Result<Trainable> {
     if settings.method == Method::Full {
-        return Ok(Trainable { parameters, in_place: false, rank_per_block: 0 });
+        return Ok(Trainable { parameters, active: parameters, packed: 0, rank_per_block: 0 });
     }
     let modules = config.modules(&settings.targets)?;
     let adapter = settings.adapter_config(&modules);
@@ -260,7 +260,11 @@ fn trainable(config: &ModelConfig, parameters: u64, settings: &TrainSettings) ->
         trained += rank * (inputs + module.outputs);
         ranks += rank;
     }
-    Ok(Trainable { parameters: trained, in_place: false, rank_per_block: ranks / config.layers as u64 })
+    let active = trained / settings.method.blocks() as u64;
+    let linear = config.modules(&["all-linear".to_owned()])?;
+    let head = (config.vocabulary * config.hidden) as u64;
+    let packed = head + linear.iter().map(|module| module.inputs * module.outputs).sum::<u64>();
+    Ok(Trainable { parameters: trained, active, packed, rank_per_block: ranks / config.layers as u64 })
 }
 
 /// Refuses a base with other weights than the round's.

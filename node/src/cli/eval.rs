@@ -192,12 +192,7 @@ fn print_sentences(measured: &Value) {
     let percent = |value: &Value| format!("{:.1} %", number(value) * 100.0);
     let loss = &measured["loss"];
     if loss.is_object() {
-        println!(
-            "loss        {:.4} nats a token over {} labelled tokens of {} examples",
-            number(&loss["loss"]),
-            loss["tokens"],
-            loss["examples"]
-        );
+        println!("loss        {:.4} nats a label over {} labels of {} examples", number(&loss["loss"]), loss["tokens"], loss["examples"]);
         println!("perplexity  {:.3}", number(&loss["perplexity"]));
     }
     let found = &measured["classes"];

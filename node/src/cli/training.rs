@@ -205,6 +205,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::train::Method;
 
     #[derive(Parser)]
     struct Line {
@@ -222,7 +223,8 @@ mod tests {
         assert_eq!(settings("--preset paper-lora"), paper);
         let changed = settings("--preset paper-lora --batch-size 8 --accumulate 8 --schedule cosine --dropout 0");
         assert_eq!(changed, TrainSettings { batch_size: 8, accumulate: 8, schedule: Schedule::Cosine, dropout: 0.0, ..paper });
-        assert_eq!(settings("--preset paper-full").learning_rate, 3e-5);
+        let full = settings("--preset paper-full");
+        assert_eq!((full.learning_rate, full.method), (3e-5, Method::Full));
         let own = settings("--no-length-grouping --warmup-steps 7");
         assert_eq!((own.epochs, own.batch_size, own.group_by_length, own.warmup_steps), (3, 16, false, Some(7)));
     }

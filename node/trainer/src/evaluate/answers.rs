@@ -57,6 +57,7 @@ mod tests {
             ("no number... here", None, Some("...")),
             ("5-3", None, Some("-3")),
             ("####5", None, Some("5")),
+            ("yes. no", None, None),
             ("é – nothing", None, None),
         ];
         for (text, expected_strict, expected_flexible) in cases {
@@ -67,6 +68,7 @@ mod tests {
     #[test]
     fn separators_signs_and_full_stops_do_not_count() {
         assert_eq!(normalised("It is 4.\n#### 1,234"), "1234");
+        assert_eq!(normalised("#### 1\n#### 2"), "2");
         assert_eq!(normalised("$1,234."), "1234");
         assert_eq!(normalised("-5"), "-5");
     }

@@ -52,7 +52,7 @@ impl BaseModel {
     /// # Errors
     /// A model of another family or form, and weights that are missing or have another shape, by name.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
-        Self::load_as(dir, device, DType::F32)
+        Self::load_at(dir, &Placement::on(device))
     }
 
     /// Reads a base for computing on `device` in `precision`, by default the device's own.
@@ -60,15 +60,20 @@ impl BaseModel {
     /// # Errors
     /// As [`BaseModel::load`], and a precision that the device does not compute in.
     pub fn load_on(dir: &Path, device: &OpenedDevice, precision: Option<Precision>) -> Result<Self, ModelError> {
-        let base = Self::load_as(dir, &device.device, device.compute_dtype(precision)?)?;
+        let base = Self::load_at(dir, &device.placement(precision)?)?;
         Ok(if device.device.is_cpu() && precision == Some(Precision::Bf16) { base.multiply_in_bf16() } else { base })
     }
 
-    fn load_as(dir: &Path, device: &Device, dtype: DType) -> Result<Self, ModelError> {
+    /// The same on any device, in the placement's dtype.
+    ///
+    /// # Errors
+    /// As [`BaseModel::load`].
+    pub fn load_at(dir: &Path, placement: &Placement) -> Result<Self, ModelError> {
+        let Placement { device, dtype, host } = placement;
         let config = ModelConfig::read(dir)?;
         let weights = Weights::open(dir)?;
-        let mut read = |name: &str, dims: &[usize]| Ok(weights.find(name, dims, device)?.to_dtype(dtype)?);
-        let decoder = Decoder { dtype, ..Decoder::build(config, device, &mut read)? };
+        let mut read = |name: &str, dims: &[usize]| Ok(weights.find(name, dims, device)?.to_dtype(*dtype)?);
+        let decoder = Decoder { host: *host, dtype: *dtype, ..Decoder::build(config, device, &mut read)? };
         Ok(Self { dir: dir.into(), decoder })
     }
 

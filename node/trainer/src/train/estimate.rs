@@ -40,7 +40,9 @@ pub struct Estimate {
 pub struct Bytes {
     /// The base's weights.
     pub weights: u64,
-    /// What is trained, where it is kept beside the base.
+    /// Frozen weights as the CPU's products want them.
+    pub packed: u64,
+    /// What is trained, beside the base.
     pub trained: u64,
     pub gradients: u64,
     pub moments: u64,
@@ -58,8 +60,10 @@ pub struct Bytes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trainable {
     pub parameters: u64,
-    /// They are the base's own weights, not beside them.
-    pub in_place: bool,
+    /// Those that have gradients and moments at one time: fewer where blocks take turns.
+    pub active: u64,
+    /// Numbers in frozen linear maps, which the CPU lays out a second time for its products.
+    pub packed: u64,
     /// Width of all low-rank matrices of a block together; 0 without them.
     pub rank_per_block: u64,
 }
@@ -70,15 +74,16 @@ pub fn estimate(config: &ModelConfig, parameters: u64, trainable: Trainable, len
     let threads = settings.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)) as u64;
     let longest = lengths.iter().copied().max().unwrap_or(0) as u64;
     let tokens = steps.tokens();
-    let trained = F32 * trainable.parameters;
-    let at_work = Work::largest(lengths, &mut steps, threads, trained);
+    let (trained, active) = (F32 * trainable.parameters, F32 * trainable.active);
+    let at_work = Work::largest(lengths, &mut steps, threads, active);
     let kept = at_work.bytes(config, trainable, false);
     let recomputed = at_work.bytes(config, trainable, true);
     let bytes = Bytes {
         weights: F32 * parameters,
-        trained: if trainable.in_place { 0 } else { trained },
-        gradients: trained * (1 + at_work.slices),
-        moments: MOMENTS * trained,
+        packed: F32 * trainable.packed,
+        trained,
+        gradients: active * (1 + at_work.slices),
+        moments: MOMENTS * active,
         best: if settings.keep_best { trained } else { 0 },
         activations: if settings.recompute { recomputed } else { kept },
         activations_kept: kept,
@@ -87,8 +92,17 @@ pub fn estimate(config: &ModelConfig, parameters: u64, trainable: Trainable, len
         examples: lengths.iter().map(|length| 5 * *length as u64 + 64).sum(),
         process: PROCESS_BYTES,
     };
-    let parts =
-        [bytes.weights, bytes.trained, bytes.gradients, bytes.moments, bytes.best, bytes.activations, bytes.examples, bytes.process];
+    let parts = [
+        bytes.weights,
+        bytes.packed,
+        bytes.trained,
+        bytes.gradients,
+        bytes.moments,
+        bytes.best,
+        bytes.activations,
+        bytes.examples,
+        bytes.process,
+    ];
     Estimate {
         parameters,
         trainable_parameters: trainable.parameters,
@@ -192,7 +206,7 @@ mod tests {
     }
 
     fn lora() -> Trainable {
-        Trainable { parameters: 1_000, in_place: false, rank_per_block: 7 * 8 }
+        Trainable { parameters: 1_000, active: 1_000, packed: 500, rank_per_block: 7 * 8 }
     }
 
     #[test]
@@ -202,19 +216,20 @@ mod tests {
         let bytes = &found.bytes;
         assert_eq!((bytes.weights, bytes.trained, bytes.moments, bytes.best), (40_000, 4_000, 8_000, 0));
         assert_eq!(bytes.activations, bytes.activations_kept);
-        let parts = bytes.weights + bytes.trained + bytes.gradients + bytes.moments + bytes.activations + bytes.examples + bytes.process;
+        let parts =
+            2_000 + bytes.weights + bytes.trained + bytes.gradients + bytes.moments + bytes.activations + bytes.examples + bytes.process;
         assert_eq!(found.needed_bytes, parts);
-        let full = Trainable { parameters: 10_000, in_place: true, rank_per_block: 0 };
-        let full = estimate(&config(32), 10_000, full, &[100; 10], &TrainSettings { keep_best: true, ..settings() });
-        assert_eq!((full.bytes.trained, full.bytes.moments, full.bytes.best), (0, 80_000, 40_000));
+        let turns = Trainable { active: 250, ..lora() };
+        let turns = estimate(&config(32), 10_000, turns, &[100; 10], &TrainSettings { keep_best: true, ..settings() });
+        assert_eq!((turns.bytes.trained, turns.bytes.moments, turns.bytes.best), (4_000, 2_000, 4_000));
     }
 
     #[test]
     fn what_the_error_advises_does_lower_the_estimate() {
         let deep = ModelConfig { layers: 24, ..config(32) };
         let of = |settings: TrainSettings, length: usize, rank: u64| {
-            let trainable = Trainable { parameters: 100_000 * rank, in_place: false, rank_per_block: 7 * rank };
-            estimate(&deep, 10_000, trainable, &vec![length; 16], &settings).needed_bytes
+            let trainable = Trainable { parameters: 100_000 * rank, active: 100_000 * rank, packed: 0, rank_per_block: 7 * rank };
+            estimate(&deep, 10_000, trainable, &[length; 16], &settings).needed_bytes
         };
         let whole = of(settings(), 1_000, 8);
         assert!(of(TrainSettings { recompute: true, ..settings() }, 1_000, 8) < whole);

@@ -22,6 +22,7 @@ pub enum Preset {
 impl Preset {
     pub fn settings(self) -> TrainSettings {
         TrainSettings {
+            method: if self == Self::PaperLora { Method::Lora } else { Method::Full },
             epochs: 3,
             batch_size: 64,
             learning_rate: if self == Self::PaperLora { 3e-4 } else { 3e-5 },
@@ -33,7 +34,6 @@ impl Preset {
             rank: 16,
             alpha: 32.0,
             dropout: if self == Self::PaperLora { 0.05 } else { 0.0 },
-            method: if self == Self::PaperLora { Method::Lora } else { Method::Full },
             ..TrainSettings::default()
         }
     }
@@ -47,7 +47,7 @@ mod tests {
     fn presets_are_the_papers() {
         let (lora, full) = (Preset::PaperLora.settings(), Preset::PaperFull.settings());
         assert_eq!((lora.rank, lora.alpha, lora.learning_rate, lora.batch_size, lora.epochs), (16, 32.0, 3e-4, 64, 3));
-        assert_eq!(full, TrainSettings { learning_rate: 3e-5, dropout: 0.0, method: Method::Full, ..lora.clone() });
+        assert_eq!(full, TrainSettings { method: Method::Full, learning_rate: 3e-5, dropout: 0.0, ..lora.clone() });
         lora.check().unwrap();
     }
 }

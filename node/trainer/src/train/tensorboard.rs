@@ -159,11 +159,11 @@ mod tests {
         for byte in data {
             for bit in 0..8 {
                 let top = crc >> 31 ^ u32::from(byte >> bit & 1);
-                crc = crc << 1 ^ top * 0x1edc_6f41;
+                crc = (crc << 1) ^ (top * 0x1edc_6f41);
             }
         }
         let crc = (!crc).reverse_bits();
-        (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+        crc.rotate_left(17).wrapping_add(0xa282_ead8)
     }
 
     /// What a field of a message holds.
