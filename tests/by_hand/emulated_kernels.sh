@@ -6,4 +6,4 @@ cd "$(dirname "$0")/../.."
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 node/trainer/cuda/emulator/build.sh "$folder/emulator.so"
-MINGLE_CUDA_EMULATOR=$folder/emulator.so cargo test -p mingle-trainer --lib -- kernels::cuda agreement --nocapture
+MINGLE_CUDA_EMULATOR=$folder/emulator.so cargo test -p mingle-trainer --lib -- kernels::cuda placement --nocapture

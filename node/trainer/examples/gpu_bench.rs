@@ -24,13 +24,14 @@ fn main() -> anyhow::Result<()> {
     let choice: DeviceChoice = given("--device").map_or(Ok(DeviceChoice::Auto), |text| text.parse())?;
     let precision: Option<Precision> = given("--precision").map(|text| text.parse()).transpose()?;
     let opened = choice.open()?;
+    let placement = opened.placement(precision)?;
     let shape = given("--shape").map_or("tinyllama", String::as_str);
-    let base = BaseModel::drawn(config(shape)?, &opened, precision)?;
+    let base = BaseModel::drawn(config(shape)?, &placement)?;
     let (seq, rank, recompute) = (number("--seq", 1024)?, number("--rank", 8)?, flag("--recompute"));
     let measure = |batch: usize, steps: usize| measure(&base, &opened, batch, seq, steps, rank, recompute);
 
     let batch = number("--batch", 4)?;
-    let mut report = json!({ "device": opened.line(), "dtype": format!("{:?}", opened.compute_dtype(precision)?), "shape": shape, "sequence": seq,
+    let mut report = json!({ "device": opened.line(), "dtype": format!("{:?}", placement.dtype), "shape": shape, "sequence": seq,
         "rank": rank, "recompute": recompute, "batch": batch });
     let (seconds, bytes) = measure(batch, number("--steps", 10)?)?;
     report["seconds_per_step"] = json!(seconds);

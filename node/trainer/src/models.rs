@@ -8,8 +8,6 @@
 //! It refuses what it would compute wrongly: other model types, activations and rope types, and flags it does not know. It
 //! knows nothing of rounds, peers or adapters on the wire.
 
-#[cfg(test)]
-mod agreement;
 pub mod backward;
 pub mod batch;
 mod cache;
@@ -19,6 +17,7 @@ pub mod families;
 pub mod kernels;
 pub mod ops;
 mod parameters;
+pub mod placement;
 pub mod pretrained;
 pub mod targets;
 pub mod transformer;

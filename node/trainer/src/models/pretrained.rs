@@ -8,6 +8,7 @@ use mingle_protocol::hash::ContentHash;
 
 use super::device::{OpenedDevice, Precision};
 use super::ops::Lora;
+use super::placement::Placement;
 use super::transformer::Decoder;
 use super::weights::{Weights, to_bf16_safetensors};
 use super::{ModelConfig, ModelError, families, targets};
@@ -77,25 +78,25 @@ impl BaseModel {
         Ok(Self { dir: dir.into(), decoder })
     }
 
-    /// A base of drawn weights, for measuring speed and memory at a shape.
-    ///
-    /// # Errors
-    /// A precision that the device does not compute in, or a device without the memory.
-    pub fn drawn(config: ModelConfig, device: &OpenedDevice, precision: Option<Precision>) -> Result<Self, ModelError> {
-        let (dtype, device) = (device.compute_dtype(precision)?, &device.device);
-        let mut draw = |_: &str, dims: &[usize]| {
-            let tensor = if dims.len() == 1 { Tensor::ones(dims, dtype, device) } else { Tensor::randn(0f32, 0.02, dims, device) };
-            Ok(tensor?.to_dtype(dtype)?)
-        };
-        let decoder = Decoder { dtype, ..Decoder::build(config, device, &mut draw)? };
-        Ok(Self { dir: PathBuf::new(), decoder })
-    }
-
     /// On the CPU: keeps a copy of the frozen matrices in bf16 and multiplies them with activations rounded to bf16, summed in
     /// f32. Low-rank parts, gradients and everything else stay in f32. Only where [`super::has_bf16_products`] is it faster.
     pub fn multiply_in_bf16(mut self) -> Self {
         self.decoder.multiply_in_bf16();
         self
+    }
+
+    /// A base of drawn weights, for measuring speed and memory at a shape.
+    ///
+    /// # Errors
+    /// A device without the memory for it.
+    pub fn drawn(config: ModelConfig, placement: &Placement) -> Result<Self, ModelError> {
+        let Placement { device, dtype, host } = placement;
+        let mut draw = |_: &str, dims: &[usize]| {
+            let tensor = if dims.len() == 1 { Tensor::ones(dims, *dtype, device) } else { Tensor::randn(0f32, 0.02, dims, device) };
+            Ok(tensor?.to_dtype(*dtype)?)
+        };
+        let decoder = Decoder { host: *host, dtype: *dtype, ..Decoder::build(config, device, &mut draw)? };
+        Ok(Self { dir: PathBuf::new(), decoder })
     }
 
     /// The directory it was loaded from: `tokenizer.json` lies there.
