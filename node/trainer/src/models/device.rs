@@ -160,10 +160,14 @@ fn open_metal() -> Result<OpenedDevice, DeviceError> {
     Err(DeviceError::NotBuilt { device: DeviceChoice::Metal, feature: "metal" })
 }
 
-/// Errors of devices carry a backtrace after their first line.
+/// Errors of devices carry a backtrace after their first line, and of a driver that is not there they know its number only.
 #[cfg(any(feature = "cuda", feature = "metal"))]
 fn first_line(error: &candle_core::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
+    let text = error.to_string();
+    match text.contains("CUDA_ERROR_NO_DEVICE") {
+        true => "no NVIDIA GPU with a driver was found".to_owned(),
+        false => text.lines().next().unwrap_or_default().to_owned(),
+    }
 }
 
 impl OpenedDevice {
