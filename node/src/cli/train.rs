@@ -13,10 +13,11 @@ use super::interrupt::Interrupt;
 use super::method::MethodArgs;
 use super::training::TrainingArgs;
 use crate::console::Console;
-use crate::contribution::{Beginning, TrainingPlan, check_base, name_base, status_of, train};
+use crate::contribution::{Beginning, TrainingPlan, check_base, diagnose, name_base, status_of, train};
 use crate::driver::Event;
 use crate::files;
 use crate::peft::{Update, export};
+use crate::train::diagnostics::Diagnostics;
 use crate::train::estimate::{Estimate, size};
 use crate::train::{Control, Outcome, Trained, checkpoint};
 
@@ -55,6 +56,9 @@ pub struct Args {
     /// Start from this PEFT directory
     #[arg(long, value_name = "DIR")]
     start_from: Option<PathBuf>,
+    /// Also measure what the one-round theorem speaks of (smoothness, size of the update), into diagnostics.json
+    #[arg(long)]
+    diagnostics: bool,
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
@@ -113,9 +117,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
         (Update::Difference(_), None) => export(&base, &trained.adapter, &folder)?,
         (update, _) => update.write(&folder)?,
     }
+    let diagnostics = args.diagnostics.then(|| diagnose(&base, from.as_ref(), &trained, &examples, &plan.settings)).transpose()?;
+    if let Some(found) = &diagnostics {
+        found.write(&folder)?;
+    }
     files::replace_folder(&folder, &out)?;
     remove_checkpoint(&unfinished)?;
-    tell(&trained, &out, args.output, &mut console);
+    tell(&trained, diagnostics.as_ref(), &out, args.output, &mut console);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -147,7 +155,7 @@ fn remove_checkpoint(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn tell(trained: &Trained<Update>, out: &Path, output: OutputArgs, console: &mut Console) {
+fn tell(trained: &Trained<Update>, diagnostics: Option<&Diagnostics>, out: &Path, output: OutputArgs, console: &mut Console) {
     let losses = trained.losses;
     console.show(&Event::Trained {
         examples: trained.examples,
@@ -161,7 +169,7 @@ fn tell(trained: &Trained<Update>, out: &Path, output: OutputArgs, console: &mut
         let evaluations: Vec<_> = trained.evaluations.iter().map(evaluation).collect();
         let summary = json!({ "event": "written", "out": out, "examples": trained.examples, "tokens": trained.tokens,
             "seconds": trained.seconds, "loss_before": losses.before, "loss_after": losses.after, "steps": steps,
-            "chosen_step": trained.chosen_step, "stopped_early": trained.stopped_early, "evaluations": evaluations });
+            "chosen_step": trained.chosen_step, "stopped_early": trained.stopped_early, "evaluations": evaluations, "diagnostics": diagnostics });
         println!("{summary}");
     } else if !output.quiet {
         if trained.stopped_early {
@@ -169,6 +177,10 @@ fn tell(trained: &Trained<Update>, out: &Path, output: OutputArgs, console: &mut
         }
         if trained.chosen_step < steps {
             console.line(&format!("the adapter is that of step {}, where the held-out loss was lowest", trained.chosen_step));
+        }
+        if let Some(found) = diagnostics {
+            let Diagnostics { smoothness, tau, gamma, epsilon, .. } = found;
+            console.line(&format!("one-round theorem: L {smoothness:.3}, tau {tau:.2e}, gamma {gamma:.2e}, epsilon {epsilon:.3}"));
         }
         console.line(&format!("wrote {}", out.display()));
     }

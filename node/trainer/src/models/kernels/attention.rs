@@ -142,7 +142,7 @@ impl Heads {
     fn scores(&self, a: Matrix, b: Matrix, t: usize, p: &mut [f32]) {
         for rows in tiles(t) {
             let columns = self.mask.columns_of(&rows, t);
-            let (a, b) = (a.from_row(rows.start), b.from_row(columns.start).transposed());
+            let (a, b) = (a.below(rows.start), b.below(columns.start).transposed());
             let to = &mut p[rows.start * t + columns.start..];
             multiply((rows.len(), columns.len(), self.head_dim), to, t, Into::Overwrite, a, b, 1.0);
         }
@@ -168,7 +168,7 @@ impl Heads {
                 let to = (first + rows.start) * out_width + head * d;
                 let dims = (rows.len(), d, columns.len());
                 // SAFETY: rows of this head of this sequence, which lie in `out` and belong to this call alone.
-                unsafe { multiply_raw(dims, shared.0.add(to), out_width, Into::Overwrite, p, at(v).from_row(columns.start), 1.0) }
+                unsafe { multiply_raw(dims, shared.0.add(to), out_width, Into::Overwrite, p, at(v).below(columns.start), 1.0) }
             }
         });
         out
@@ -200,20 +200,20 @@ impl Heads {
                 for columns in tiles(t) {
                     let rows = self.mask.rows_of(&columns, t);
                     let p = Matrix::rows(&p[rows.start * t + columns.start..], t).transposed();
-                    add_at((columns.start, v), (columns.len(), d, rows.len()), Into::Add, p, g.from_row(rows.start));
+                    add_at((columns.start, v), (columns.len(), d, rows.len()), Into::Add, p, g.below(rows.start));
                 }
                 softmax_backward(p, dp, t, self.scale, self.mask);
                 for rows in tiles(t) {
                     let columns = self.mask.columns_of(&rows, t);
                     let ds = Matrix::rows(&dp[rows.start * t + columns.start..], t);
                     let dims = (rows.len(), d, columns.len());
-                    add_at((rows.start, head * d), dims, Into::Overwrite, ds, at(k).from_row(columns.start));
+                    add_at((rows.start, head * d), dims, Into::Overwrite, ds, at(k).below(columns.start));
                 }
                 for columns in tiles(t) {
                     let rows = self.mask.rows_of(&columns, t);
                     let ds = Matrix::rows(&dp[rows.start * t + columns.start..], t).transposed();
                     let dims = (columns.len(), d, rows.len());
-                    add_at((columns.start, k), dims, Into::Add, ds, at(head * d).from_row(rows.start));
+                    add_at((columns.start, k), dims, Into::Add, ds, at(head * d).below(rows.start));
                 }
             }
         });

@@ -22,8 +22,8 @@ impl<'a> Matrix<'a> {
         Self { row: self.column, column: self.row, ..self }
     }
 
-    /// The matrix below its first `row` rows.
-    pub fn from_row(self, row: usize) -> Self {
+    /// The matrix without its first `row` rows.
+    pub fn below(self, row: usize) -> Self {
         Self { values: &self.values[row * self.row..], ..self }
     }
 
