@@ -10,7 +10,7 @@ use serde_json::json;
 use super::EXIT_UNREACHED;
 use super::args::{OutputArgs, read_round};
 use super::interrupt::Interrupt;
-use super::method::MethodArgs;
+use super::method::{MethodArgs, PatternArgs};
 use super::training::TrainingArgs;
 use crate::console::Console;
 use crate::contribution::{Beginning, TrainingPlan, check_base, diagnose, name_base, status_of, train};
@@ -33,13 +33,17 @@ Examples:
 
 Stopped (Ctrl-C) or killed, the same command goes on from the last checkpoint and ends with the same bytes.";
 
+/// What a round says by itself.
+const THE_ROUNDS: [&str; 10] =
+    ["method", "rank", "alpha", "targets", "rslora", "save_modules", "subspaces", "interval", "rank_pattern", "alpha_pattern"];
+
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Hugging Face directory of the base
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
-    /// Training data, JSON lines; may be given several times
+    /// Training data, JSON lines or (with classes) .tsv; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
     /// Directory to write: PEFT's, or with `--method full` the whole model
@@ -49,10 +53,12 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
     /// Take rank, alpha, modules and the common start from this round
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "rank", "alpha", "targets", "rslora", "save_modules", "subspaces", "interval"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = THE_ROUNDS)]
     round: Option<PathBuf>,
     #[command(flatten)]
     method: MethodArgs,
+    #[command(flatten)]
+    patterns: PatternArgs,
     /// Start from this PEFT directory
     #[arg(long, value_name = "DIR")]
     start_from: Option<PathBuf>,
@@ -69,6 +75,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let round = args.round.as_deref().map(read_round).transpose()?;
     let mut plan = args.training.plan(args.base.clone(), args.data, args.start_from);
     args.method.set(&mut plan.settings);
+    args.patterns.set(&mut plan.settings.low_rank);
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&plan.settings.seed.to_le_bytes());
     if let Some(round) = &round {

@@ -27,7 +27,7 @@ impl<'a> Matrix<'a> {
         Self { values: &self.values[row * self.row..], ..self }
     }
 
-    fn covers(&self, rows: usize, columns: usize) -> bool {
+    pub(super) fn covers(&self, rows: usize, columns: usize) -> bool {
         rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.values.len()
     }
 }
