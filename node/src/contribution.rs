@@ -19,10 +19,11 @@ use crate::models::weights::Weights;
 use crate::models::{BaseModel, ModelConfig, base_digest};
 use crate::peft::{self, Difference, Update};
 use crate::sent::{merged_file, sent_file, write_sent};
+use crate::train::diagnostics::{Diagnostics, Ends};
 use crate::train::estimate::{Estimate, Trainable, estimate};
 use crate::train::metrics::{Metrics, MetricsPlan};
 use crate::train::{
-    Control, DrawTensor, LowRankSettings, Method, Outcome, Progress, Start, TrainData, TrainSettings, Trained, TrainedAdapter,
+    Control, DrawTensor, LowRankSettings, Method, Outcome, Progress, Start, TrainData, TrainSettings, Trained, TrainedAdapter, pool,
     train_adapter, train_difference,
 };
 
@@ -220,6 +221,28 @@ fn low_rank(outcome: Outcome<TrainedAdapter>) -> Outcome<Trained<Update>> {
 
 fn whole(outcome: Outcome<Trained<Difference>>) -> Outcome<Trained<Update>> {
     outcome.map(|trained| trained.map(Update::Difference))
+}
+
+/// Examples on which the smoothness of the loss is measured.
+const DIAGNOSED_EXAMPLES: usize = 32;
+
+/// Measures the quantities of the one-round theorem on a finished training.
+///
+/// # Errors
+/// What the model refuses.
+pub fn diagnose(
+    base: &BaseModel,
+    from: Option<&Update>,
+    trained: &Trained<Update>,
+    examples: &Examples,
+    settings: &TrainSettings,
+) -> Result<Diagnostics> {
+    let start = from.map(|from| from.parts(base)).transpose()?.unwrap_or_default();
+    let end = trained.adapter.parts(base)?;
+    let measured = if examples.held_out.is_empty() { &examples.train } else { &examples.held_out };
+    let measured: Vec<&TokenizedExample> = measured.iter().take(DIAGNOSED_EXAMPLES).collect();
+    let ends = Ends { base, start: &start, end: &end, examples: &measured, steps: trained.step_losses.len() };
+    Ok(ends.diagnose(&pool(settings.threads)?, settings.batch_size)?)
 }
 
 /// Says in an adapter's configuration what it was trained on.

@@ -9,8 +9,10 @@ OUT is a Hugging Face directory: config.json with the classes negative and posit
 classification head (as published encoders come: a training draws the head), tokenizer.json. With one seed it is the same on
 one machine. Then, for example:
 
-    mingle train --base OUT --data SST2_train.tsv --held-out-data SST2_dev.tsv ...
+    mingle train --base OUT --data SST2_train.tsv --targets all-linear --save-modules classifier --out ADAPTER
     mingle eval --base OUT --adapter ADAPTER --data SST2_dev.tsv --task classes
+    mingle train --base OUT --data SST2_train.tsv --method full --out MODEL
+    mingle eval --base MODEL --data SST2_dev.tsv --task classes
 
 Last run with torch 2.15.0, transformers 5.23.0 and tokenizers 0.23.3.
 """

@@ -195,3 +195,25 @@ fn differences_of_all_weights_merge_to_their_mean() {
     let scores = &finished.report["scores"];
     assert!(scores["merged"][3].as_f64() < scores["base"].as_f64(), "the merge has learnt: {scores}");
 }
+
+/// An adapter made elsewhere on another A would mean something else once its B is merged.
+#[test]
+fn another_a_than_the_rounds_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    mingle_tests::base::write_base(&folder.path().join("base"), 1);
+    let (base, file) = (path("base"), path("round.json"));
+    let call = |arguments: &[&str]| run(PROGRAM, &folder.path().join("home"), arguments);
+    let made = call(&["round", "new", "--base", &base, "--method", "frozen-a", "--rank", "2", "--targets", "q_proj", "--out", &file]);
+    assert!(made.right().contains("frozen-a, rank 2, alpha 4, 2 modules, 128 elements sent"));
+    let round = Round::from_json(&std::fs::read(&file).expect("a round file")).expect("a round");
+    let zeros = |tensors: &mingle_protocol::adapter::TensorList| {
+        [canonical_header(tensors, Dtype::F32), vec![0; 4 * tensors.elements() as usize]].concat()
+    };
+    mingle_tests::adapters::write_peft(&folder.path().join("other"), &round, &zeros(round.merged().tensors()));
+    let publish = ["publish", &path("other"), "--round", &file, "--examples", "10", "--listen", "/ip4/127.0.0.1/tcp/0"];
+    let first = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    let refused = format!("{first} is not what the round's seed gives, and it must stay as drawn in a frozen-a round");
+    let said = call(&publish);
+    assert!(said.code == 1 && said.err.contains(&refused), "{said:?}");
+}

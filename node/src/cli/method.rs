@@ -11,7 +11,7 @@ use crate::train::{LowRankSettings, Method, TrainSettings};
 /// What is trained, and what travels.
 #[derive(Args, Clone, Debug)]
 pub struct MethodArgs {
-    /// What is trained and sent [default: lora, or what the preset says]
+    /// What is trained and sent [default: lora, or what a preset says]
     #[arg(long)]
     pub method: Option<MethodArg>,
     /// LoRA rank; of each subspace [default: 16, with subspaces 8]
@@ -48,6 +48,31 @@ pub enum MethodArg {
     Subspace,
     /// Every weight
     Full,
+}
+
+/// Ranks and alphas of single modules: for adapters outside a round, where all have one.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PatternArgs {
+    /// Rank of the modules an expression means, as PEFT matches it; given several times
+    #[arg(long, value_name = "KEY=RANK", value_parser = keyed::<usize>)]
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Alpha of the modules an expression means, likewise
+    #[arg(long, value_name = "KEY=ALPHA", value_parser = keyed::<f64>)]
+    pub alpha_pattern: Vec<(String, f64)>,
+}
+
+fn keyed<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
+    let (key, value) = text.rsplit_once('=').ok_or("expected KEY=NUMBER, such as q_proj=8")?;
+    Ok((key.into(), value.parse().map_err(|_| format!("{value:?} is not a number"))?))
+}
+
+impl PatternArgs {
+    /// In the order of their bytes, in which PEFT reads them back.
+    pub fn set(self, settings: &mut LowRankSettings) {
+        (settings.rank_pattern, settings.alpha_pattern) = (self.rank_pattern, self.alpha_pattern);
+        settings.rank_pattern.sort_by(|a, b| a.0.cmp(&b.0));
+        settings.alpha_pattern.sort_by(|a, b| a.0.cmp(&b.0));
+    }
 }
 
 impl MethodArgs {

@@ -32,7 +32,7 @@ Examples:
 pub enum Verb {
     /// Write a round file
     #[command(after_help = EXAMPLES)]
-    New(NewArgs),
+    New(Box<NewArgs>),
     /// Show a round file
     #[command(after_help = EXAMPLES)]
     Show(ShowArgs),
@@ -93,7 +93,7 @@ pub struct ShowArgs {
 
 pub fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::New(args) => new(args),
+        Verb::New(args) => new(*args),
         Verb::Show(args) => show(&read_round(&args.file)?, args.json),
     }
 }

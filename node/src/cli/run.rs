@@ -16,7 +16,7 @@ Examples:
   mingle run --round round.json --base ./tinyllama --data a.jsonl --data b.jsonl --peer /dns4/peer.example/tcp/4001
   mingle run --round round.json                     serve what was announced before
 
-Data is JSON lines: instruction/input/output, question/answer, messages, or text.
+Data is JSON lines: instruction/input/output, question/answer, messages, text, or for a classifier text/label (also .tsv).
 It runs until it is stopped (Ctrl-C); killed at any point, it goes on where it was.";
 
 #[derive(clap::Args)]
@@ -25,7 +25,7 @@ pub struct Args {
     /// Hugging Face directory of the round's base
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// Private training data, JSON lines; may be given several times
+    /// Private training data, JSON lines or (with classes) .tsv; may be given several times
     #[arg(long, value_name = "FILE")]
     data: Vec<PathBuf>,
     /// Merged directory of the parent round [default: the one this home has]
@@ -48,7 +48,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             // What is wrong with base or data is said now, not after joining.
             check_base(&plan.base, &peer.round)?;
             for path in &plan.data {
-                crate::data::read_jsonl(path)?;
+                crate::data::read_records(path)?;
             }
             let (round, home) = (peer.round.clone(), peer.home.clone());
             Work::Train(Box::new(move |desk| plan.prepare(&round, &home, desk)))

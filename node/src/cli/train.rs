@@ -10,13 +10,14 @@ use serde_json::json;
 use super::EXIT_UNREACHED;
 use super::args::{OutputArgs, read_round};
 use super::interrupt::Interrupt;
-use super::method::MethodArgs;
+use super::method::{MethodArgs, PatternArgs};
 use super::training::TrainingArgs;
 use crate::console::Console;
-use crate::contribution::{Beginning, TrainingPlan, check_base, name_base, status_of, train};
+use crate::contribution::{Beginning, TrainingPlan, check_base, diagnose, name_base, status_of, train};
 use crate::driver::Event;
 use crate::files;
 use crate::peft::{Update, export};
+use crate::train::diagnostics::Diagnostics;
 use crate::train::estimate::{Estimate, size};
 use crate::train::{Control, Outcome, Trained, checkpoint};
 
@@ -32,13 +33,17 @@ Examples:
 
 Stopped (Ctrl-C) or killed, the same command goes on from the last checkpoint and ends with the same bytes.";
 
+/// What a round says by itself.
+const THE_ROUNDS: [&str; 10] =
+    ["method", "rank", "alpha", "targets", "rslora", "save_modules", "subspaces", "interval", "rank_pattern", "alpha_pattern"];
+
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Hugging Face directory of the base
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
-    /// Training data, JSON lines; may be given several times
+    /// Training data, JSON lines or (with classes) .tsv; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
     /// Directory to write: PEFT's, or with `--method full` the whole model
@@ -48,13 +53,18 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
     /// Take rank, alpha, modules and the common start from this round
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "rank", "alpha", "targets", "rslora", "save_modules", "subspaces", "interval"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = THE_ROUNDS)]
     round: Option<PathBuf>,
     #[command(flatten)]
     method: MethodArgs,
+    #[command(flatten)]
+    patterns: PatternArgs,
     /// Start from this PEFT directory
     #[arg(long, value_name = "DIR")]
     start_from: Option<PathBuf>,
+    /// Also measure what the one-round theorem speaks of (smoothness, size of the update), into diagnostics.json
+    #[arg(long)]
+    diagnostics: bool,
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
@@ -65,6 +75,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let round = args.round.as_deref().map(read_round).transpose()?;
     let mut plan = args.training.plan(args.base.clone(), args.data, args.start_from);
     args.method.set(&mut plan.settings);
+    args.patterns.set(&mut plan.settings.low_rank);
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&plan.settings.seed.to_le_bytes());
     if let Some(round) = &round {
@@ -113,9 +124,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
         (Update::Difference(_), None) => export(&base, &trained.adapter, &folder)?,
         (update, _) => update.write(&folder)?,
     }
+    let diagnostics = args.diagnostics.then(|| diagnose(&base, from.as_ref(), &trained, &examples, &plan.settings)).transpose()?;
+    if let Some(found) = &diagnostics {
+        found.write(&folder)?;
+    }
     files::replace_folder(&folder, &out)?;
     remove_checkpoint(&unfinished)?;
-    tell(&trained, &out, args.output, &mut console);
+    tell(&trained, diagnostics.as_ref(), &out, args.output, &mut console);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -147,7 +162,7 @@ fn remove_checkpoint(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn tell(trained: &Trained<Update>, out: &Path, output: OutputArgs, console: &mut Console) {
+fn tell(trained: &Trained<Update>, diagnostics: Option<&Diagnostics>, out: &Path, output: OutputArgs, console: &mut Console) {
     let losses = trained.losses;
     console.show(&Event::Trained {
         examples: trained.examples,
@@ -161,7 +176,7 @@ fn tell(trained: &Trained<Update>, out: &Path, output: OutputArgs, console: &mut
         let evaluations: Vec<_> = trained.evaluations.iter().map(evaluation).collect();
         let summary = json!({ "event": "written", "out": out, "examples": trained.examples, "tokens": trained.tokens,
             "seconds": trained.seconds, "loss_before": losses.before, "loss_after": losses.after, "steps": steps,
-            "chosen_step": trained.chosen_step, "stopped_early": trained.stopped_early, "evaluations": evaluations });
+            "chosen_step": trained.chosen_step, "stopped_early": trained.stopped_early, "evaluations": evaluations, "diagnostics": diagnostics });
         println!("{summary}");
     } else if !output.quiet {
         if trained.stopped_early {
@@ -169,6 +184,10 @@ fn tell(trained: &Trained<Update>, out: &Path, output: OutputArgs, console: &mut
         }
         if trained.chosen_step < steps {
             console.line(&format!("the adapter is that of step {}, where the held-out loss was lowest", trained.chosen_step));
+        }
+        if let Some(found) = diagnostics {
+            let Diagnostics { smoothness, tau, gamma, epsilon, .. } = found;
+            console.line(&format!("one-round theorem: L {smoothness:.3}, tau {tau:.2e}, gamma {gamma:.2e}, epsilon {epsilon:.3}"));
         }
         console.line(&format!("wrote {}", out.display()));
     }

@@ -1,6 +1,6 @@
 //! Measures training speed and memory on a random Llama: LoRA on every linear module, or every weight.
 //!
-//! `cargo run --release -p mingle-trainer --example lora_bench -- [--threads 2] [--steps 6] [--full] [--bf16] [--hidden 512] [--layers 8]
+//! `cargo run --release -p mingle-trainer --example lora_bench -- [--threads 2] [--steps 6] [--full] [--recompute] [--bf16] [--hidden 512] [--layers 8]
 //! [--intermediate 1376] [--vocabulary 4096] [--batch 8] [--seq 256] [--rank 8]`
 //!
 //! Prints one line: tokens per second of the median step (the first is left out), peak memory, and what that rate means in
@@ -20,6 +20,8 @@ struct Arguments {
     /// The first is not counted.
     steps: usize,
     full: bool,
+    /// Keep activations at block boundaries only.
+    recompute: bool,
     /// Frozen weights and their products in bf16.
     bf16: bool,
     hidden: usize,
@@ -39,6 +41,7 @@ impl Arguments {
             threads: 2,
             steps: 6,
             full: false,
+            recompute: false,
             bf16: false,
             hidden: 512,
             layers: 8,
@@ -53,6 +56,10 @@ impl Arguments {
             let number = match name.as_str() {
                 "--full" => {
                     found.full = true;
+                    continue;
+                }
+                "--recompute" => {
+                    found.recompute = true;
                     continue;
                 }
                 "--bf16" => {
@@ -120,6 +127,7 @@ fn main() -> anyhow::Result<()> {
         rank: arguments.rank,
         length_max: length,
         learning_rate: 1e-3,
+        recompute: arguments.recompute,
         threads: Some(arguments.threads),
         ..TrainSettings::default()
     };

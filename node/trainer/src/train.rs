@@ -33,6 +33,7 @@ mod tests;
 
 pub use full::{TrainedModel, random_decoder, train_difference, train_full};
 pub use gradients::BatchGradients;
+pub use gradients::pool;
 pub use lora::{DrawTensor, Start, Trained, TrainedAdapter, seeded_draw, tensors_of, train_adapter};
 pub use method::{LowRankSettings, Method, config_of};
 pub use presets::Preset;

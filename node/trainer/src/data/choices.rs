@@ -159,7 +159,7 @@ mod tests {
         let expected =
             ChoiceQuestion { group: "anatomy".into(), question: "Where, then?".into(), choices: choices(&["w", "x", "y", "z"]), answer: 2 };
         let csv = read("anatomy_test.csv", "\"Where, then?\",w,x,y,z,C\n", ChoiceForm::Mmlu).unwrap();
-        assert_eq!(csv, [expected.clone()]);
+        assert_eq!(csv, std::slice::from_ref(&expected));
         let line = r#"{"question": "Where, then?", "subject": "anatomy", "choices": ["w", "x", "y", "z"], "answer": 2}"#;
         assert_eq!(read("test.jsonl", line, ChoiceForm::Mmlu).unwrap(), [expected]);
     }

@@ -21,6 +21,7 @@ mod panels;
 pub(crate) mod product;
 pub mod rope;
 pub(crate) mod skinny;
+mod small;
 mod vector;
 
 use std::cell::{Cell, RefCell};

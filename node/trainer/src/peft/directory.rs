@@ -147,17 +147,14 @@ mod tests {
     /// Directories that PEFT 0.21 wrote: GPT-2's transposed base, rank-stabilised scaling, heads that are saved whole.
     #[test]
     fn what_peft_wrote_is_read() {
-        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/reference"));
-        if !folder.exists() {
-            return println!("skipped: no reference adapters beside the repository");
-        }
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/reference"));
         let read = |case: &str| read(&folder.join(case).join("adapter_end")).unwrap();
         let gpt2 = read("gpt2");
         assert!(gpt2.config.fan_in_fan_out);
         let b = gpt2.tensor("base_model.model.transformer.h.0.attn.c_attn.lora_B.weight").unwrap();
-        assert_eq!((b.dims.as_slice(), gpt2.modules().len()), (&[96, 4][..], 8));
+        assert_eq!((b.dims.as_slice(), gpt2.modules().len()), (&[48, 2][..], 8));
         let rslora = read("llama-rslora");
-        assert_eq!(rslora.config.scale_of("model.layers.0.self_attn.q_proj"), 4.0);
+        assert_eq!(rslora.config.scale_of("model.layers.0.self_attn.q_proj"), 4.0 / 2f64.sqrt());
         for (case, saved) in [("bert", 2), ("roberta", 4)] {
             let adapter = read(case);
             assert_eq!((adapter.config.task.as_deref(), adapter.saved().count()), (Some("SEQ_CLS"), saved));

@@ -59,9 +59,17 @@ impl Update {
     /// # Errors
     /// Modules or weights that the base does not have.
     pub fn apply(&self, base: &BaseModel) -> Result<Decoder, ModelError> {
+        base.attach(&self.parts(base)?)
+    }
+
+    /// What is laid over the base.
+    ///
+    /// # Errors
+    /// As [`Update::apply`].
+    pub fn parts(&self, base: &BaseModel) -> Result<Attached, ModelError> {
         match self {
-            Self::Adapter(adapter) => adapter.apply(base),
-            Self::Difference(difference) => difference.apply(base),
+            Self::Adapter(adapter) => adapter.parts(base.device()),
+            Self::Difference(difference) => Ok(Attached { replaced: difference.added_to(base)?, ..Attached::default() }),
         }
     }
 
@@ -109,9 +117,5 @@ impl Difference {
             Ok((name, (before + Tensor::from_slice(&tensor.values, tensor.dims.as_slice(), base.device())?)?))
         };
         self.tensors.iter().map(one).collect()
-    }
-
-    fn apply(&self, base: &BaseModel) -> Result<Decoder, ModelError> {
-        base.attach(&Attached { replaced: self.added_to(base)?, ..Attached::default() })
     }
 }

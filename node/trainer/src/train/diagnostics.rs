@@ -1,18 +1,18 @@
 //! The quantities of the one-round theorem, measured on a training.
 //!
-//! "Revisiting Federated Fine-Tuning: A Single Communication Round is Enough for Foundation Models" (arXiv 2412.04650, its
-//! Theorem 1) bounds how far the model merged once lies from the model merged after every round, both trained for the same
-//! number of local steps:
+//! "Revisiting Federated Fine-Tuning: A Single Communication Round is Enough for Foundation Models" (arXiv 2412.04650) bounds
+//! how far the model merged once lies from the model merged after every round, both trained for the same number of local
+//! steps, by the smoothness of the loss, the size of the updates, the number of steps and the norm of the start:
 //!
 //! ```text
 //! ‖ε‖ ≤ Γ ‖w(0,0)‖,   Γ = L τ T k m
 //! ```
 //!
-//! L is the smoothness of the loss (Assumption 1: ‖∇F(w) − ∇F(v)‖ ≤ L ‖w − v‖), τ the size of the updates (Assumption 2:
-//! ‖w − w(0,0)‖ ≤ τ ‖w(0,0)‖, τ < 1), T k the local steps of a member over all rounds, m the members. Here L and τ are what
-//! a training showed, between its start and its end: the least values with which both assumptions hold for these two
-//! points. A training knows nothing of the other members, so its Γ is that of m = 1: a round multiplies it by its members.
-//! The bound as published leaves out the learning rate, so it is one of order, not of distance.
+//! L is the smoothness (‖∇F(w) − ∇F(v)‖ ≤ L ‖w − v‖), τ the size of the updates (‖w − w(0,0)‖ ≤ τ ‖w(0,0)‖, τ < 1), T k the
+//! local steps of a member over all rounds, m the members. Here L and τ are what a training showed, between its start and
+//! its end: the least values with which both hold for these two points. A training knows nothing of the other members, so
+//! its Γ is that of m = 1: a round multiplies it by its members. The learning rate is not in the bound, so it is one of
+//! order, not of distance.
 //!
 //! All norms are Frobenius norms over full weights, also where LoRA was trained: the distance is ‖Σ s B A‖, computed from
 //! the factors without forming the product, and gradients are those of the adapted weights themselves.

@@ -68,7 +68,7 @@ fn token_batch(tensors: &HashMap<String, Tensor>) -> TokenBatch {
 }
 
 /// A PEFT directory's tensors as variables by PEFT name, and the base with them.
-fn attach(base: &BaseModel, dir: &Path) -> (Decoder, Vec<(String, Var)>) {
+fn attach(base: &BaseModel, dir: &Path) -> (Decoder, Variables) {
     let adapter = peft::read(dir).unwrap();
     let mut parts = adapter.parts(&Device::Cpu).unwrap();
     let mut variables: BTreeMap<String, Var> = BTreeMap::new();
@@ -89,8 +89,10 @@ fn attach(base: &BaseModel, dir: &Path) -> (Decoder, Vec<(String, Var)>) {
     (base.attach(&parts).unwrap(), variables.into_iter().collect())
 }
 
+type Variables = Vec<(String, Var)>;
+
 /// The model that is trained, its variables by the names of the case's gradients, and the same at the end of torch's training.
-fn trained(path: &Path) -> (Decoder, Vec<(String, Var)>, Vec<(String, Var)>) {
+fn trained(path: &Path) -> (Decoder, Variables, Variables) {
     let base = BaseModel::load(&path.join("base"), &Device::Cpu).unwrap();
     if path.join("adapter_start").exists() {
         let (decoder, variables) = attach(&base, &path.join("adapter_start"));

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::product::{Into, Matrix, multiply, multiply_raw};
+use super::product::{Into, Matrix, multiply};
+use super::small::{RowProducts, multiply_small};
 use super::threads_for;
 use super::vector::{dot, exp_in_place, max, vectorised};
 
@@ -32,7 +33,7 @@ pub struct Heads {
 }
 
 /// Rows of scores computed at a time: what lies beyond a tile's mask is skipped.
-const TILE: usize = 64;
+const TILE: usize = 32;
 
 impl Mask {
     /// Columns that row `i` of a sequence of `length` sees.
@@ -140,12 +141,12 @@ impl Heads {
 
     /// Products of the rows of `a` and `b`, `t` each, into `p (t, t)` where the mask lets them meet.
     fn scores(&self, a: Matrix, b: Matrix, t: usize, p: &mut [f32]) {
-        for rows in tiles(t) {
-            let columns = self.mask.columns_of(&rows, t);
-            let (a, b) = (a.from_row(rows.start), b.from_row(columns.start).transposed());
-            let to = &mut p[rows.start * t + columns.start..];
-            multiply((rows.len(), columns.len(), self.head_dim), to, t, Into::Overwrite, a, b, 1.0);
-        }
+        RowProducts::of(a, b, t, self.head_dim, |products| {
+            for rows in tiles(t) {
+                let columns = self.mask.columns_of(&rows, t);
+                products.compute(rows, columns, p);
+            }
+        });
     }
 
     /// Attended values, `(rows, heads * head_dim)`.
@@ -168,7 +169,7 @@ impl Heads {
                 let to = (first + rows.start) * out_width + head * d;
                 let dims = (rows.len(), d, columns.len());
                 // SAFETY: rows of this head of this sequence, which lie in `out` and belong to this call alone.
-                unsafe { multiply_raw(dims, shared.0.add(to), out_width, Into::Overwrite, p, at(v).from_row(columns.start), 1.0) }
+                unsafe { multiply_small(dims, shared.0.add(to), out_width, Into::Overwrite, p, at(v).below(columns.start)) }
             }
         });
         out
@@ -188,7 +189,7 @@ impl Heads {
             let at = |column: usize| Matrix::rows(&qkv[first * width + column..], width);
             // SAFETY: columns of this key-value head and its query heads, in rows of this sequence, belong to this call.
             let add_at = |(row, column): (usize, usize), dims, into, a: Matrix<'_>, b: Matrix<'_>| unsafe {
-                multiply_raw(dims, shared.0.add((first + row) * width + column), width, into, a, b, 1.0)
+                multiply_small(dims, shared.0.add((first + row) * width + column), width, into, a, b)
             };
             let (p, dp) = (&mut p[..t * t], &mut dp[..t * t]);
             for head in kv_head * groups..(kv_head + 1) * groups {
@@ -200,20 +201,20 @@ impl Heads {
                 for columns in tiles(t) {
                     let rows = self.mask.rows_of(&columns, t);
                     let p = Matrix::rows(&p[rows.start * t + columns.start..], t).transposed();
-                    add_at((columns.start, v), (columns.len(), d, rows.len()), Into::Add, p, g.from_row(rows.start));
+                    add_at((columns.start, v), (columns.len(), d, rows.len()), Into::Add, p, g.below(rows.start));
                 }
                 softmax_backward(p, dp, t, self.scale, self.mask);
                 for rows in tiles(t) {
                     let columns = self.mask.columns_of(&rows, t);
                     let ds = Matrix::rows(&dp[rows.start * t + columns.start..], t);
                     let dims = (rows.len(), d, columns.len());
-                    add_at((rows.start, head * d), dims, Into::Overwrite, ds, at(k).from_row(columns.start));
+                    add_at((rows.start, head * d), dims, Into::Overwrite, ds, at(k).below(columns.start));
                 }
                 for columns in tiles(t) {
                     let rows = self.mask.rows_of(&columns, t);
                     let ds = Matrix::rows(&dp[rows.start * t + columns.start..], t).transposed();
                     let dims = (columns.len(), d, rows.len());
-                    add_at((columns.start, k), dims, Into::Add, ds, at(head * d).from_row(rows.start));
+                    add_at((columns.start, k), dims, Into::Add, ds, at(head * d).below(rows.start));
                 }
             }
         });

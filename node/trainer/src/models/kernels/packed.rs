@@ -17,8 +17,8 @@ use super::vector::vectorised;
 use low::scaled_lefts;
 pub(crate) use low::{Low, LowBack};
 
-/// Rows that one thread takes at a time: enough to use each panel of weights many times while it is in the cache.
-const CHUNK_ROWS: usize = 256;
+/// Most rows that one thread takes at a time: enough to use each panel of weights many times while it is in the cache.
+const CHUNK_ROWS_MAX: usize = 384;
 /// Rows of weights whose pairs are turned at a time: few enough to stay in the cache until they are used.
 const PAIR_BLOCK: usize = 252;
 
@@ -235,16 +235,17 @@ impl Packed {
             assert_eq!(y.len(), rows * width);
         }
         let to = Shared(y.as_mut_ptr());
+        let chunk_rows = rows.div_ceil(rows.div_ceil(CHUNK_ROWS_MAX).max(1)).max(1);
         let one = |first: usize| {
-            let count = CHUNK_ROWS.min(rows - first);
+            let count = chunk_rows.min(rows - first);
             // SAFETY: within the capacity asked for or the length asserted above; chunks do not overlap.
             let to = unsafe { to.at(first * width) };
             SCRATCH.with_borrow_mut(|scratch| body(scratch, first, count, to, add));
         };
-        if rows > CHUNK_ROWS && threads_for(rows * self.inputs * self.outputs) > 1 {
-            (0..rows.div_ceil(CHUNK_ROWS)).into_par_iter().for_each(|chunk| one(chunk * CHUNK_ROWS));
+        if rows > chunk_rows && threads_for(rows * self.inputs * self.outputs) > 1 {
+            (0..rows.div_ceil(chunk_rows)).into_par_iter().for_each(|chunk| one(chunk * chunk_rows));
         } else {
-            (0..rows).step_by(CHUNK_ROWS).for_each(one);
+            (0..rows).step_by(chunk_rows).for_each(one);
         }
         // SAFETY: every element has been written.
         unsafe { y.set_len(rows * width) };

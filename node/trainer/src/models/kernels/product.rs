@@ -22,12 +22,12 @@ impl<'a> Matrix<'a> {
         Self { row: self.column, column: self.row, ..self }
     }
 
-    /// The matrix below its first `row` rows.
-    pub fn from_row(self, row: usize) -> Self {
+    /// The matrix without its first `row` rows.
+    pub fn below(self, row: usize) -> Self {
         Self { values: &self.values[row * self.row..], ..self }
     }
 
-    fn covers(&self, rows: usize, columns: usize) -> bool {
+    pub(super) fn covers(&self, rows: usize, columns: usize) -> bool {
         rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.values.len()
     }
 }

@@ -3,6 +3,9 @@
 //! `y = x Wᵀ + b`, and for each low-rank part (LoRA, Hu et al. 2021) `+ scale * dropout(x) Aᵀ Bᵀ`. Weights are (outputs,
 //! inputs). Nothing is computed for a frozen weight but the input's gradient.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Result, Tensor, TensorId};

@@ -32,6 +32,9 @@ pub(crate) struct Target {
     pub add: bool,
 }
 
+/// Adds the products of each of 3 rows `x` with each of 8 rows `a`, of `count` elements, into `sums`.
+type Dots = unsafe fn(x: [*const f32; 3], a: [*const f32; 8], count: usize, sums: &mut [[f32; 8]; 3]);
+
 /// What one kind of vector unit offers.
 pub(crate) struct Unit {
     /// Most rows of a tile.
@@ -45,7 +48,7 @@ pub(crate) struct Unit {
     /// `to[lane * width + row] = or += from[row * 32 + lane]`. `from` must hold a multiple of 16 rows.
     pub(super) transpose_back: unsafe fn(from: *const f32, rows: usize, lanes: usize, target: Target),
     /// The products of each of 3 rows with each of 8, of `count` elements.
-    dots: unsafe fn(x: [*const f32; 3], a: [*const f32; 8], count: usize, sums: &mut [[f32; 8]; 3]),
+    dots: Dots,
 }
 
 #[cfg(target_arch = "x86_64")]
