@@ -159,17 +159,6 @@ impl BaseModel {
         Ok(decoder)
     }
 
-    /// The base with LoRA: `lora` gives, per module name, A `(rank, inputs)`, B `(outputs, rank)` and the scale.
-    ///
-    /// # Errors
-    /// As [`BaseModel::attach`].
-    pub fn with_lora(&self, lora: &BTreeMap<String, (Tensor, Tensor, f64)>) -> Result<Decoder, ModelError> {
-        let one = |(name, (a, b, scale)): (&String, &(Tensor, Tensor, f64))| {
-            (name.clone(), vec![Lora { a: a.clone(), b: b.clone(), scale: *scale as f32, dropout: 0.0 }])
-        };
-        self.attach(&Attached { lora: lora.iter().map(one).collect(), ..Attached::default() })
-    }
-
     /// The value of a parameter by tensor name.
     pub fn parameter(&self, name: &str) -> Option<Tensor> {
         self.decoder.clone().parameter_mut(name).cloned()
