@@ -8,8 +8,7 @@ pub mod driver;
 pub mod home;
 pub mod merged;
 pub mod merger;
-pub mod network;
 pub mod sent;
-pub mod store;
 
+pub use mingle_network::{self as network, store};
 pub use mingle_trainer::{data, evaluate, files, models, peft, train};

@@ -18,6 +18,7 @@ mod gossip;
 mod limits;
 mod range;
 mod service;
+pub mod store;
 mod sync_codec;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,1 @@
+//! Many peers' state machines in virtual time, over seeded links with every fault.
