@@ -5,10 +5,9 @@
 
 pub mod adapters;
 pub mod base;
-pub mod dice;
 pub mod peer;
 pub mod program;
 
-pub use dice::Dice;
+pub use mingle_simulator::dice::{self, Dice};
 pub use peer::{Peer, agree, wait};
 pub use program::{Said, run};
