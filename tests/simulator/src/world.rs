@@ -87,6 +87,8 @@ pub struct World {
     pub checks: Checks,
     trace: Trace,
     failure: Option<String>,
+    /// What kept the peers from agreeing when they were last looked at.
+    last_doubt: String,
     pub healed: bool,
     pub heal_at: u64,
     /// When somebody who keeps the rules last said something.
@@ -171,6 +173,7 @@ impl World {
             checks: Checks::new(setting.peers, setting.open_roster),
             trace: Trace::default(),
             failure: None,
+            last_doubt: String::new(),
             healed: false,
             heal_at: plan.heal_at,
             last_word: 0,
@@ -256,6 +259,9 @@ impl World {
                 Event::Look => {
                     let agree = self.checks.convergence.look(&self.peers, &self.ground);
                     agreed_at = agreed_at.filter(|_| agree.is_ok()).or(agree.is_ok().then_some(now));
+                    if let Err(why) = &agree {
+                        self.last_doubt.clone_from(why);
+                    }
                     if let Some(since) = agreed_at.filter(|since| now - since >= STEADY_MS) {
                         let from = if class.faults { self.heal_at } else { self.last_word };
                         return Ok(since - from.min(since));
@@ -331,7 +337,8 @@ impl World {
         self.checks.agreement.of_one_ground(&self.ground, all.iter().map(|peer| peer.merge_set()))?;
         if converged_ms > class.patience_ms {
             let allowed = class.patience_ms as f64 / 1_000.0;
-            return Err(format!("agreement took {} s, {allowed} s are allowed", converged_ms as f64 / 1_000.0));
+            let (took, last) = (converged_ms as f64 / 1_000.0, &self.last_doubt);
+            return Err(format!("agreement took {took} s, {allowed} s are allowed; until then {last}"));
         }
         Ok(Outcome {
             peers: self.setting.peers,
