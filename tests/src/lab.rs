@@ -196,3 +196,8 @@ fn skipped<T>(why: &str) -> Option<T> {
 pub fn full() -> bool {
     std::env::var_os("MINGLE_LAB_FULL").is_some_and(|wish| wish != "0")
 }
+
+/// The program that the peers run: the one of this build, unless another is named (a release build, say).
+pub fn program(built: &str) -> String {
+    std::env::var("MINGLE_LAB_PROGRAM").unwrap_or_else(|_| built.to_owned())
+}
