@@ -5,6 +5,8 @@
 
 pub mod adapters;
 pub mod base;
+#[cfg(target_os = "linux")]
+pub mod lab;
 pub mod peer;
 pub mod program;
 

@@ -30,7 +30,7 @@ pub const MESH_HIGH: usize = 12;
 /// Invalid messages after which a neighbour's gossip is not heard any more.
 pub const INVALID_MAX: u32 = 5;
 /// `limits::SERVED_AT_ONCE_MAX`.
-pub const SERVED_MAX: u32 = 32;
+pub const SERVED_MAX: u32 = 48;
 /// `limits::BUSY_PAUSE`, doubled `BUSY_DOUBLINGS` times; `limits::BUSY_MAX`.
 pub const BUSY_PAUSE: u64 = 200;
 pub const BUSY_DOUBLINGS: u32 = 4;
@@ -41,4 +41,6 @@ pub const FAILURES_MAX: u32 = 4;
 /// `limits::BLOB_OPEN_TIMEOUT`.
 pub const OPEN_MAX: u64 = 10_000;
 /// `Limits::stall_window`.
-pub const STALL: u64 = 20_000;
+pub const STALL: u64 = 8_000;
+/// A download in which nothing moves talks to one more provider for each such while.
+pub const PATIENCE: u64 = 1_000;

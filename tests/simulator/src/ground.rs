@@ -67,6 +67,8 @@ impl Ground {
             member_max: (setting.members + setting.sybils / 2) as u32,
             roster: if setting.open_roster { Roster::Open } else { Roster::Members(members) },
             parent: None,
+            founders: None,
+            readers: None,
         })
         .expect("a round within its bounds");
         let files: Vec<File> = (0..2 * setting.members + 4).map(|_| file(&round, dice)).collect();

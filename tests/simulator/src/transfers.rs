@@ -6,7 +6,7 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::machine::Input;
 
 use crate::Name;
-use crate::figures::{BUSY_DOUBLINGS, BUSY_MAX, BUSY_PAUSE, FAILURE_PAUSE, FAILURES_MAX, OPEN_MAX, SERVED_MAX, STALL};
+use crate::figures::{BUSY_DOUBLINGS, BUSY_MAX, BUSY_PAUSE, FAILURE_PAUSE, FAILURES_MAX, OPEN_MAX, PATIENCE, SERVED_MAX, STALL};
 use crate::peer::Presence;
 use crate::wire::pair;
 use crate::world::{Event, World};
@@ -24,6 +24,8 @@ struct Provider {
     failures: u32,
     busy: u32,
     not_before: u64,
+    /// Nothing comes from it; the watchdog gives it up at `not_before`, and others are asked meanwhile.
+    stalled: bool,
     out: bool,
 }
 
@@ -31,17 +33,12 @@ struct Provider {
 enum Step {
     Choosing,
     Asking(Name),
-    Receiving {
-        from: Name,
-        life: u32,
-    },
-    /// Nothing comes, until the watchdog notices.
-    Stalled(Name),
+    Receiving { from: Name, life: u32 },
 }
 
 impl Provider {
     fn new(named: bool) -> Self {
-        Self { named, failures: 0, busy: 0, not_before: 0, out: false }
+        Self { named, failures: 0, busy: 0, not_before: 0, stalled: false, out: false }
     }
 }
 
@@ -95,10 +92,6 @@ impl World {
             Step::Choosing => self.choose_provider(at, adapter),
             Step::Asking(provider) => self.ask_provider(at, adapter, provider),
             Step::Receiving { from, life } => self.received(at, adapter, from, life),
-            Step::Stalled(provider) => {
-                self.sever(at, provider, 0, 100);
-                self.provider_failed(at, adapter, provider);
-            }
         }
     }
 
@@ -125,6 +118,15 @@ impl World {
             self.end_transfer(at, &adapter);
             return self.input(at, input);
         }
+        let given_up: Vec<Name> = transfer
+            .providers
+            .iter()
+            .filter(|(_, provider)| provider.stalled && provider.not_before <= now)
+            .map(|(name, _)| *name)
+            .collect();
+        for provider in transfer.providers.values_mut().filter(|provider| provider.stalled && provider.not_before <= now) {
+            (provider.stalled, provider.out) = (false, true);
+        }
         let ready = |provider: &Provider| !provider.out && provider.not_before <= now;
         if !transfer.providers.values().any(|provider| provider.named && ready(provider)) {
             for neighbour in &peer.neighbours {
@@ -136,6 +138,10 @@ impl World {
         let chosen = transfer.providers.iter().filter(|(_, provider)| ready(provider));
         let chosen = chosen.min_by_key(|(name, provider)| (!provider.named, provider.failures, order(name))).map(|(name, _)| *name);
         let later = transfer.providers.values().filter(|provider| !provider.out).map(|provider| provider.not_before).min();
+        for provider in given_up {
+            // The watchdog's second half: a connection that carries nothing blocks whoever shares it.
+            self.sever(at, provider, 0, 100);
+        }
         match (chosen, later) {
             (Some(provider), _) => {
                 let wait = self.way(at, provider) + self.way(provider, at);
@@ -157,11 +163,11 @@ impl World {
             return self.provider_failed(at, adapter, from);
         }
         if self.is_blocked(at, from) || self.is_blocked(from, at) || self.peers[from].paused_until > self.agenda.now() {
-            return self.step(at, adapter, Step::Stalled(from), OPEN_MAX);
+            return self.provider_stalls(at, adapter, from, OPEN_MAX);
         }
         if self.peers[from].hostile {
             return match self.dice.below(4) {
-                0 => self.step(at, adapter, Step::Stalled(from), STALL),
+                0 => self.provider_stalls(at, adapter, from, STALL),
                 _ => self.provider_out(at, adapter, from),
             };
         }
@@ -208,26 +214,33 @@ impl World {
         }
     }
 
-    fn with_provider(&mut self, at: Name, adapter: ContentHash, from: Name, change: impl FnOnce(&mut Provider, u64)) {
+    /// Then chooses again after `wait`.
+    fn with_provider(&mut self, at: Name, adapter: ContentHash, from: Name, wait: u64, change: impl FnOnce(&mut Provider, u64)) {
         let now = self.agenda.now();
         if let Some(transfer) = self.peers[at].transfers.get_mut(&adapter)
             && let Some(provider) = transfer.providers.get_mut(&from)
         {
             change(provider, now);
         }
-        self.step(at, adapter, Step::Choosing, 0);
+        self.step(at, adapter, Step::Choosing, wait);
     }
 
     fn provider_failed(&mut self, at: Name, adapter: ContentHash, from: Name) {
-        self.with_provider(at, adapter, from, |provider, now| {
+        self.with_provider(at, adapter, from, 0, |provider, now| {
             provider.not_before = now + (FAILURE_PAUSE << provider.failures.min(FAILURES_MAX));
             provider.failures += 1;
             provider.out |= provider.failures >= FAILURES_MAX;
         });
     }
 
+    fn provider_stalls(&mut self, at: Name, adapter: ContentHash, from: Name, window: u64) {
+        self.with_provider(at, adapter, from, PATIENCE, |provider, now| {
+            (provider.stalled, provider.not_before) = (true, now + window);
+        });
+    }
+
     fn provider_busy(&mut self, at: Name, adapter: ContentHash, from: Name) {
-        self.with_provider(at, adapter, from, |provider, now| {
+        self.with_provider(at, adapter, from, 0, |provider, now| {
             provider.not_before = now + (BUSY_PAUSE << provider.busy.min(BUSY_DOUBLINGS));
             provider.busy += 1;
             provider.out |= provider.busy > BUSY_MAX;
@@ -236,6 +249,6 @@ impl World {
 
     /// It does not have it, or lied: it is not asked again.
     fn provider_out(&mut self, at: Name, adapter: ContentHash, from: Name) {
-        self.with_provider(at, adapter, from, |provider, _| provider.out = true);
+        self.with_provider(at, adapter, from, 0, |provider, _| provider.out = true);
     }
 }
