@@ -7,7 +7,7 @@ use libp2p::{StreamProtocol, request_response};
 
 use super::limits::{SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
 
-pub const SYNC_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/sync/1");
+pub const SYNC_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/sync/2");
 
 /// 64 KiB: memory grows with what has arrived, not with what was promised.
 const READ_BYTES: usize = 64 * 1024;
