@@ -63,7 +63,9 @@ impl<P: Clone + Ord> Machine<P> {
     /// A peer that remembers `records` and, through later [`Input::BlobStored`], the blobs it stored.
     pub fn new(round: Round, records: impl IntoIterator<Item = SignedRecord>) -> Self {
         let mut ledger = Ledger::new(&round);
-        for record in records {
+        // Who belongs first: only then is a member's record of use.
+        let (standings, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.standing().is_some());
+        for record in standings.into_iter().chain(others) {
             ledger.insert(record);
         }
         let held = ledger.records().map(|record| (record.id(), record.signature())).collect();
@@ -185,6 +187,11 @@ impl<P: Clone + Ord> Machine<P> {
         let (displaced, notice) = match self.ledger.insert(record.clone()) {
             Change::Kept { displaced } => (displaced, Notice::Recorded(record.clone())),
             Change::Conflict { displaced } => (displaced, Notice::Conflict(record.clone())),
+            Change::NotInRoster => {
+                let member = record.record().member();
+                out.push(Output::Notice(Notice::RecordRefused(RecordError::NotInRoster { member })));
+                return false;
+            }
             Change::Known | Change::Stale { .. } | Change::Redundant | Change::Full => return false,
         };
         self.held.insert(record.id(), record.signature());

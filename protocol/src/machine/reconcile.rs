@@ -232,8 +232,8 @@ impl<P: Clone + Ord> Machine<P> {
                 Err(error) => out.push(Output::Notice(Notice::RecordRefused(error))),
             }
         }
-        // The highest sequence first: what it supersedes is stale by then and costs neither disk nor gossip.
-        verified.sort_by_key(|record| std::cmp::Reverse(record.record().sequence()));
+        // Who belongs first. Then the highest sequence: what it supersedes is stale by then and costs neither disk nor gossip.
+        verified.sort_by_key(|record| (record.standing().is_none(), std::cmp::Reverse(record.record().sequence())));
         for record in verified {
             let bytes = record.bytes().to_vec();
             if self.admit(record, now, out) {

@@ -16,14 +16,20 @@ pub struct Catalogue {
     fingerprint: ContentHash,
     /// In ascending order.
     ids: Vec<RecordId>,
+    /// In the ledger's order: changes of standing first, because what they admit is refused before them.
+    order: Vec<RecordId>,
+    /// How many changes of standing there are.
+    standings: usize,
     ranges: OnceLock<NegentropyStorageVector>,
 }
 
 impl Catalogue {
     pub fn of(ledger: &Ledger) -> Self {
-        let mut ids: Vec<RecordId> = ledger.records().map(SignedRecord::id).collect();
+        let order: Vec<RecordId> = ledger.records().map(SignedRecord::id).collect();
+        let mut ids = order.clone();
         ids.sort_unstable();
-        Self { fingerprint: ledger.fingerprint(), ids, ranges: OnceLock::new() }
+        let standings = ledger.standing_records().count();
+        Self { fingerprint: ledger.fingerprint(), ids, order, standings, ranges: OnceLock::new() }
     }
 
     pub fn count(&self) -> u64 {
@@ -39,7 +45,7 @@ impl Catalogue {
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = ShortId> + '_ {
-        self.ids.iter().map(|id| short(*id))
+        self.order.iter().map(|id| short(*id))
     }
 
     /// The answer to a comparison.
@@ -77,16 +83,17 @@ impl Catalogue {
     }
 
     fn negentropy(&self) -> Result<Negentropy<'_, NegentropyStorageVector>, SyncError> {
-        Negentropy::borrowed(self.ranges.get_or_init(|| storage(&self.ids)), FRAME_BYTES as u64).map_err(|error| refused(&error))
+        Negentropy::borrowed(self.ranges.get_or_init(|| storage(&self.order, self.standings)), FRAME_BYTES as u64)
+            .map_err(|error| refused(&error))
     }
 }
 
-/// Every record at time 0: the only time that all peers agree on.
-fn storage(ids: &[RecordId]) -> NegentropyStorageVector {
-    let mut storage = NegentropyStorageVector::with_capacity(ids.len());
+/// The library orders by time. All that peers agree on is that changes of standing (time 0) go before the rest (time 1).
+fn storage(order: &[RecordId], standings: usize) -> NegentropyStorageVector {
+    let mut storage = NegentropyStorageVector::with_capacity(order.len());
     // Neither fails on a storage that was not sealed before.
-    for id in ids {
-        let _ = storage.insert(0, Id::from_byte_array(id.0.0));
+    for (index, id) in order.iter().enumerate() {
+        let _ = storage.insert(u64::from(index >= standings), Id::from_byte_array(id.0.0));
     }
     let _ = storage.seal();
     storage

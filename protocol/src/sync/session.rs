@@ -6,17 +6,18 @@ use super::{Catalogue, RangeMessage, Request, ShortId, ShortIds, SyncError, batc
 use crate::ledger::Ledger;
 use crate::record::RecordId;
 use crate::round::{MEMBERS_MAX, RoundId};
+use crate::standing::STANDINGS_MAX;
 
 /// Two ledgers with nothing in common and as large as they can be take fewer.
 const QUESTIONS_MAX: u32 = 2_048;
-/// Two records for every slot a round can have.
-const RECORDS_MAX: usize = MEMBERS_MAX as usize * 2;
+/// Two records for every slot a round can have, and every change of standing.
+const RECORDS_MAX: usize = (MEMBERS_MAX as usize + STANDINGS_MAX) * 2 + STANDINGS_MAX;
 
 /// One reconciliation with one neighbour.
 #[derive(Default)]
 pub struct Session {
-    /// What the neighbour has and we lack.
-    wanted: BTreeSet<ShortId>,
+    /// What the neighbour has and we lack, in the order in which it is of use.
+    wanted: Vec<ShortId>,
     /// What we have and the neighbour lacks.
     owed: BTreeSet<ShortId>,
     questions: u32,
@@ -36,8 +37,8 @@ impl Session {
 
     /// The neighbour lists what it holds.
     pub fn listed(&mut self, catalogue: &Catalogue, theirs: &ShortIds) {
+        self.wanted = theirs.iter().filter(|name| !catalogue.contains(name)).collect();
         let theirs = theirs.to_set();
-        self.wanted = theirs.iter().copied().filter(|name| !catalogue.contains(name)).collect();
         self.owed = catalogue.names().filter(|name| !theirs.contains(name)).collect();
     }
 
@@ -69,9 +70,8 @@ impl Session {
     /// of what it listed is asked for no more.
     pub fn received(&mut self, records: impl IntoIterator<Item = RecordId>) {
         let before = self.wanted.len();
-        for record in records {
-            self.wanted.remove(&short(record));
-        }
+        let came: BTreeSet<ShortId> = records.into_iter().map(short).collect();
+        self.wanted.retain(|name| !came.contains(name));
         if self.wanted.len() == before {
             self.wanted.clear();
         }
