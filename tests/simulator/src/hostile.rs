@@ -3,8 +3,9 @@
 //! They share what they hear. After the faults end they go on, but say nothing new that is valid: what all must agree on
 //! must come to rest at some time.
 
+use mingle_protocol::attestation::RawAttestation;
 use mingle_protocol::hash::ContentHash;
-use mingle_protocol::record::{Record, RecordId};
+use mingle_protocol::record::Record;
 use mingle_protocol::round::RoundId;
 use mingle_protocol::sync;
 
@@ -15,8 +16,10 @@ use crate::world::{Event, Visit, World};
 
 /// Records that hostile peers remember in all.
 const OVERHEARD_MAX: usize = 256;
-/// Identities in a false answer.
-const IDS_MAX: usize = 1_000;
+/// Names in a false answer.
+const NAMES_MAX: usize = sync::IDS_MAX;
+/// Old records in one message.
+const OLD_RECORDS: usize = 48;
 
 impl World {
     pub fn overhear(&mut self, at: Name, bytes: Bytes) {
@@ -137,26 +140,30 @@ impl World {
         }
     }
 
-    fn ids(&mut self) -> Vec<RecordId> {
-        let count = self.dice.below(IDS_MAX);
-        (0..count).map(|_| RecordId(ContentHash(std::array::from_fn(|_| self.dice.number() as u8)))).collect()
+    /// Names of records that nobody has.
+    fn names(&mut self, most: usize) -> sync::ShortIds {
+        let count = self.dice.below(most + 1);
+        (0..count).map(|_| std::array::from_fn(|_| self.dice.number() as u8)).collect()
     }
 
     fn old_records(&mut self) -> Vec<sync::RawRecord> {
-        (0..sync::BATCH_MAX).filter_map(|_| self.old_record()).map(|bytes| sync::RawRecord(bytes.to_vec())).collect()
+        (0..OLD_RECORDS).filter_map(|_| self.old_record()).map(|bytes| sync::RawRecord(bytes.to_vec())).collect()
     }
 
     fn question_falsely(&mut self, at: Name, to: Name) {
         let round = self.ground.round.id();
         let fingerprint = ContentHash::of(&self.drawn(8));
-        let request = match self.dice.below(4) {
-            0 => sync::Request::Compare { round, count: self.dice.number(), fingerprint },
-            1 => sync::Request::Compare { round: RoundId(fingerprint), count: 0, fingerprint },
-            2 => sync::Request::Exchange {
-                round,
-                wanted: self.ids().into_iter().take(sync::BATCH_MAX).collect(),
-                records: self.old_records(),
+        let request = match self.dice.below(5) {
+            0 => sync::Request::Compare { round, count: self.dice.number(), fingerprint, attestation: None, attestations_wanted: 3 },
+            1 => sync::Request::Compare {
+                round: RoundId(fingerprint),
+                count: 0,
+                fingerprint,
+                attestation: Some(RawAttestation(self.drawn(300))),
+                attestations_wanted: 0,
             },
+            2 => sync::Request::Exchange { round, wanted: self.names(sync::BATCH_MAX), records: self.old_records() },
+            3 => sync::Request::Range { round, message: sync::RangeMessage(self.drawn(300)) },
             _ => {
                 let garbage = self.drawn(500);
                 return self.ask(at, to, garbage);
@@ -166,18 +173,22 @@ impl World {
     }
 
     pub fn answer_falsely(&mut self, at: Name, to: Name, token: u64) {
-        let response = match self.dice.below(6) {
+        let answer = match self.dice.below(9) {
             0 => return,
-            1 => sync::Response::Same,
-            2 => sync::Response::Ids(self.ids()),
-            3 => sync::Response::Records(self.old_records()),
-            4 => sync::Response::WrongRound(RoundId(ContentHash::of(&self.drawn(8)))),
+            1 => sync::Answer::Same,
+            2 => sync::Answer::Ids(self.names(NAMES_MAX)),
+            3 => sync::Answer::Records(self.old_records()),
+            4 => sync::Answer::WrongRound(RoundId(ContentHash::of(&self.drawn(8)))),
+            5 => sync::Answer::Differs,
+            6 => sync::Answer::Range(sync::RangeMessage(self.drawn(300))),
+            7 => sync::Answer::Refused,
             _ => {
                 let garbage = self.drawn(2_000);
                 return self.send(at, to, Mail::Answer { token, bytes: garbage.into() });
             }
         };
-        let bytes = response.to_bytes().expect("a response within its bounds");
+        let attestations = (0..self.dice.below(3)).map(|_| RawAttestation(self.drawn(300))).collect();
+        let bytes = sync::Response { answer, attestations }.to_bytes().expect("a response within its bounds");
         self.send(at, to, Mail::Answer { token, bytes: bytes.into() });
     }
 }

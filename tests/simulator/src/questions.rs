@@ -18,8 +18,8 @@ fn records_in(bytes: &[u8], is_question: bool) -> Vec<sync::RawRecord> {
             _ => Vec::new(),
         }
     } else {
-        match sync::Response::from_bytes(bytes) {
-            Ok(sync::Response::Records(records)) => records,
+        match sync::Response::from_bytes(bytes).map(|response| response.answer) {
+            Ok(sync::Answer::Records(records)) => records,
             _ => Vec::new(),
         }
     }
@@ -72,6 +72,7 @@ impl World {
     pub fn unanswered(&mut self, at: Name, token: u64) {
         if let Some(from) = self.peers[at].asked.remove(&token) {
             self.note(at, "hears nothing from", from as u64);
+            self.input(at, Input::SyncFailed { from });
         }
     }
 }

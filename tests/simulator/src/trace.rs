@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::Name;
 
+/// Events that are told of a failure; `MINGLE_SIM_EVENTS` says otherwise.
 const LAST: usize = 60;
 
 #[derive(Clone, Copy)]
@@ -17,13 +18,15 @@ struct Note {
 /// Everything that happened, as a hash, and the end of it in words.
 pub struct Trace {
     last: VecDeque<Note>,
+    most: usize,
     hasher: blake3::Hasher,
     pub events: u64,
 }
 
 impl Default for Trace {
     fn default() -> Self {
-        Self { last: VecDeque::new(), hasher: blake3::Hasher::new_derive_key("mingle 2026 trace of a simulation"), events: 0 }
+        let most = std::env::var("MINGLE_SIM_EVENTS").ok().and_then(|text| text.parse().ok()).unwrap_or(LAST);
+        Self { last: VecDeque::new(), most, hasher: blake3::Hasher::new_derive_key("mingle 2026 trace of a simulation"), events: 0 }
     }
 }
 
@@ -32,7 +35,7 @@ impl Trace {
         self.events += 1;
         self.hasher.update(&at.to_le_bytes()).update(&(peer as u64).to_le_bytes()).update(&number.to_le_bytes());
         self.hasher.update(what.as_bytes());
-        if self.last.len() >= LAST {
+        if self.last.len() >= self.most {
             self.last.pop_front();
         }
         self.last.push_back(Note { at, peer, what, number });
