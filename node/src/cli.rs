@@ -12,6 +12,7 @@ mod interrupt;
 mod key;
 mod merge;
 mod method;
+mod probe;
 mod publish;
 mod round;
 mod run;
@@ -58,6 +59,8 @@ enum Verb {
     Round(round::Verb),
     /// Run a member: train, announce, fetch, merge, and keep serving
     Run(run::Args),
+    /// Check before joining: data, base, memory, disk, GPU, and what the network lets through
+    Probe(probe::Args),
     /// Run a public peer that others meet at: it relays their signalling, dials them back, keeps and serves the adapters
     Seed(seed::Args),
     /// Train here only and write a PEFT directory
@@ -101,6 +104,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Key(verb) => key::run(verb),
         Verb::Round(verb) => round::run(verb),
         Verb::Run(args) => run::run(args),
+        Verb::Probe(args) => probe::run(args),
         Verb::Seed(args) => seed::run(args),
         Verb::Train(args) => train::run(args),
         Verb::Publish(args) => publish::run(args),

@@ -26,6 +26,8 @@ pub struct Link {
     pub relayed: bool,
     /// That peer, where the address names it.
     pub relay: Option<PeerId>,
+    /// Of the last ping.
+    pub round_trip: Option<Duration>,
 }
 
 struct Path {
@@ -43,7 +45,7 @@ impl Paths {
     /// The new path, when it is the first of its peer or the first direct one.
     pub fn opened(&mut self, connection: ConnectionId, peer: PeerId, point: &ConnectedPoint, now: Instant) -> Option<Link> {
         let address = far_end(point);
-        let link = Link { peer, relayed: is_relayed(&address), relay: relay_in(&address), address };
+        let link = Link { peer, relayed: is_relayed(&address), relay: relay_in(&address), address, round_trip: None };
         let (known, direct) = (self.is_connected(&peer), self.is_direct(&peer));
         self.paths.insert(connection, Path { link: link.clone(), dialled: point.is_dialer(), since: now });
         (!known || (!direct && !link.relayed)).then_some(link)
@@ -56,6 +58,12 @@ impl Paths {
             return None;
         }
         self.paths.values().find(|path| path.link.peer == gone.link.peer).map(|path| path.link.clone())
+    }
+
+    pub fn pinged(&mut self, connection: ConnectionId, round_trip: Duration) {
+        if let Some(path) = self.paths.get_mut(&connection) {
+            path.link.round_trip = Some(round_trip);
+        }
     }
 
     pub fn is_connected(&self, peer: &PeerId) -> bool {

@@ -55,12 +55,20 @@ pub struct LinkStatus {
     pub relayed: bool,
     /// The peer that carries the bytes, where it is known.
     pub relay: Option<String>,
+    #[serde(default)]
+    pub round_trip_ms: Option<f64>,
 }
 
 impl From<&Link> for LinkStatus {
     fn from(link: &Link) -> Self {
-        let Link { peer, address, relayed, relay } = link;
-        Self { peer: peer.to_string(), address: address.to_string(), relayed: *relayed, relay: relay.map(|relay| relay.to_string()) }
+        let Link { peer, address, relayed, relay, round_trip } = link;
+        Self {
+            peer: peer.to_string(),
+            address: address.to_string(),
+            relayed: *relayed,
+            relay: relay.map(|relay| relay.to_string()),
+            round_trip_ms: round_trip.map(|time| time.as_secs_f64() * 1000.0),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{ConnectionId, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, autonat, dcutr, identify, kad, relay, upnp};
+use libp2p::{Multiaddr, PeerId, autonat, dcutr, identify, kad, ping, relay, upnp};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -81,6 +81,7 @@ impl Service {
                     self.may_relay(*connection_id, *peer_id, &info.listen_addrs, now);
                 }
             }
+            NetEvent::Ping(ping::Event { connection, result: Ok(round_trip), .. }) => self.reaching.paths.pinged(*connection, *round_trip),
             NetEvent::AutonatClient(autonat::v2::client::Event { tested_addr, result: Err(error), server, .. }) => {
                 tracing::debug!(%tested_addr, %server, %error, "could not be dialled back");
                 self.reaching.reach.undialable(tested_addr, now);
