@@ -8,6 +8,7 @@ mod averaging;
 mod belonging;
 mod effects;
 mod event;
+mod goal;
 mod reports;
 mod signals;
 mod status;
@@ -32,6 +33,7 @@ use crate::home::RoundHome;
 use crate::network::{self, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId};
 use crate::store::Store;
 pub use event::{Event, TrainingStatus};
+pub use goal::{Goal, Outcome};
 pub(crate) use signals::Signals;
 pub use status::{MergedStatus, Phase, SlotStatus, StandingStatus, Status};
 
@@ -39,8 +41,6 @@ pub use status::{MergedStatus, Phase, SlotStatus, StandingStatus, Status};
 const JOBS_MAX: usize = 64;
 /// How often the machine is told the time and the status is written.
 const TICK: Duration = Duration::from_millis(250);
-/// With enough adapters merged, those still missing are waited for no longer than this.
-const SETTLE_MAX: Duration = Duration::from_secs(120);
 /// A training that is told to stop writes a checkpoint first; after this it is left behind.
 const TRAINING_STOP: Duration = Duration::from_secs(20);
 
@@ -102,25 +102,6 @@ impl TrainingDesk {
     pub fn report(&self, status: TrainingStatus) {
         let _ = self.jobs.try_send(Job::Training(status));
     }
-}
-
-/// When a run ends by itself. Without a goal it runs until it is stopped.
-#[derive(Clone, Debug, Default)]
-pub struct Goal {
-    /// As soon as the merged adapter holds this many and all that neighbours hand over.
-    pub adapters: Option<usize>,
-    /// At the latest after this.
-    pub deadline: Option<Duration>,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    pub merged: Option<(Receipt, PathBuf)>,
-    /// Whether the goal was reached, rather than the deadline or a signal.
-    pub reached: bool,
-    /// Whether this member stands withdrawn.
-    pub withdrawn: bool,
 }
 
 enum Job {
@@ -359,30 +340,6 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
         }
         let _ = tokio::time::timeout(Duration::from_secs(3), self.network.shutdown()).await;
-    }
-
-    fn outcome(&self, reached: bool) -> Outcome {
-        let withdrawn = matches!(self.own_slot(), Some(SlotState::Withdrawn));
-        Outcome { merged: self.merged.clone(), reached, withdrawn }
-    }
-
-    fn finished(&mut self) -> Option<Outcome> {
-        let held = self.merged.as_ref().map_or(0, |(receipt, _)| receipt.admitted.len());
-        if self.goal.deadline.is_some_and(|deadline| self.started.elapsed() >= deadline) {
-            return Some(self.outcome(self.goal.adapters.is_some_and(|wanted| held >= wanted)));
-        }
-        if self.telling {
-            return self.told();
-        }
-        let wanted = self.goal.adapters?;
-        let current = self.merged.as_ref().is_some_and(|(receipt, _)| receipt.admitted == self.machine.merge_set());
-        // What a home remembers from before may be superseded by now.
-        if !self.machine.has_compared() || !current || held < wanted {
-            self.enough_since = None;
-            return None;
-        }
-        let since = *self.enough_since.get_or_insert_with(Instant::now);
-        (self.machine.is_settled() || since.elapsed() >= SETTLE_MAX).then(|| self.outcome(true))
     }
 }
 

@@ -101,7 +101,7 @@ impl RoundHome {
     /// What the file system says.
     pub fn prepare(&self, round: &Round) -> Result<()> {
         std::fs::create_dir_all(&self.0).with_context(|| format!("cannot create {}", self.0.display()))?;
-        let path = self.0.join("round.json");
+        let path = self.round_file();
         if path.exists() { Ok(()) } else { files::write(&path, round.to_json().as_bytes()) }
     }
 
@@ -111,7 +111,7 @@ impl RoundHome {
     /// What the file system says.
     pub fn keep(&self, file: &RoundFile) -> Result<()> {
         std::fs::create_dir_all(&self.0).with_context(|| format!("cannot create {}", self.0.display()))?;
-        let (path, text) = (self.0.join("round.json"), file.to_json());
+        let (path, text) = (self.round_file(), file.to_json());
         if std::fs::read(&path).is_ok_and(|there| there == text.as_bytes()) { Ok(()) } else { files::write(&path, text.as_bytes()) }
     }
 
@@ -121,6 +121,10 @@ impl RoundHome {
 
     pub fn inbox(&self) -> PathBuf {
         self.0.join("inbox")
+    }
+
+    pub fn round_file(&self) -> PathBuf {
+        self.0.join("round.json")
     }
 
     pub fn store(&self) -> PathBuf {

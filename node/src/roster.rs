@@ -5,14 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use mingle_protocol::identity::SecretKey;
-use mingle_protocol::ledger::Ledger;
-use mingle_protocol::record::{RECORD_BYTES_MAX, Record, SignedRecord, UnverifiedRecord};
+use mingle_protocol::record::{RECORD_BYTES_MAX, Record, SignedRecord};
 use mingle_protocol::round::{Round, RoundId};
 use mingle_protocol::standing::{Approval, StandingChange, Statement};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
-use crate::store::Store;
 
 /// Keys that one file may speak of.
 pub const CHANGES_MAX: usize = 64;
@@ -89,22 +87,6 @@ impl Proposal {
         };
         self.changes.iter().map(sign).collect()
     }
-}
-
-/// What a store knows of a round. Records that do not hold are left out.
-///
-/// # Errors
-/// What the store says.
-pub fn ledger_of(store: &Store, round: &Round) -> Result<Ledger> {
-    let records = store.records()?;
-    let held = records.iter().filter_map(|(_, bytes)| match UnverifiedRecord(bytes).verify(round) {
-        Ok(record) => Some(record),
-        Err(error) => {
-            tracing::warn!(%error, "leaving out a stored record");
-            None
-        }
-    });
-    Ok(Ledger::holding(round, held))
 }
 
 /// Leaves a record for the peer that runs; returns the file, which is gone when the peer has taken it.

@@ -44,11 +44,14 @@ pub struct NetworkArgs {
     /// Look for peers on the local network by multicast DNS
     #[arg(long)]
     pub mdns: bool,
+    /// Open no connection: do what can be done with what this home has, then end (see `mingle bundle`)
+    #[arg(long, conflicts_with_all = ["listen", "peers", "mdns"])]
+    pub offline: bool,
 }
 
 impl NetworkArgs {
     fn listen(&self) -> Vec<Multiaddr> {
-        if !self.listen.is_empty() {
+        if !self.listen.is_empty() || self.offline {
             return self.listen.clone();
         }
         ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"].iter().filter_map(|address| address.parse().ok()).collect()
@@ -152,7 +155,7 @@ impl PeerArgs {
 
 impl OpenedPeer {
     /// Runs until the goal is reached or the peer is stopped.
-    pub fn run(self, work: Work, goal: Goal) -> Result<Outcome> {
+    pub fn run(self, work: Work, mut goal: Goal) -> Result<Outcome> {
         let Self { round, home, file, network, output } = self;
         let (key, created) = home.key_or_create()?;
         let mut console = crate::console::Console::new(output.json, output.quiet);
@@ -160,6 +163,7 @@ impl OpenedPeer {
             console.line(&format!("made a key for this home: {}", home.key_path().display()));
         }
         home.round(round.id()).keep(&file)?;
+        goal.offline = network.offline;
         let (listen, bootstrap, mdns) = (network.listen(), network.peers, network.mdns);
         let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, work, goal };
         let runtime =

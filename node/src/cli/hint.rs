@@ -60,13 +60,17 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     }
     let text = sentence(error);
     let advice = [
-        ("exists already; choose another directory", "remove it or name another --out"),
+        ("exists already; choose another", "remove it or name another --out"),
+        (
+            "is not a bundle to be used here",
+            "ask for the file again, and compare the rounds with `mingle bundle show` and `mingle round show`",
+        ),
         ("a key is never overwritten", "use `mingle key show`, or another --home for another institution"),
         ("cannot read the key", "make one with `mingle key new`"),
         ("is not signed by its founders", "each founder signs it with `mingle round sign FILE`"),
         ("is not a founder of round", "`mingle key show` prints the key of this home; another home may hold a founder's (--home)"),
         ("has not approved", "approve it with `mingle roster sign FILE`"),
-        ("founders ask for", "hand the file to more founders, who each approve it with `mingle roster sign FILE`"),
+        ("approvals that the round asks for", "hand the file to more founders, who each approve it with `mingle roster sign FILE`"),
         ("was superseded", "see `mingle roster show`, and propose it again"),
         ("has no founders", "only a new round (`mingle round new`) can have other members"),
         ("is not in the roster", "ask the round's founders to list the key that `mingle key show` prints"),

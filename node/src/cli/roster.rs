@@ -14,9 +14,10 @@ use serde_json::json;
 
 use super::EXIT_UNREACHED;
 use super::args::{HomeArgs, NetworkArgs, OutputArgs, PeerArgs, read_round, seconds};
+use crate::bundle::ledger_of;
 use crate::driver::{Goal, StandingStatus, Status, Work};
 use crate::home::{Home, RoundHome};
-use crate::roster::{CHANGES_MAX, Proposal, Proposed, hand_over, ledger_of};
+use crate::roster::{CHANGES_MAX, Proposal, Proposed, hand_over};
 use crate::store::Store;
 
 const EXAMPLES: &str = "\
@@ -183,7 +184,7 @@ fn publish(args: PublishArgs) -> Result<ExitCode> {
     } else if told && !args.output.quiet {
         println!("published {} changes", proposal.changes.len());
     }
-    if told {
+    if told || args.network.offline {
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("nobody was told: no neighbour answered; the changes stay in this home, and its next peer tells of them");
@@ -230,7 +231,7 @@ fn alone(args: &PublishArgs, home: &Home, round: &Round, records: Vec<SignedReco
     let file = args.round.clone().unwrap_or_else(|| home.round(round.id()).folder().join("round.json"));
     let peer = PeerArgs { round: file, home: args.home.clone(), network: args.network.clone(), output: args.output };
     let goal = Goal { deadline: Some(args.timeout), ..Goal::default() };
-    Ok(peer.open()?.run(Work::Tell(records), goal)?.reached)
+    Ok(peer.open()?.run(Work::Tell(records), goal)?.reached && !args.network.offline)
 }
 
 fn show(args: &ShowArgs) -> Result<ExitCode> {

@@ -1,8 +1,6 @@
 //! Who belongs to the round, as far as the loop has to act on it: whom the network lets in, an adapter that waits until
 //! founders admit its member, and changes that founders hand to a peer that runs.
 
-use std::time::{Duration, Instant};
-
 use anyhow::Result;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::machine::{Input, Output};
@@ -10,12 +8,9 @@ use mingle_protocol::record::{SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::Round;
 use mingle_protocol::standing::Standing;
 
-use super::{Driver, Event, Outcome, Phase, Prepared};
+use super::{Driver, Event, Phase, Prepared};
 use crate::network::PeerId;
 use crate::roster::handed_over;
-
-/// After the first neighbour has what a founder says, others have so long to come and hear it too.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Whether a key can ever announce: founders may admit one that is not in the roster now.
 pub(super) fn check_may_announce(round: &Round, member: &MemberKey) -> Result<()> {
@@ -83,14 +78,5 @@ impl<F: FnMut(&Event)> Driver<F> {
     pub(super) fn tell(&mut self, records: Vec<SignedRecord>) -> Result<()> {
         self.telling = true;
         records.into_iter().try_for_each(|record| self.handle(Input::Publish(record)))
-    }
-
-    /// A founder's errand ends when a neighbour has compared with it, and so has all it came to say.
-    pub(super) fn told(&mut self) -> Option<Outcome> {
-        if !self.machine.has_compared() {
-            return None;
-        }
-        let since = *self.enough_since.get_or_insert_with(Instant::now);
-        (since.elapsed() >= FAREWELL).then(|| self.outcome(true))
     }
 }

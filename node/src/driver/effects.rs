@@ -106,7 +106,7 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     /// Whether the network has taken the command. Records and questions it does not take now are caught up with by
     /// reconciliation.
-    fn send(&mut self, command: impl FnOnce(&NetworkHandle) -> Result<(), network::NetworkError>) -> bool {
+    pub(super) fn send(&mut self, command: impl FnOnce(&NetworkHandle) -> Result<(), network::NetworkError>) -> bool {
         match command(&self.network) {
             Ok(()) => true,
             Err(error) => {
