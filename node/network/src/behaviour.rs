@@ -28,6 +28,7 @@ use super::metered::Metered;
 use super::quotas::Quota;
 use super::reach::{ReachConfig, Role};
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
+use super::traffic::Meter;
 
 const IDENTIFY_PROTOCOL: &str = "/mingle/1";
 const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/kad/1");
@@ -73,6 +74,7 @@ pub fn swarm(
     with_mdns: bool,
     guard: &Arc<Guard>,
     reach: &ReachConfig,
+    meter: &Meter,
     bounds: &Limits,
 ) -> Result<Swarm<Net>, NetworkError> {
     let setup = |error: &dyn std::fmt::Display| NetworkError::Setup(error.to_string());
@@ -104,7 +106,7 @@ pub fn swarm(
             [(SYNC_PROTOCOL, request_response::ProtocolSupport::Full)],
             request_response::Config::default().with_request_timeout(SYNC_TIMEOUT).with_max_concurrent_streams(SYNC_STREAMS_MAX),
         ),
-        blobs: blob_streams::Behaviour::new(),
+        blobs: blob_streams::Behaviour::new(meter.clone()),
         relay_client,
         relay_server: is_seed.then(|| relay::Behaviour::new(local, circuits())).into(),
         dcutr: dcutr::Behaviour::new(local),
@@ -113,6 +115,7 @@ pub fn swarm(
         mdns: mdns.into(),
         upnp: reach.upnp.then(upnp::tokio::Behaviour::default).into(),
     };
+    let mut registry = meter.registry();
     // TLS first: its ciphers run in the processor's AES units, those of noise do not. Whoever knows only noise gets it.
     let swarm = SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
@@ -132,6 +135,7 @@ pub fn swarm(
         .map_err(|error| setup(&error))?
         .with_relay_client((tls::Config::new, noise::Config::new), yamux_config)
         .map_err(|error| setup(&error))?
+        .with_bandwidth_metrics(&mut registry)
         .with_behaviour(|_, relay_client| behaviour(relay_client))
         .map_err(|error| setup(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))

@@ -32,6 +32,7 @@ pub mod store;
 mod sync_codec;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod watched;
 
 use std::collections::BTreeSet;
@@ -46,10 +47,12 @@ pub use limits::{Limits, Scoring};
 pub use paths::Link;
 pub use peers::{Counts, PeerStatus};
 pub use reach::{ReachConfig, Reachability, Role};
+pub use traffic::Traffic;
 
 use crate::store::Store;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
 use service::Command;
+use traffic::Meter;
 
 /// What a peer's network needs to know.
 #[derive(Clone)]
@@ -198,9 +201,9 @@ impl Network {
         let (show, shown) = watch::channel(Vec::new());
         let (reached, reach) = watch::channel(ReachStatus::default());
         let service = service::Service::new(config, store, outbox, service::Shown { connected: peers, peers: show, reach: reached })?;
-        let local = service.local_peer();
+        let (local, meter) = (service.local_peer(), service.meter());
         tokio::spawn(service.run(inbox));
-        Ok((NetworkHandle { commands, connected, shown, reach, local }, events))
+        Ok((NetworkHandle { commands, connected, shown, reach, meter, local }, events))
     }
 }
 
@@ -211,6 +214,7 @@ pub struct NetworkHandle {
     connected: watch::Receiver<Vec<PeerId>>,
     shown: watch::Receiver<Vec<PeerStatus>>,
     reach: watch::Receiver<ReachStatus>,
+    meter: Meter,
     local: PeerId,
 }
 
@@ -263,6 +267,11 @@ impl NetworkHandle {
     /// Every connected peer with its score and what it has done.
     pub fn peers(&self) -> Vec<PeerStatus> {
         self.shown.borrow().clone()
+    }
+
+    /// Bytes read and written since the start.
+    pub fn traffic(&self) -> Traffic {
+        self.meter.traffic()
     }
 
     /// From now on only these keys may be connected (`None`: all). Others are disconnected at once and forgotten.

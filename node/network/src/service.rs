@@ -27,10 +27,11 @@ use super::dialer::Dialer;
 use super::download::{Context, Ended};
 use super::downloads::Downloads;
 use super::gossip::Gossip;
-use super::guard::Guard;
+use super::guard::{Guard, Offence};
 use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, WATCH_TICK};
 use super::peers::PeerStatus;
 use super::questions::Questions;
+use super::traffic::Meter;
 use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, ReachStatus, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
 use reaching::Reaching;
@@ -53,11 +54,27 @@ pub enum Command {
 
 /// From downloads and servers.
 pub enum Report {
-    Open { peer: PeerId, reply: oneshot::Sender<Opened> },
+    Open {
+        peer: PeerId,
+        reply: oneshot::Sender<Opened>,
+    },
     Close(ConnectionId),
-    Progress { hash: ContentHash, have: u64, size: u64, from: PeerId },
-    Ended { hash: ContentHash, ended: Ended },
+    Progress {
+        hash: ContentHash,
+        have: u64,
+        size: u64,
+        from: PeerId,
+    },
+    Ended {
+        hash: ContentHash,
+        ended: Ended,
+    },
     Damaged(ContentHash),
+    /// What a peer did wrong in a blob stream.
+    Misbehaved {
+        peer: PeerId,
+        offence: Offence,
+    },
 }
 
 /// What every handle can look at.
@@ -90,6 +107,7 @@ pub struct Service {
     guard: Arc<Guard>,
     /// What is shown of the peers.
     shown: watch::Sender<Vec<PeerStatus>>,
+    meter: Meter,
 }
 
 impl Service {
@@ -98,7 +116,8 @@ impl Service {
         let key = keypair_of(config.secret)?;
         let (behaviour, gossip) = Gossip::new(&config.topic)?;
         let guard = Arc::new(Guard::new(config.allowed.as_ref(), config.limits.scoring));
-        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &config.reach, &config.limits)?;
+        let meter = Meter::default();
+        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &config.reach, &meter, &config.limits)?;
         let reaching = Reaching::new(&config.reach, &config.listen, &config.limits, reach);
         config.reach.external.iter().for_each(|address| swarm.add_external_address(address.clone()));
         for address in config.listen {
@@ -112,7 +131,7 @@ impl Service {
         Ok(Self {
             dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),
             downloads: Downloads::new(context, stop.clone()),
-            server: Server::new(store, config.limits.clone(), stop.clone(), report),
+            server: Server::new(store, config.limits.clone(), stop.clone(), report, guard.clone()),
             swarm,
             gossip,
             reaching,
@@ -128,11 +147,16 @@ impl Service {
             questions: Questions::new(),
             guard,
             shown,
+            meter,
         })
     }
 
     pub fn local_peer(&self) -> PeerId {
         *self.swarm.local_peer_id()
+    }
+
+    pub fn meter(&self) -> Meter {
+        self.meter.clone()
     }
 
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
@@ -246,6 +270,7 @@ impl Service {
             }
             Report::Progress { .. } if self.backlog.len() >= EVENTS_MAX => {}
             Report::Progress { hash, have, size, from } => self.tell(NetworkEvent::BlobProgress { hash, have, size, from }),
+            Report::Misbehaved { peer, offence } => self.guard.offence(&peer, offence),
             Report::Damaged(hash) => self.tell(NetworkEvent::BlobDamaged { hash }),
             Report::Ended { hash, ended } => {
                 self.downloads.ended(hash, &mut self.tasks);
