@@ -15,6 +15,7 @@ mod method;
 mod publish;
 mod round;
 mod run;
+mod seed;
 mod status;
 mod train;
 mod training;
@@ -57,6 +58,8 @@ enum Verb {
     Round(round::Verb),
     /// Run a member: train, announce, fetch, merge, and keep serving
     Run(run::Args),
+    /// Run a public peer that others meet at: it relays their signalling, dials them back, keeps and serves the adapters
+    Seed(seed::Args),
     /// Train here only and write a PEFT directory
     Train(train::Args),
     /// Announce a PEFT directory made by any trainer, and keep serving it
@@ -98,6 +101,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Key(verb) => key::run(verb),
         Verb::Round(verb) => round::run(verb),
         Verb::Run(args) => run::run(args),
+        Verb::Seed(args) => seed::run(args),
         Verb::Train(args) => train::run(args),
         Verb::Publish(args) => publish::run(args),
         Verb::Withdraw(args) => withdraw::run(args),

@@ -10,6 +10,7 @@ mod event;
 mod reports;
 mod signals;
 mod status;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -32,7 +33,8 @@ use crate::network::{self, Multiaddr, Network, NetworkConfig, NetworkEvent, Netw
 use crate::store::Store;
 pub use event::{Event, TrainingStatus};
 pub(crate) use signals::Signals;
-pub use status::{MergedStatus, Phase, SlotStatus, Status};
+pub use status::{LinkStatus, MergedStatus, Phase, SlotStatus, Status};
+pub use work::{Goal, Outcome, Prepared, Training, TrainingDesk, Work};
 
 /// Reports of the merger and the training that may wait for the loop.
 const JOBS_MAX: usize = 64;
@@ -51,73 +53,9 @@ pub struct Peer {
     pub listen: Vec<Multiaddr>,
     pub bootstrap: Vec<Multiaddr>,
     pub mdns: bool,
+    pub reach: network::ReachConfig,
     pub work: Work,
     pub goal: Goal,
-}
-
-/// What this peer contributes.
-pub enum Work {
-    /// Nothing: it may not announce.
-    Read,
-    /// Nothing new: it serves what it has announced before.
-    Serve,
-    /// That what it announced counts no more.
-    Withdraw,
-    /// An adapter made elsewhere.
-    Publish(Prepared),
-    /// An adapter to be trained now.
-    Train(Training),
-}
-
-/// What makes an adapter when it is called, on a thread of its own.
-pub type Training = Box<dyn FnOnce(&TrainingDesk) -> Result<Prepared> + Send>;
-
-/// An adapter file ready to be announced.
-#[derive(Clone, Debug)]
-pub struct Prepared {
-    /// `adapter_model.safetensors`.
-    pub weights: PathBuf,
-    pub examples: u64,
-    /// Held-out loss before and after, in nats a token.
-    pub losses: Option<(f64, f64)>,
-    pub seconds: f64,
-}
-
-/// A training's line to the loop.
-pub struct TrainingDesk {
-    stop: Arc<AtomicBool>,
-    jobs: mpsc::Sender<Job>,
-}
-
-impl TrainingDesk {
-    /// Whether the training shall write a checkpoint and end.
-    pub fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Progress is for looking at: when the loop is busy it is dropped.
-    pub fn report(&self, status: TrainingStatus) {
-        let _ = self.jobs.try_send(Job::Training(status));
-    }
-}
-
-/// When a run ends by itself. Without a goal it runs until it is stopped.
-#[derive(Clone, Debug, Default)]
-pub struct Goal {
-    /// As soon as the merged adapter holds this many and all that neighbours hand over.
-    pub adapters: Option<usize>,
-    /// At the latest after this.
-    pub deadline: Option<Duration>,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    pub merged: Option<(Receipt, PathBuf)>,
-    /// Whether the goal was reached, rather than the deadline or a signal.
-    pub reached: bool,
-    /// Whether this member stands withdrawn.
-    pub withdrawn: bool,
 }
 
 enum Job {
@@ -174,9 +112,9 @@ struct Driver<F> {
 
 impl<F: FnMut(&Event)> Driver<F> {
     fn start(peer: Peer, mut observe: F) -> Result<Self> {
-        let Peer { home, round, key, listen, bootstrap, mdns, work, goal } = peer;
+        let Peer { home, round, key, listen, bootstrap, mdns, reach, work, goal } = peer;
         let member = key.member();
-        if !matches!(work, Work::Read) {
+        if work.announces() {
             anyhow::ensure!(
                 round.manifest().roster.admits(&member),
                 "member {member} is not in the roster of round \"{}\"",
@@ -198,6 +136,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             listen,
             bootstrap,
             mdns,
+            reach,
             topic: format!("/mingle/records/1/{}", round.id()),
             allowed: None,
             limits: network::Limits::default(),
@@ -206,7 +145,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let (job_sender, jobs) = mpsc::channel(JOBS_MAX);
         let (orders, order) = watch::channel(averaging::Order::default());
         start_averaging(&round, &store, &home, order, job_sender.clone());
-        let role = if matches!(work, Work::Read) { "reader" } else { "member" };
+        let role = work.role();
         let manifest = round.manifest();
         observe(&Event::Started {
             role,
@@ -272,12 +211,12 @@ impl<F: FnMut(&Event)> Driver<F> {
         let own = self.own_slot();
         let stands = matches!(own, Some(SlotState::Adapter(_)));
         let withdrawn = matches!(own, Some(SlotState::Withdrawn));
-        if !matches!(work, Work::Read) {
+        if work.announces() {
             let trained = crate::sent::sent_file(&self.home.adapter(), self.machine.round().kind());
             self.store_again(&trained)?;
         }
         match work {
-            Work::Read | Work::Serve => {}
+            Work::Read | Work::Seed | Work::Serve => {}
             Work::Publish(prepared) => self.announce(prepared)?,
             Work::Train(_) if stands => {
                 self.phase = Phase::Announced;
@@ -290,7 +229,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             Work::Withdraw => self.withdrawing = true,
             Work::Train(train) => {
                 self.phase = Phase::Training;
-                let desk = TrainingDesk { stop: self.stop.clone(), jobs: jobs.clone() };
+                let desk = TrainingDesk::new(self.stop.clone(), jobs.clone());
                 let run = move || {
                     let trained = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| train(&desk)));
                     let panicked = |_| Err(anyhow::anyhow!("the training panicked; what it printed before says where"));

@@ -16,7 +16,10 @@ mod download;
 mod downloads;
 mod gossip;
 mod limits;
+mod memory;
+mod paths;
 mod range;
+mod reach;
 mod service;
 pub mod store;
 mod sync_codec;
@@ -33,6 +36,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use libp2p::{Multiaddr, PeerId};
 pub use limits::Limits;
+pub use paths::Link;
+pub use reach::{ReachConfig, Reachability, Role};
 
 use crate::store::Store;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
@@ -53,6 +58,8 @@ pub struct NetworkConfig {
     pub topic: String,
     /// When given, connections from and to all other keys are refused.
     pub allowed: Option<BTreeSet<MemberKey>>,
+    /// How this peer is reached from outside.
+    pub reach: ReachConfig,
     /// Bounds and pauses; `Limits::default()` outside tests.
     pub limits: Limits,
 }
@@ -76,6 +83,22 @@ pub enum Verdict {
     Ignore,
 }
 
+/// Where a neighbour that we dialled sees us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    pub by: PeerId,
+    pub address: Multiaddr,
+}
+
+/// How this peer and the others reach each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReachStatus {
+    pub reachability: Reachability,
+    /// One a neighbour.
+    pub links: Vec<Link>,
+    pub observed: Vec<Observed>,
+}
+
 /// What the network tells the driver.
 #[derive(Debug)]
 pub enum NetworkEvent {
@@ -85,6 +108,11 @@ pub enum NetworkEvent {
     PeerConnected(PeerId),
     /// The last connection to the peer is gone.
     PeerDisconnected(PeerId),
+    /// How a peer is connected now: told of its first connection, and when a direct one replaces a relayed one or the
+    /// other way round.
+    Path(Link),
+    /// Whether we can be dialled is known, or has changed.
+    Reachability(Reachability),
     /// A message to be judged with `report` within ten seconds, or it is not passed on.
     Gossip {
         message_id: MessageId,
@@ -154,10 +182,11 @@ impl Network {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (outbox, events) = mpsc::channel(EVENTS_MAX);
         let (peers, connected) = watch::channel(Vec::new());
-        let service = service::Service::new(config, store, outbox, peers)?;
+        let (shown, reach) = watch::channel(ReachStatus::default());
+        let service = service::Service::new(config, store, outbox, peers, shown)?;
         let local = service.local_peer();
         tokio::spawn(service.run(inbox));
-        Ok((NetworkHandle { commands, connected, local }, events))
+        Ok((NetworkHandle { commands, connected, reach, local }, events))
     }
 }
 
@@ -166,6 +195,7 @@ impl Network {
 pub struct NetworkHandle {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<Vec<PeerId>>,
+    reach: watch::Receiver<ReachStatus>,
     local: PeerId,
 }
 
@@ -213,6 +243,12 @@ impl NetworkHandle {
     /// The peers that are ready for sync, in no particular order.
     pub fn connected_peers(&self) -> Vec<PeerId> {
         self.connected.borrow().clone()
+    }
+
+    /// Whether and where this peer can be dialled, and how its neighbours are connected. It changes; each clone of the
+    /// receiver can wait for that.
+    pub fn reachability(&self) -> watch::Receiver<ReachStatus> {
+        self.reach.clone()
     }
 
     /// Dials an address once.

@@ -3,11 +3,12 @@
 //! It never waits for the driver. Events that the driver does not take are kept up to a bound; beyond it the sockets are
 //! not read until it does, while commands still are, so that neither side can wait for the other.
 
+mod reaching;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use futures::StreamExt;
-use libp2p::multiaddr::Protocol;
 use libp2p::request_response::{InboundRequestId, Message, OutboundRequestId, ResponseChannel};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping, request_response};
@@ -20,16 +21,14 @@ use tokio_util::sync::CancellationToken;
 use super::behaviour::{Net, NetEvent, swarm};
 use super::blob_serve::Server;
 use super::blob_streams::Opened;
-use super::dialer::{Dialer, believable};
+use super::dialer::Dialer;
 use super::download::{Context, Ended};
 use super::downloads::Downloads;
 use super::gossip::{Gossip, acceptance};
-use super::limits::{
-    ADDRESSES_PER_PEER_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, SYNC_WAITING_MAX,
-};
-use super::sync_codec::SYNC_PROTOCOL;
-use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, SyncToken, Verdict, keypair_of};
+use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, SYNC_WAITING_MAX};
+use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, ReachStatus, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
+use reaching::Reaching;
 
 /// How long `shutdown` waits for connections and tasks to end.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -59,6 +58,7 @@ pub struct Service {
     swarm: Swarm<Net>,
     gossip: Gossip,
     dialer: Dialer,
+    reaching: Reaching,
     downloads: Downloads,
     server: Server,
     tasks: JoinSet<()>,
@@ -83,10 +83,13 @@ impl Service {
         store: Store,
         events: mpsc::Sender<NetworkEvent>,
         connected: watch::Sender<Vec<PeerId>>,
+        reach: watch::Sender<ReachStatus>,
     ) -> Result<Self, NetworkError> {
         let key = keypair_of(config.secret)?;
         let (behaviour, gossip) = Gossip::new(&config.topic)?;
-        let mut swarm = swarm(&key, behaviour, config.mdns, config.allowed.as_ref())?;
+        let mut swarm = swarm(&key, behaviour, config.mdns, config.allowed.as_ref(), &config.reach, &config.limits)?;
+        let reaching = Reaching::new(&config.reach, &config.listen, &config.limits, reach);
+        config.reach.external.iter().for_each(|address| swarm.add_external_address(address.clone()));
         for address in config.listen {
             let failed = |why: String| NetworkError::Listen { address: address.clone(), why };
             swarm.listen_on(address.clone()).map_err(|error| failed(error.to_string()))?;
@@ -101,6 +104,7 @@ impl Service {
             server: Server::new(store, config.limits.clone(), stop.clone(), report),
             swarm,
             gossip,
+            reaching,
             tasks: JoinSet::new(),
             stop,
             limits: config.limits,
@@ -145,7 +149,10 @@ impl Service {
                 Some(ended) = self.tasks.join_next() => if let Err(error) = ended {
                     tracing::error!(%error, "a network task failed");
                 },
-                _ = dial.tick() => self.dial_bootstrap(),
+                _ = dial.tick() => {
+                    self.dial_bootstrap();
+                    self.tend();
+                }
                 _ = discover.tick() => self.discover(),
                 event = self.swarm.select_next_some(), if may_read => self.swarm_event(event),
             }
@@ -225,10 +232,10 @@ impl Service {
     fn report(&mut self, report: Report) {
         match report {
             Report::Open { peer, reply } => {
-                if !self.swarm.is_connected(&peer) {
-                    // The download hears "not connected" now and tries again while this is under way.
-                    let dial = self.dialer.wanted(peer);
-                    let _ = self.swarm.dial(dial);
+                if !self.reaching.paths.is_direct(&peer) {
+                    // The download hears so now, and tries again while this is under way.
+                    let dial = self.dialer.wanted(peer, self.swarm.is_connected(&peer));
+                    let _ = dial.map(|dial| self.swarm.dial(dial));
                 }
                 self.swarm.behaviour_mut().blobs.open(peer, reply);
             }
@@ -277,10 +284,12 @@ impl Service {
     }
 
     fn swarm_event(&mut self, event: SwarmEvent<NetEvent>) {
+        self.hear(&event);
         match event {
             SwarmEvent::Behaviour(event) => self.behaviour_event(event),
             SwarmEvent::NewListenAddr { address, .. } => {
-                let address = address.with(Protocol::P2p(self.local_peer()));
+                // That of a relay has our name already.
+                let address = address.with_p2p(self.local_peer()).unwrap_or_else(|address| address);
                 self.tell(NetworkEvent::Listening(address));
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, .. } => self.dialer.established(connection_id, peer_id),
@@ -329,28 +338,6 @@ impl Service {
                 self.discover();
             }
             _ => {}
-        }
-    }
-
-    fn identified(&mut self, connection: ConnectionId, peer: PeerId, info: identify::Info) {
-        let Some(remote) = self.swarm.behaviour().blobs.remote(connection).cloned() else { return };
-        let addresses: Vec<Multiaddr> = info.listen_addrs.into_iter().filter(|address| believable(address, &remote)).collect();
-        let news = self.dialer.learn(peer, addresses.clone(), Instant::now());
-        // Routing tables are for peers that speak to us; others are only let in.
-        if !info.protocols.contains(&SYNC_PROTOCOL) {
-            return;
-        }
-        if news || !self.ready.contains(&peer) {
-            let kad = &mut self.swarm.behaviour_mut().kad;
-            // Replaced, not added to: Kademlia itself would keep whatever a peer ever claimed.
-            kad.remove_peer(&peer);
-            for address in addresses.into_iter().take(ADDRESSES_PER_PEER_MAX) {
-                kad.add_address(&peer, address);
-            }
-        }
-        if self.ready.insert(peer) {
-            self.show_connected();
-            self.tell(NetworkEvent::PeerConnected(peer));
         }
     }
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 use mingle_protocol::machine::{Input, Millis, Notice, Output, Verdict};
 use mingle_protocol::record::RecordId;
 
-use super::{Driver, Event, MergedStatus, Status, averaging, status};
+use super::{Driver, Event, LinkStatus, MergedStatus, Status, averaging, status};
 use crate::network::{self, NetworkHandle, PeerId};
 
 /// What a verdict or an answer is for.
@@ -73,6 +73,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 }
             }
             Output::CancelFetch(adapter) => _ = self.send(|network| network.cancel_fetch(adapter)),
+            Output::Merge(_) if self.role == super::work::SEED => {}
             Output::Merge(set) => {
                 let admitting: BTreeSet<RecordId> = set.iter().map(|entry| entry.record).collect();
                 let records = self.machine.ledger().records().filter(|record| admitting.contains(&record.id())).cloned().collect();
@@ -132,6 +133,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let ledger = self.machine.ledger();
         let receipt = self.merged.as_ref().map(|(receipt, _)| receipt);
         let manifest = self.machine.round().manifest();
+        let reach = self.network.reachability().borrow().clone();
         let status = Status {
             updated_unix_ms: status::unix_ms(),
             process: std::process::id(),
@@ -142,6 +144,9 @@ impl<F: FnMut(&Event)> Driver<F> {
             name: manifest.name.clone(),
             listening: self.listening.clone(),
             neighbours: self.network.connected_peers().len(),
+            reachability: reach.reachability.name().into(),
+            reached_at: reach.reachability.addresses().iter().map(ToString::to_string).collect(),
+            links: reach.links.iter().map(LinkStatus::from).collect(),
             phase: self.phase,
             training: self.progress.clone(),
             slots: status::slots(ledger, receipt, &self.have, self.machine.refused()),

@@ -32,6 +32,8 @@ impl<F: FnMut(&Event)> Driver<F> {
                 (self.observe)(&Event::Disconnected { peer: peer.to_string(), neighbours });
                 self.handle(Input::Disconnected(peer))?;
             }
+            NetworkEvent::Path(link) => (self.observe)(&Event::path(&link)),
+            NetworkEvent::Reachability(reachability) => (self.observe)(&Event::reachability(&reachability)),
             NetworkEvent::Gossip { message_id, from, bytes } => {
                 self.handle_from(Input::Gossip { bytes }, Some(Origin::Gossip { message: message_id, from }))?;
             }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::TrainingStatus;
 use crate::files;
+use crate::network::Link;
 
 /// A status older than this belongs to a peer that is gone.
 pub const STALE_MS: u128 = 5_000;
@@ -30,11 +31,37 @@ pub struct Status {
     pub name: String,
     pub listening: Vec<String>,
     pub neighbours: usize,
+    /// `public`, `private` (only through relays) or `unknown`.
+    #[serde(default)]
+    pub reachability: String,
+    /// Where others reach this peer: its own addresses, or those through relays.
+    #[serde(default)]
+    pub reached_at: Vec<String>,
+    /// How each neighbour is connected.
+    #[serde(default)]
+    pub links: Vec<LinkStatus>,
     pub phase: Phase,
     pub training: Option<TrainingStatus>,
     pub slots: Vec<SlotStatus>,
     pub merged: Option<MergedStatus>,
     pub home: PathBuf,
+}
+
+/// How one neighbour is connected.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    pub peer: String,
+    pub address: String,
+    pub relayed: bool,
+    /// The peer that carries the bytes, where it is known.
+    pub relay: Option<String>,
+}
+
+impl From<&Link> for LinkStatus {
+    fn from(link: &Link) -> Self {
+        let Link { peer, address, relayed, relay } = link;
+        Self { peer: peer.to_string(), address: address.to_string(), relayed: *relayed, relay: relay.map(|relay| relay.to_string()) }
+    }
 }
 
 /// What the peer itself is at.

@@ -46,7 +46,7 @@ impl Drop for Hostile {
 fn bare_swarm(secret: u8) -> Swarm<Net> {
     let key = keypair_of([secret; 32]).unwrap();
     let (gossip, _) = Gossip::new("/mingle/records/test/1").unwrap();
-    let mut swarm = swarm(&key, gossip, false, None).unwrap();
+    let mut swarm = swarm(&key, gossip, false, None, &ReachConfig::default(), &Limits::default()).unwrap();
     swarm.listen_on(TCP.parse().unwrap()).unwrap();
     swarm
 }
