@@ -17,7 +17,7 @@ use super::limits::{
     SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
 };
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
-use super::{NetworkError, peer_of};
+use super::{NetworkError, peer_of, rounds};
 
 const IDENTIFY_PROTOCOL: &str = "/mingle/1";
 const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/kad/1");
@@ -44,6 +44,7 @@ pub struct Net {
     pub kad: kad::Behaviour<kad::store::MemoryStore>,
     pub sync: request_response::Behaviour<SyncCodec>,
     pub blobs: blob_streams::Behaviour,
+    pub rounds: rounds::Behaviour,
     pub mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
@@ -77,6 +78,7 @@ pub fn swarm(
             request_response::Config::default().with_request_timeout(SYNC_TIMEOUT).with_max_concurrent_streams(SYNC_STREAMS_MAX),
         ),
         blobs: blob_streams::Behaviour::new(),
+        rounds: rounds::behaviour(request_response::ProtocolSupport::Full),
         mdns: mdns.into(),
     };
     let swarm = SwarmBuilder::with_existing_identity(key.clone())

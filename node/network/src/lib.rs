@@ -17,6 +17,8 @@ mod downloads;
 mod gossip;
 mod limits;
 mod range;
+mod round_codec;
+pub mod rounds;
 mod service;
 pub mod store;
 mod sync_codec;
@@ -25,10 +27,12 @@ mod tests;
 mod watched;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use libp2p::identity::{Keypair, PublicKey, ed25519};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
+use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use libp2p::{Multiaddr, PeerId};
@@ -213,6 +217,12 @@ impl NetworkHandle {
     /// The peers that are ready for sync, in no particular order.
     pub fn connected_peers(&self) -> Vec<PeerId> {
         self.connected.borrow().clone()
+    }
+
+    /// Hands this round file to whoever asks for the round, from now on.
+    pub fn offer_round(&self, round: RoundId, file: Arc<[u8]>) -> Result<(), NetworkError> {
+        check("a round file", file.len(), MANIFEST_BYTES_MAX)?;
+        self.send(Command::OfferRound(round, file))
     }
 
     /// Dials an address once.

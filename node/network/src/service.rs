@@ -4,6 +4,7 @@
 //! not read until it does, while commands still are, so that neither side can wait for the other.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -12,6 +13,7 @@ use libp2p::request_response::{InboundRequestId, Message, OutboundRequestId, Res
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping, request_response};
 use mingle_protocol::hash::ContentHash;
+use mingle_protocol::round::RoundId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -27,6 +29,7 @@ use super::gossip::{Gossip, acceptance};
 use super::limits::{
     ADDRESSES_PER_PEER_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, SYNC_WAITING_MAX,
 };
+use super::rounds::Offer;
 use super::sync_codec::SYNC_PROTOCOL;
 use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
@@ -43,6 +46,7 @@ pub enum Command {
     Fetch { hash: ContentHash, size: u64, providers: Vec<PeerId> },
     CancelFetch(ContentHash),
     Dial(Multiaddr),
+    OfferRound(RoundId, Arc<[u8]>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -61,6 +65,7 @@ pub struct Service {
     dialer: Dialer,
     downloads: Downloads,
     server: Server,
+    offer: Offer,
     tasks: JoinSet<()>,
     stop: CancellationToken,
     limits: Limits,
@@ -99,6 +104,7 @@ impl Service {
             dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),
             downloads: Downloads::new(context, stop.clone()),
             server: Server::new(store, config.limits.clone(), stop.clone(), report),
+            offer: Offer::default(),
             swarm,
             gossip,
             tasks: JoinSet::new(),
@@ -217,6 +223,7 @@ impl Service {
                     tracing::debug!(%error, "a dial was not begun");
                 }
             }
+            Command::OfferRound(round, file) => self.offer.set(round, file),
             // Taken by the loop.
             Command::Shutdown(_) => {}
         }
@@ -315,6 +322,7 @@ impl Service {
                 self.dialer.learn(peer, addresses.into_vec(), Instant::now());
             }
             NetEvent::Sync(event) => self.sync_event(event),
+            NetEvent::Rounds(event) => self.offer.event(&mut self.swarm.behaviour_mut().rounds, event),
             // A peer that lost its power says nothing; TCP would believe in it for hours.
             NetEvent::Ping(ping::Event { connection, result: Err(ping::Failure::Timeout | ping::Failure::Other { .. }), .. }) => {
                 self.swarm.close_connection(connection);

@@ -4,6 +4,7 @@ mod blobs;
 mod hostile;
 mod loud;
 mod peers;
+mod rounds;
 
 use std::time::Duration;
 
