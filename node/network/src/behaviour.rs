@@ -1,23 +1,25 @@
 //! Which protocols a peer speaks, and the swarm that carries them: TCP with noise and yamux, and QUIC.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{StreamProtocol, Swarm, SwarmBuilder, gossipsub, identify, kad, mdns, noise, ping, request_response, tcp, yamux};
-use mingle_protocol::identity::MemberKey;
 
 use super::blob_streams;
+use super::gate::Gate;
+use super::guard::Guard;
 use super::limits::{
-    CONNECTIONS_PER_PEER_MAX, IDLE_TIMEOUT, INBOUND_CONNECTIONS_MAX, OUTBOUND_CONNECTIONS_MAX, PENDING_CONNECTIONS_MAX, SYNC_STREAMS_MAX,
-    SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
+    CONNECTIONS_PER_PEER_MAX, IDLE_TIMEOUT, INBOUND_CONNECTIONS_MAX, INBOUND_CONNECTIONS_SLACK, Limits, OUTBOUND_CONNECTIONS_MAX,
+    PENDING_CONNECTIONS_MAX, SYNC_STREAMS_MAX, SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
 };
+use super::metered::Metered;
+use super::quotas::Quota;
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
-use super::{NetworkError, peer_of, rounds};
+use super::{NetworkError, rounds};
 
 const IDENTIFY_PROTOCOL: &str = "/mingle/1";
 const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/kad/1");
@@ -36,12 +38,12 @@ const QUIC_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The order matters: what denies connections comes before what remembers them.
 #[derive(NetworkBehaviour)]
 pub struct Net {
+    pub gate: Gate,
     pub limits: connection_limits::Behaviour,
-    pub allowed: Toggle<allow_block_list::Behaviour<AllowedPeers>>,
-    pub identify: identify::Behaviour,
+    pub identify: Metered<identify::Behaviour>,
     pub ping: ping::Behaviour,
-    pub gossip: gossipsub::Behaviour,
-    pub kad: kad::Behaviour<kad::store::MemoryStore>,
+    pub gossip: Metered<gossipsub::Behaviour>,
+    pub kad: Metered<kad::Behaviour<kad::store::MemoryStore>>,
     pub sync: request_response::Behaviour<SyncCodec>,
     pub blobs: blob_streams::Behaviour,
     pub rounds: rounds::Behaviour,
@@ -53,7 +55,8 @@ pub fn swarm(
     key: &Keypair,
     gossip: gossipsub::Behaviour,
     with_mdns: bool,
-    allowed: Option<&BTreeSet<MemberKey>>,
+    guard: &Arc<Guard>,
+    bounds: &Limits,
 ) -> Result<Swarm<Net>, NetworkError> {
     let setup = |error: &dyn std::fmt::Display| NetworkError::Setup(error.to_string());
     let local = key.public().to_peer_id();
@@ -62,18 +65,22 @@ pub fn swarm(
         false => None,
     };
     let behaviour = Net {
+        gate: Gate::new(guard.clone(), bounds.silent_patience),
         limits: connection_limits::Behaviour::new(connection_bounds()),
-        allowed: allowed.map(only).into(),
-        identify: identify::Behaviour::new(
-            identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), key.public())
-                .with_agent_version(AGENT.to_owned())
-                .with_push_listen_addr_updates(true),
+        identify: Metered::new(
+            identify::Behaviour::new(
+                identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), key.public())
+                    .with_agent_version(AGENT.to_owned())
+                    .with_push_listen_addr_updates(true),
+            ),
+            guard,
+            Quota::Introductions,
         ),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
-        gossip,
-        kad: kademlia(local),
+        gossip: Metered::new(gossip, guard, Quota::GossipFrames),
+        kad: Metered::new(kademlia(local), guard, Quota::Lookups),
         sync: request_response::Behaviour::with_codec(
-            SyncCodec,
+            SyncCodec::new(),
             [(SYNC_PROTOCOL, request_response::ProtocolSupport::Full)],
             request_response::Config::default().with_request_timeout(SYNC_TIMEOUT).with_max_concurrent_streams(SYNC_STREAMS_MAX),
         ),
@@ -104,18 +111,10 @@ fn connection_bounds() -> ConnectionLimits {
     ConnectionLimits::default()
         .with_max_pending_incoming(Some(PENDING_CONNECTIONS_MAX))
         .with_max_pending_outgoing(Some(PENDING_CONNECTIONS_MAX))
-        .with_max_established_incoming(Some(INBOUND_CONNECTIONS_MAX))
+        // The gate keeps them below the bound without the slack, by its own choice of whom.
+        .with_max_established_incoming(Some(INBOUND_CONNECTIONS_MAX + INBOUND_CONNECTIONS_SLACK))
         .with_max_established_outgoing(Some(OUTBOUND_CONNECTIONS_MAX))
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX))
-}
-
-/// A key that is no point of the curve belongs to nobody who could connect.
-fn only(members: &BTreeSet<MemberKey>) -> allow_block_list::Behaviour<AllowedPeers> {
-    let mut allowed = allow_block_list::Behaviour::<AllowedPeers>::default();
-    for peer in members.iter().filter_map(peer_of) {
-        allowed.allow_peer(peer);
-    }
-    allowed
 }
 
 /// Finds peers and keeps nothing for others: records put by strangers are refused.

@@ -7,6 +7,7 @@
 //!
 //! A peer's libp2p identity is its member key, so a [`PeerId`] and a [`MemberKey`] name the same institution.
 
+mod bars;
 mod behaviour;
 mod blob_frames;
 mod blob_serve;
@@ -14,8 +15,14 @@ mod blob_streams;
 mod dialer;
 mod download;
 mod downloads;
+mod gate;
 mod gossip;
+mod guard;
 mod limits;
+mod metered;
+mod peers;
+mod questions;
+mod quotas;
 mod range;
 mod round_codec;
 pub mod rounds;
@@ -36,7 +43,8 @@ use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use libp2p::{Multiaddr, PeerId};
-pub use limits::Limits;
+pub use limits::{Limits, Scoring};
+pub use peers::{Counts, PeerStatus};
 
 use crate::store::Store;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
@@ -89,6 +97,11 @@ pub enum NetworkEvent {
     PeerConnected(PeerId),
     /// The last connection to the peer is gone.
     PeerDisconnected(PeerId),
+    /// A peer that may not connect tried to; told once a minute for each.
+    Refused {
+        peer: PeerId,
+        why: String,
+    },
     /// A message to be judged with `report` within ten seconds, or it is not passed on.
     Gossip {
         message_id: MessageId,
@@ -158,10 +171,11 @@ impl Network {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (outbox, events) = mpsc::channel(EVENTS_MAX);
         let (peers, connected) = watch::channel(Vec::new());
-        let service = service::Service::new(config, store, outbox, peers)?;
+        let (show, shown) = watch::channel(Vec::new());
+        let service = service::Service::new(config, store, outbox, peers, show)?;
         let local = service.local_peer();
         tokio::spawn(service.run(inbox));
-        Ok((NetworkHandle { commands, connected, local }, events))
+        Ok((NetworkHandle { commands, connected, shown, local }, events))
     }
 }
 
@@ -170,6 +184,7 @@ impl Network {
 pub struct NetworkHandle {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<Vec<PeerId>>,
+    shown: watch::Receiver<Vec<PeerStatus>>,
     local: PeerId,
 }
 
@@ -223,6 +238,16 @@ impl NetworkHandle {
     pub fn offer_round(&self, round: RoundId, file: Arc<[u8]>) -> Result<(), NetworkError> {
         check("a round file", file.len(), MANIFEST_BYTES_MAX)?;
         self.send(Command::OfferRound(round, file))
+    }
+
+    /// Every connected peer with its score and what it has done.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.shown.borrow().clone()
+    }
+
+    /// From now on only these keys may be connected (`None`: all). Others are disconnected at once and forgotten.
+    pub fn set_allowed(&self, allowed: Option<BTreeSet<MemberKey>>) -> Result<(), NetworkError> {
+        self.send(Command::SetAllowed(allowed))
     }
 
     /// Dials an address once.

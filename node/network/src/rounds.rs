@@ -16,6 +16,8 @@ use libp2p::{Multiaddr, Swarm, SwarmBuilder, noise, tcp, yamux};
 use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
 use tokio::time::timeout;
 
+use super::guard::Guard;
+use super::quotas::Quota;
 use super::round_codec::{ROUND_PROTOCOL, RoundCodec};
 use super::{NetworkError, keypair_of};
 
@@ -41,9 +43,11 @@ impl Offer {
         self.0 = (file.len() <= MANIFEST_BYTES_MAX).then_some((round, file));
     }
 
-    /// Answers a question.
-    pub fn event(&self, behaviour: &mut Behaviour, event: Event<RoundId, Option<Arc<[u8]>>>) {
-        if let Event::Message { message: Message::Request { request, channel, .. }, .. } = event {
+    /// Answers a question. Who asks too often is not answered.
+    pub fn event(&self, guard: &Guard, behaviour: &mut Behaviour, event: Event<RoundId, Option<Arc<[u8]>>>) {
+        if let Event::Message { peer, message: Message::Request { request, channel, .. }, .. } = event
+            && guard.spend(&peer, Quota::RoundFiles, 1)
+        {
             let file = self.0.as_ref().filter(|(round, _)| *round == request).map(|(_, file)| file.clone());
             // Who has gone meanwhile may ask again.
             let _ = behaviour.send_response(channel, file);

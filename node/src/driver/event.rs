@@ -44,6 +44,7 @@ pub enum Event {
     Listening { address: String },
     Connected { peer: String, neighbours: usize },
     Disconnected { peer: String, neighbours: usize },
+    Refused { peer: String, why: String },
     Training(TrainingStatus),
     Trained { examples: u64, loss_before: Option<f64>, loss_after: Option<f64>, seconds: f64 },
     Withdrawn { sequence: u64 },
@@ -81,6 +82,7 @@ impl fmt::Display for Event {
             Self::Listening { address } => write!(f, "listening on {address}"),
             Self::Connected { peer, neighbours } => write!(f, "connected to {peer} ({neighbours} neighbours)"),
             Self::Disconnected { peer, neighbours } => write!(f, "lost {peer} ({neighbours} neighbours)"),
+            Self::Refused { peer, why } => write!(f, "refused a connection with {peer}: {why}"),
             Self::Training(status) => {
                 write!(
                     f,

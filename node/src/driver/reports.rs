@@ -32,6 +32,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 (self.observe)(&Event::Disconnected { peer: peer.to_string(), neighbours });
                 self.handle(Input::Disconnected(peer))?;
             }
+            NetworkEvent::Refused { peer, why } => (self.observe)(&Event::Refused { peer: peer.to_string(), why }),
             NetworkEvent::Gossip { message_id, from, bytes } => {
                 self.handle_from(Input::Gossip { bytes }, Some(Origin::Gossip { message: message_id, from }))?;
             }

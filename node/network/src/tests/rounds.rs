@@ -47,6 +47,12 @@ async fn a_round_file_comes_from_whoever_has_it() {
     let refused = get(round, &[&nobody]).await.unwrap_err();
     assert!(refused.contains("/ip4/127.0.0.1/tcp/1: Connection refused"), "{refused}");
     assert!(get(round, &[]).await.is_err());
+    // Who asks without end is not answered.
+    let mut answered = 0;
+    while get(round, &[&quic.address]).await.is_ok() {
+        answered += 1;
+        assert!(answered < 100);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
