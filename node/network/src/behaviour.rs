@@ -14,7 +14,6 @@ use libp2p::{
     request_response, tcp, tls, upnp, yamux,
 };
 
-use super::NetworkError;
 use super::blob_streams;
 use super::gate::Gate;
 use super::guard::Guard;
@@ -29,6 +28,7 @@ use super::quotas::Quota;
 use super::reach::{ReachConfig, Role};
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
 use super::traffic::Meter;
+use super::{NetworkError, rounds};
 
 const IDENTIFY_PROTOCOL: &str = "/mingle/1";
 const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/kad/1");
@@ -56,6 +56,7 @@ pub struct Net {
     pub kad: Metered<kad::Behaviour<kad::store::MemoryStore>>,
     pub sync: request_response::Behaviour<SyncCodec>,
     pub blobs: blob_streams::Behaviour,
+    pub rounds: rounds::Behaviour,
     pub relay_client: relay::client::Behaviour,
     /// Only in seeds.
     pub relay_server: Toggle<relay::Behaviour>,
@@ -107,6 +108,7 @@ pub fn swarm(
             request_response::Config::default().with_request_timeout(SYNC_TIMEOUT).with_max_concurrent_streams(SYNC_STREAMS_MAX),
         ),
         blobs: blob_streams::Behaviour::new(meter.clone()),
+        rounds: rounds::behaviour(request_response::ProtocolSupport::Full),
         relay_client,
         relay_server: is_seed.then(|| relay::Behaviour::new(local, circuits())).into(),
         dcutr: dcutr::Behaviour::new(local),

@@ -27,6 +27,8 @@ mod questions;
 mod quotas;
 mod range;
 mod reach;
+mod round_codec;
+pub mod rounds;
 mod service;
 pub mod store;
 mod sync_codec;
@@ -36,10 +38,12 @@ mod traffic;
 mod watched;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use libp2p::identity::{Keypair, PublicKey, ed25519};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
+use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use libp2p::{Multiaddr, PeerId};
@@ -262,6 +266,12 @@ impl NetworkHandle {
     /// The peers that are ready for sync, in no particular order.
     pub fn connected_peers(&self) -> Vec<PeerId> {
         self.connected.borrow().clone()
+    }
+
+    /// Hands this round file to whoever asks for the round, from now on.
+    pub fn offer_round(&self, round: RoundId, file: Arc<[u8]>) -> Result<(), NetworkError> {
+        check("a round file", file.len(), MANIFEST_BYTES_MAX)?;
+        self.send(Command::OfferRound(round, file))
     }
 
     /// Every connected peer with its score and what it has done.

@@ -15,6 +15,7 @@ use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
+use mingle_protocol::round::RoundId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -31,6 +32,7 @@ use super::guard::{Guard, Offence};
 use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, WATCH_TICK};
 use super::peers::PeerStatus;
 use super::questions::Questions;
+use super::rounds::Offer;
 use super::traffic::Meter;
 use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, ReachStatus, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
@@ -48,6 +50,7 @@ pub enum Command {
     Fetch { hash: ContentHash, size: u64, providers: Vec<PeerId> },
     CancelFetch(ContentHash),
     Dial(Multiaddr),
+    OfferRound(RoundId, Arc<[u8]>),
     SetAllowed(Option<BTreeSet<MemberKey>>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -91,6 +94,7 @@ pub struct Service {
     reaching: Reaching,
     downloads: Downloads,
     server: Server,
+    offer: Offer,
     tasks: JoinSet<()>,
     stop: CancellationToken,
     limits: Limits,
@@ -132,6 +136,7 @@ impl Service {
             dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),
             downloads: Downloads::new(context, stop.clone()),
             server: Server::new(store, config.limits.clone(), stop.clone(), report, guard.clone()),
+            offer: Offer::default(),
             swarm,
             gossip,
             reaching,
@@ -250,6 +255,7 @@ impl Service {
                     tracing::debug!(%error, "a dial was not begun");
                 }
             }
+            Command::OfferRound(round, file) => self.offer.set(round, file),
             // Taken by the loop.
             Command::Shutdown(_) => {}
         }
@@ -354,6 +360,7 @@ impl Service {
                 self.dialer.learn(peer, addresses.into_vec(), Instant::now());
             }
             NetEvent::Sync(event) => self.sync_event(event),
+            NetEvent::Rounds(event) => self.offer.event(&self.guard, &mut self.swarm.behaviour_mut().rounds, event),
             // A peer that lost its power says nothing; TCP would believe in it for hours.
             NetEvent::Ping(ping::Event { connection, result: Err(ping::Failure::Timeout | ping::Failure::Other { .. }), .. }) => {
                 self.swarm.close_connection(connection);

@@ -6,6 +6,7 @@ mod hostile;
 mod loud;
 mod peers;
 mod reach;
+mod rounds;
 mod traffic;
 
 use std::time::Duration;

@@ -119,7 +119,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
     };
     show(vec![here::key(&round, &key)]);
-    show(here::training(&round, args.base.as_deref(), &args.data, &args.training));
+    show(here::training(&round, args.base.as_deref(), &args.data, &args.training, &home.digests()));
     show(vec![here::disk(&round, home.folder()), here::gpu(args.training.compute.device)]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
     show(runtime.block_on(reach::checks(&round, &key, &args.network, args.timeout))?);

@@ -7,6 +7,7 @@ use mingle_protocol::round::Round;
 
 use super::super::training::TrainingArgs;
 use super::Check;
+use crate::bases::Digests;
 use crate::contribution::check_base;
 use crate::data;
 use crate::models::device::DeviceChoice;
@@ -29,8 +30,8 @@ pub fn key(round: &Round, key: &SecretKey) -> Check {
 }
 
 /// The data, the base, and whether a training on them fits into memory.
-pub fn training(round: &Round, base: Option<&Path>, data: &[PathBuf], training: &TrainingArgs) -> Vec<Check> {
-    let (records, right) = (read(data), base.map(|base| base_is_right(round, base)));
+pub fn training(round: &Round, base: Option<&Path>, data: &[PathBuf], training: &TrainingArgs, digests: &Digests) -> Vec<Check> {
+    let (records, right) = (read(data), base.map(|base| base_is_right(round, base, digests)));
     let usable = records.level == super::Level::Ok && right.as_ref().is_some_and(|check| check.level == super::Level::Ok);
     let memory = match base {
         Some(base) if usable => fits(round, base, data, training),
@@ -56,8 +57,8 @@ fn read(paths: &[PathBuf]) -> Check {
     }
 }
 
-fn base_is_right(round: &Round, base: &Path) -> Check {
-    match check_base(base, round) {
+fn base_is_right(round: &Round, base: &Path, digests: &Digests) -> Check {
+    match check_base(base, round, digests) {
         Ok(()) => Check::ok("base", format!("{} has the round's digest", base.display())),
         Err(error) => Check::error("base", &error, "give the Hugging Face directory of the round's base"),
     }
