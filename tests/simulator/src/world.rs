@@ -263,7 +263,7 @@ impl World {
                         self.last_doubt.clone_from(why);
                     }
                     if let Some(since) = agreed_at.filter(|since| now - since >= STEADY_MS) {
-                        let from = if class.faults { self.heal_at } else { self.last_word };
+                        let from = if class.faults { self.heal_at.max(self.last_word) } else { self.last_word };
                         return Ok(since - from.min(since));
                     }
                     if let Err(why) = agree
