@@ -2,7 +2,7 @@
 
 use mingle_protocol::ledger::SlotState;
 use mingle_protocol::machine::Input;
-use mingle_protocol::record::SignedRecord;
+use mingle_protocol::record::{Record, SignedRecord};
 use mingle_protocol::standing::Standing;
 
 use crate::Name;
@@ -106,7 +106,12 @@ impl World {
     }
 
     fn say(&mut self, at: Name, record: SignedRecord) {
-        self.note(at, "says", record.record().sequence());
+        let what = match record.record() {
+            Record::Announcement(_) => "announces",
+            Record::Withdrawal(_) => "withdraws",
+            Record::Standing(_) => "tells who belongs",
+        };
+        self.note(at, what, record.record().sequence());
         self.last_word = self.agenda.now();
         let publish = Waiting::Input(Input::Publish(record), Origin::Nothing);
         self.peers[at].driver.inbox.push_front(publish);

@@ -118,7 +118,8 @@ pub struct Outcome {
     pub messages: u64,
     pub message_bytes: u64,
     pub records: usize,
-    pub events: u64,
+    /// How often each kind of thing happened.
+    pub happened: BTreeMap<&'static str, u64>,
     /// Equal for equal histories.
     pub trace: String,
 }
@@ -349,7 +350,7 @@ impl World {
             messages: self.sent,
             message_bytes: self.sent_bytes,
             records: self.checks.acknowledged.known(),
-            events: self.trace.events,
+            happened: self.trace.counts().clone(),
             trace: self.trace.hash(),
         })
     }
