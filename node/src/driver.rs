@@ -6,10 +6,13 @@
 
 mod averaging;
 mod effects;
+mod ending;
 mod event;
+mod refusals;
 mod reports;
 mod signals;
 mod status;
+mod vouching;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -21,7 +24,7 @@ use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::SecretKey;
 use mingle_protocol::ledger::SlotState;
-use mingle_protocol::machine::{Input, Machine};
+use mingle_protocol::machine::{Input, Machine, Quorum};
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::Round;
@@ -33,6 +36,8 @@ use crate::store::Store;
 pub use event::{Event, TrainingStatus};
 pub(crate) use signals::Signals;
 pub use status::{MergedStatus, Phase, SlotStatus, Status};
+pub use vouching::FaultStatus;
+use vouching::Vouching;
 
 /// Reports of the merger and the training that may wait for the loop.
 const JOBS_MAX: usize = 64;
@@ -59,6 +64,8 @@ pub struct Peer {
 pub enum Work {
     /// Nothing: it may not announce.
     Read,
+    /// Nothing, and it fetches no members' adapters: one merged file that enough members vouch for.
+    Believe(Quorum),
     /// Nothing new: it serves what it has announced before.
     Serve,
     /// That what it announced counts no more.
@@ -67,6 +74,12 @@ pub enum Work {
     Publish(Prepared),
     /// An adapter to be trained now.
     Train(Training),
+}
+
+impl Work {
+    fn reads(&self) -> bool {
+        matches!(self, Self::Read | Self::Believe(_))
+    }
 }
 
 /// What makes an adapter when it is called, on a thread of its own.
@@ -126,6 +139,7 @@ enum Job {
     Training(TrainingStatus),
     Prepared(Result<Prepared>),
     Averaged(Result<averaging::Report>),
+    Served(Result<vouching::Stored>),
 }
 
 /// Runs the peer until its goal is reached or it is told to stop.
@@ -149,6 +163,7 @@ struct Driver<F> {
     events: mpsc::Receiver<NetworkEvent>,
     jobs: mpsc::Receiver<Job>,
     orders: watch::Sender<averaging::Order>,
+    vouching: Vouching,
     stop: Arc<AtomicBool>,
     training: Option<std::thread::JoinHandle<()>>,
     /// Records to be made durable before the next effect that depends on them.
@@ -178,7 +193,7 @@ impl<F: FnMut(&Event)> Driver<F> {
     fn start(peer: Peer, mut observe: F) -> Result<Self> {
         let Peer { home, round, key, listen, bootstrap, mdns, work, goal } = peer;
         let member = key.member();
-        if !matches!(work, Work::Read) {
+        if !work.reads() {
             anyhow::ensure!(
                 round.manifest().roster.admits(&member),
                 "member {member} is not in the roster of round \"{}\"",
@@ -208,7 +223,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let (job_sender, jobs) = mpsc::channel(JOBS_MAX);
         let (orders, order) = watch::channel(averaging::Order::default());
         start_averaging(&round, &store, &home, order, job_sender.clone());
-        let role = if matches!(work, Work::Read) { "reader" } else { "member" };
+        let role = if work.reads() { "reader" } else { "member" };
         let manifest = round.manifest();
         observe(&Event::Started {
             role,
@@ -217,13 +232,17 @@ impl<F: FnMut(&Event)> Driver<F> {
             name: manifest.name.clone(),
             home: home.folder().to_owned(),
         });
-        let machine = Machine::new(round, records);
+        let mut machine = Machine::new(round, records).remember_refused(refusals::remembered(&store)?);
+        if let Work::Believe(quorum) = work {
+            machine = machine.believing(quorum);
+        }
         // Refused ones, and what a kill left behind between keeping a record and forgetting what it displaced.
         let kept: BTreeSet<[u8; 32]> = machine.ledger().records().map(|record| record.id().0.0).collect();
         let left: Vec<[u8; 32]> = stored.into_iter().map(|(id, _)| id).filter(|id| !kept.contains(id)).collect();
         if !left.is_empty() {
             store.remove_records(&left)?;
         }
+        let vouching = Vouching::open(&store, &home.evidence(), job_sender.clone())?;
         let mut driver = Self {
             machine,
             key,
@@ -233,6 +252,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             events,
             jobs,
             orders,
+            vouching,
             stop: Arc::default(),
             training: None,
             unsaved: Vec::new(),
@@ -255,11 +275,12 @@ impl<F: FnMut(&Event)> Driver<F> {
             driver.have.insert(adapter, size);
             driver.handle(Input::BlobStored { adapter, size })?;
         }
-        if driver.machine.merge_set().is_empty() {
+        if driver.machine.merge_set().is_empty() && !matches!(work, Work::Believe(_)) {
             // Killed between the last withdrawal and its effect.
             crate::merged::unpublish(&driver.home.merged())?;
         }
         driver.begin(work, job_sender)?;
+        driver.take_vouched()?;
         driver.collect_garbage()?;
         Ok(driver)
     }
@@ -274,12 +295,12 @@ impl<F: FnMut(&Event)> Driver<F> {
         let own = self.own_slot();
         let stands = matches!(own, Some(SlotState::Adapter(_)));
         let withdrawn = matches!(own, Some(SlotState::Withdrawn));
-        if !matches!(work, Work::Read) {
+        if !work.reads() {
             let trained = crate::sent::sent_file(&self.home.adapter(), self.machine.round().kind());
             self.store_again(&trained)?;
         }
         match work {
-            Work::Read | Work::Serve => {}
+            Work::Read | Work::Believe(_) | Work::Serve => {}
             Work::Publish(prepared) => self.announce(prepared)?,
             Work::Train(_) if stands => {
                 self.phase = Phase::Announced;
@@ -317,6 +338,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 event = self.events.recv() => self.event(event.context("the network has stopped")?)?,
                 _ = tick.tick() => {
                     self.handle(Input::Tick)?;
+                    self.vouch()?;
                     self.write_status();
                 }
             }
@@ -343,37 +365,6 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
         }
         let _ = tokio::time::timeout(Duration::from_secs(3), self.network.shutdown()).await;
-    }
-
-    fn outcome(&self, reached: bool) -> Outcome {
-        let withdrawn = matches!(self.own_slot(), Some(SlotState::Withdrawn));
-        Outcome { merged: self.merged.clone(), reached, withdrawn }
-    }
-
-    fn finished(&mut self) -> Option<Outcome> {
-        let held = self.merged.as_ref().map_or(0, |(receipt, _)| receipt.admitted.len());
-        if self.goal.deadline.is_some_and(|deadline| self.started.elapsed() >= deadline) {
-            return Some(self.outcome(self.goal.adapters.is_some_and(|wanted| held >= wanted)));
-        }
-        if self.goal.offline {
-            return self.finished_alone(held);
-        }
-        let wanted = self.goal.adapters?;
-        let current = self.merged.as_ref().is_some_and(|(receipt, _)| receipt.admitted == self.machine.merge_set());
-        // What a home remembers from before may be superseded by now.
-        if !self.machine.has_compared() || !current || held < wanted {
-            self.enough_since = None;
-            return None;
-        }
-        let since = *self.enough_since.get_or_insert_with(Instant::now);
-        (self.machine.is_settled() || since.elapsed() >= SETTLE_MAX).then(|| self.outcome(true))
-    }
-
-    /// Nobody can tell more: what was said is on disk, and the merge holds what it can.
-    fn finished_alone(&self, held: usize) -> Option<Outcome> {
-        let merged = self.merged.as_ref().map_or(&[][..], |(receipt, _)| &receipt.admitted);
-        let done = self.phase != Phase::Training && merged == self.machine.merge_set();
-        done.then(|| self.outcome(held >= self.goal.adapters.unwrap_or_default()))
     }
 }
 

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use mingle_protocol::adapter::{AdapterKind, MergedFile, Scaling};
+use mingle_protocol::attestation::RawAttestation;
 use mingle_protocol::hash::{ContentHash, decode_hex, encode_hex};
+use mingle_protocol::identity::MemberKey;
 use mingle_protocol::ledger::Admitted;
 use mingle_protocol::merge::{Accumulator, MergeError};
 use mingle_protocol::receipt::Receipt;
@@ -34,15 +36,49 @@ pub struct Proof {
     pub receipt: Receipt,
     /// The admitted members' signed announcements as they travelled, in hex, in the receipt's order.
     pub records: Vec<String>,
+    /// What members signed who vouch for these bytes, in hex; where the merge was not made here but believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attestations: Vec<String>,
 }
 
 /// A proof whose every signature was checked.
 pub struct CheckedProof {
     pub round: Round,
     pub receipt: Receipt,
+    /// Members that vouch for the merged bytes.
+    pub vouching: Vec<MemberKey>,
 }
 
 impl Proof {
+    /// A receipt with the records that admit its set, which are among `records`.
+    ///
+    /// # Errors
+    /// A record that is not among them.
+    pub fn new(round: &Round, receipt: Receipt, records: &[SignedRecord]) -> Result<Self> {
+        let by_id: BTreeMap<RecordId, &SignedRecord> = records.iter().map(|record| (record.id(), record)).collect();
+        let record = |entry: &Admitted| by_id.get(&entry.record).map(|record| encode_hex(record.bytes()));
+        let records = receipt.admitted.iter().map(|entry| record(entry).context("an admitted adapter has no record"));
+        let records = records.collect::<Result<_>>()?;
+        Ok(Self { round: round.manifest().clone(), receipt, records, attestations: Vec::new() })
+    }
+
+    /// Who vouches for the receipt's merge of the receipt's set.
+    fn check_attestations(&self, round: &Round) -> Result<Vec<MemberKey>> {
+        let mut members = BTreeSet::new();
+        for text in &self.attestations {
+            let bytes = decode_hex(text).context("an attestation in the receipt is not hex")?;
+            let signed = RawAttestation(bytes).verify(round)?;
+            let said = signed.attestation();
+            anyhow::ensure!(
+                (said.set_root, said.merged) == (self.receipt.set_root, self.receipt.merged),
+                "member {} vouches for another merge than the receipt's",
+                said.member
+            );
+            anyhow::ensure!(members.insert(said.member), "member {} vouches twice", said.member);
+        }
+        Ok(members.into_iter().collect())
+    }
+
     /// Checks the proof against itself: manifest, receipt, and one valid announcement for each entry.
     ///
     /// # Errors
@@ -67,7 +103,8 @@ impl Proof {
                 entry.member
             );
         }
-        Ok(CheckedProof { round, receipt: self.receipt.clone() })
+        let vouching = self.check_attestations(&round)?;
+        Ok(CheckedProof { round, receipt: self.receipt.clone(), vouching })
     }
 
     /// Reads `receipt.json` of a merged directory.
@@ -91,12 +128,7 @@ pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admi
     let folder = files::unfinished_folder(target)?;
     let merged = write_adapter(&folder, round, average)?;
     let receipt = Receipt::new(round.id(), held, merged);
-    let mut proof = Proof { round: round.manifest().clone(), receipt, records: Vec::new() };
-    let by_id: BTreeMap<RecordId, &SignedRecord> = records.iter().map(|record| (record.id(), record)).collect();
-    for entry in &proof.receipt.admitted {
-        let record = by_id.get(&entry.record).context("an admitted adapter has no record")?;
-        proof.records.push(encode_hex(record.bytes()));
-    }
+    let proof = Proof::new(round, receipt, records)?;
     write_beside(&folder, round, &proof)?;
     files::replace_folder(&folder, target)?;
     Ok(proof.receipt)
@@ -224,14 +256,30 @@ pub fn publish(
     std::fs::create_dir_all(merged).with_context(|| format!("cannot create {}", merged.display()))?;
     let building = merged.join("next");
     let receipt = write(&building, round, average, held, records)?;
+    let folder = make_current(merged, &building, &receipt)?;
+    Ok((receipt, folder))
+}
+
+/// As [`publish`], for a merged file that members vouch for.
+///
+/// # Errors
+/// Bytes that are not the ones the receipt speaks of, or what the file system says.
+pub fn publish_given(merged: &Path, round: &Round, proof: &Proof, file: impl std::io::Read) -> Result<PathBuf> {
+    std::fs::create_dir_all(merged).with_context(|| format!("cannot create {}", merged.display()))?;
+    let building = merged.join("next");
+    write_given(&building, round, proof, file)?;
+    make_current(merged, &building, &proof.receipt)
+}
+
+fn make_current(merged: &Path, building: &Path, receipt: &Receipt) -> Result<PathBuf> {
     // Named by set as well as bytes: two sets may have the same mean.
     let name: String = [receipt.merged.short(), receipt.set_root.short()].join("-");
     let folder = merged.join(&name);
     if folder.exists() {
         // The same set gave the same bytes, as it must; what is there already stays.
-        std::fs::remove_dir_all(&building)?;
+        std::fs::remove_dir_all(building)?;
     } else {
-        files::replace_folder(&building, &folder)?;
+        files::replace_folder(building, &folder)?;
     }
     files::point(&merged.join("current"), &name)?;
     for entry in std::fs::read_dir(merged)?.flatten() {
@@ -240,7 +288,7 @@ pub fn publish(
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
-    Ok((receipt, folder))
+    Ok(folder)
 }
 
 /// Takes the merged adapter away: nobody's is left in it.

@@ -67,7 +67,10 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
             Output::Fetch { adapter, size } => {
                 let announcers = self.machine.ledger().admitted().filter(|entry| (entry.adapter, entry.size) == (adapter, size));
-                let providers = announcers.filter_map(|entry| network::peer_of(&entry.member)).collect();
+                let vouched = self.machine.vouched().filter(|vouched| vouched.merged == adapter);
+                let vouching = vouched.iter().flat_map(|vouched| &vouched.attestations).map(|signed| signed.attestation().member);
+                let members = announcers.map(|entry| entry.member).chain(vouching);
+                let providers = members.filter_map(|member| network::peer_of(&member)).collect();
                 if !self.send(|network| network.fetch(adapter, size, providers)) {
                     self.unstarted.push(adapter);
                 }
@@ -124,6 +127,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             Notice::RecordRefused(error) => Event::RecordRefused { why: error.to_string() },
             Notice::SyncRefused(why) => Event::Trouble { why },
             Notice::AdapterRefused { adapter, why } => Event::AdapterRefused { adapter, why },
+            Notice::Fault(fault) => return self.fault(&fault),
         };
         (self.observe)(&event);
     }
@@ -146,6 +150,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             training: self.progress.clone(),
             slots: status::slots(ledger, receipt, &self.have, self.machine.refused()),
             merged: self.merged.as_ref().map(|(receipt, folder)| MergedStatus::new(receipt, folder.clone())),
+            vouching: receipt.map_or(0, |receipt| self.machine.vouching(receipt.set_root, receipt.merged)),
+            faults: self.vouching.faults.clone(),
             home: self.home.folder().to_owned(),
         };
         // A status is for looking at: a full disk must not stop the peer for its sake.

@@ -12,6 +12,7 @@ use mingle_protocol::receipt::Receipt;
 use serde::{Deserialize, Serialize};
 
 use super::event::TrainingStatus;
+use super::vouching::FaultStatus;
 use crate::files;
 
 /// A status older than this belongs to a peer that is gone.
@@ -34,6 +35,12 @@ pub struct Status {
     pub training: Option<TrainingStatus>,
     pub slots: Vec<SlotStatus>,
     pub merged: Option<MergedStatus>,
+    /// Members that vouch for these merged bytes, as far as this peer has heard.
+    #[serde(default)]
+    pub vouching: usize,
+    /// Contradictions among members: one set, two merges.
+    #[serde(default)]
+    pub faults: Vec<FaultStatus>,
     pub home: PathBuf,
 }
 
