@@ -20,6 +20,7 @@ use super::limits::{
 use super::metered::Metered;
 use super::quotas::Quota;
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
+use super::traffic::Meter;
 
 const IDENTIFY_PROTOCOL: &str = "/mingle/1";
 const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/kad/1");
@@ -55,6 +56,7 @@ pub fn swarm(
     gossip: gossipsub::Behaviour,
     with_mdns: bool,
     guard: &Arc<Guard>,
+    meter: &Meter,
     bounds: &Limits,
 ) -> Result<Swarm<Net>, NetworkError> {
     let setup = |error: &dyn std::fmt::Display| NetworkError::Setup(error.to_string());
@@ -83,9 +85,10 @@ pub fn swarm(
             [(SYNC_PROTOCOL, request_response::ProtocolSupport::Full)],
             request_response::Config::default().with_request_timeout(SYNC_TIMEOUT).with_max_concurrent_streams(SYNC_STREAMS_MAX),
         ),
-        blobs: blob_streams::Behaviour::new(),
+        blobs: blob_streams::Behaviour::new(meter.clone()),
         mdns: mdns.into(),
     };
+    let mut registry = meter.registry();
     let swarm = SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
         .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux_config)
@@ -98,6 +101,7 @@ pub fn swarm(
         })
         .with_dns()
         .map_err(|error| setup(&error))?
+        .with_bandwidth_metrics(&mut registry)
         .with_behaviour(|_| behaviour)
         .map_err(|error| setup(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))

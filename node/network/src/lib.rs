@@ -29,6 +29,7 @@ pub mod store;
 mod sync_codec;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod watched;
 
 use std::collections::BTreeSet;
@@ -41,10 +42,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use libp2p::{Multiaddr, PeerId};
 pub use limits::{Limits, Scoring};
 pub use peers::{Counts, PeerStatus};
+pub use traffic::Traffic;
 
 use crate::store::Store;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
 use service::Command;
+use traffic::Meter;
 
 /// What a peer's network needs to know.
 #[derive(Clone)]
@@ -169,9 +172,9 @@ impl Network {
         let (peers, connected) = watch::channel(Vec::new());
         let (show, shown) = watch::channel(Vec::new());
         let service = service::Service::new(config, store, outbox, peers, show)?;
-        let local = service.local_peer();
+        let (local, meter) = (service.local_peer(), service.meter());
         tokio::spawn(service.run(inbox));
-        Ok((NetworkHandle { commands, connected, shown, local }, events))
+        Ok((NetworkHandle { commands, connected, shown, meter, local }, events))
     }
 }
 
@@ -181,6 +184,7 @@ pub struct NetworkHandle {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<Vec<PeerId>>,
     shown: watch::Receiver<Vec<PeerStatus>>,
+    meter: Meter,
     local: PeerId,
 }
 
@@ -233,6 +237,11 @@ impl NetworkHandle {
     /// Every connected peer with its score and what it has done.
     pub fn peers(&self) -> Vec<PeerStatus> {
         self.shown.borrow().clone()
+    }
+
+    /// Bytes read and written since the start.
+    pub fn traffic(&self) -> Traffic {
+        self.meter.traffic()
     }
 
     /// From now on only these keys may be connected (`None`: all). Others are disconnected at once and forgotten.

@@ -27,11 +27,12 @@ use super::dialer::{Dialer, believable};
 use super::download::{Context, Ended};
 use super::downloads::Downloads;
 use super::gossip::Gossip;
-use super::guard::Guard;
+use super::guard::{Guard, Offence};
 use super::limits::{ADDRESSES_PER_PEER_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, WATCH_TICK};
 use super::peers::PeerStatus;
 use super::questions::Questions;
 use super::sync_codec::SYNC_PROTOCOL;
+use super::traffic::Meter;
 use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
 
@@ -53,11 +54,27 @@ pub enum Command {
 
 /// From downloads and servers.
 pub enum Report {
-    Open { peer: PeerId, reply: oneshot::Sender<Opened> },
+    Open {
+        peer: PeerId,
+        reply: oneshot::Sender<Opened>,
+    },
     Close(ConnectionId),
-    Progress { hash: ContentHash, have: u64, size: u64, from: PeerId },
-    Ended { hash: ContentHash, ended: Ended },
+    Progress {
+        hash: ContentHash,
+        have: u64,
+        size: u64,
+        from: PeerId,
+    },
+    Ended {
+        hash: ContentHash,
+        ended: Ended,
+    },
     Damaged(ContentHash),
+    /// What a peer did wrong in a blob stream.
+    Misbehaved {
+        peer: PeerId,
+        offence: Offence,
+    },
 }
 
 pub struct Service {
@@ -82,6 +99,7 @@ pub struct Service {
     guard: Arc<Guard>,
     /// What is shown of the peers.
     shown: watch::Sender<Vec<PeerStatus>>,
+    meter: Meter,
 }
 
 impl Service {
@@ -95,7 +113,8 @@ impl Service {
         let key = keypair_of(config.secret)?;
         let (behaviour, gossip) = Gossip::new(&config.topic)?;
         let guard = Arc::new(Guard::new(config.allowed.as_ref(), config.limits.scoring));
-        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &config.limits)?;
+        let meter = Meter::default();
+        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &meter, &config.limits)?;
         for address in config.listen {
             let failed = |why: String| NetworkError::Listen { address: address.clone(), why };
             swarm.listen_on(address.clone()).map_err(|error| failed(error.to_string()))?;
@@ -107,7 +126,7 @@ impl Service {
         Ok(Self {
             dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),
             downloads: Downloads::new(context, stop.clone()),
-            server: Server::new(store, config.limits.clone(), stop.clone(), report),
+            server: Server::new(store, config.limits.clone(), stop.clone(), report, guard.clone()),
             swarm,
             gossip,
             tasks: JoinSet::new(),
@@ -122,11 +141,16 @@ impl Service {
             questions: Questions::new(),
             guard,
             shown,
+            meter,
         })
     }
 
     pub fn local_peer(&self) -> PeerId {
         *self.swarm.local_peer_id()
+    }
+
+    pub fn meter(&self) -> Meter {
+        self.meter.clone()
     }
 
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
@@ -237,6 +261,7 @@ impl Service {
             }
             Report::Progress { .. } if self.backlog.len() >= EVENTS_MAX => {}
             Report::Progress { hash, have, size, from } => self.tell(NetworkEvent::BlobProgress { hash, have, size, from }),
+            Report::Misbehaved { peer, offence } => self.guard.offence(&peer, offence),
             Report::Damaged(hash) => self.tell(NetworkEvent::BlobDamaged { hash }),
             Report::Ended { hash, ended } => {
                 self.downloads.ended(hash, &mut self.tasks);

@@ -5,6 +5,7 @@ mod blobs;
 mod hostile;
 mod loud;
 mod peers;
+mod traffic;
 
 use std::time::Duration;
 
