@@ -5,9 +5,10 @@
 //! and a record is on disk before anybody is told of it.
 
 mod averaging;
+mod belonging;
 mod effects;
-mod ending;
 mod event;
+mod goal;
 mod refusals;
 mod reports;
 mod signals;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
-use mingle_protocol::identity::SecretKey;
+use mingle_protocol::identity::{MemberKey, SecretKey};
 use mingle_protocol::ledger::SlotState;
 use mingle_protocol::machine::{Input, Machine, Quorum};
 use mingle_protocol::receipt::Receipt;
@@ -34,8 +35,9 @@ use crate::home::RoundHome;
 use crate::network::{self, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId};
 use crate::store::Store;
 pub use event::{Event, TrainingStatus};
+pub use goal::{Goal, Outcome};
 pub(crate) use signals::Signals;
-pub use status::{MergedStatus, Phase, SlotStatus, Status};
+pub use status::{MergedStatus, Phase, SlotStatus, StandingStatus, Status};
 pub use vouching::FaultStatus;
 use vouching::Vouching;
 
@@ -43,8 +45,6 @@ use vouching::Vouching;
 const JOBS_MAX: usize = 64;
 /// How often the machine is told the time and the status is written.
 const TICK: Duration = Duration::from_millis(250);
-/// With enough adapters merged, those still missing are waited for no longer than this.
-const SETTLE_MAX: Duration = Duration::from_secs(120);
 /// A training that is told to stop writes a checkpoint first; after this it is left behind.
 const TRAINING_STOP: Duration = Duration::from_secs(20);
 
@@ -70,6 +70,8 @@ pub enum Work {
     Serve,
     /// That what it announced counts no more.
     Withdraw,
+    /// What founders have decided, and then nothing: it ends when neighbours know it.
+    Tell(Vec<SignedRecord>),
     /// An adapter made elsewhere.
     Publish(Prepared),
     /// An adapter to be trained now.
@@ -78,7 +80,7 @@ pub enum Work {
 
 impl Work {
     fn reads(&self) -> bool {
-        matches!(self, Self::Read | Self::Believe(_))
+        matches!(self, Self::Read | Self::Believe(_) | Self::Tell(_))
     }
 }
 
@@ -112,27 +114,6 @@ impl TrainingDesk {
     pub fn report(&self, status: TrainingStatus) {
         let _ = self.jobs.try_send(Job::Training(status));
     }
-}
-
-/// When a run ends by itself. Without a goal it runs until it is stopped.
-#[derive(Clone, Debug, Default)]
-pub struct Goal {
-    /// As soon as the merged adapter holds this many and all that neighbours hand over.
-    pub adapters: Option<usize>,
-    /// At the latest after this.
-    pub deadline: Option<Duration>,
-    /// As soon as this member's own work is done and all that is in its home is merged.
-    pub offline: bool,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    pub merged: Option<(Receipt, PathBuf)>,
-    /// Whether the goal was reached, rather than the deadline or a signal.
-    pub reached: bool,
-    /// Whether this member stands withdrawn.
-    pub withdrawn: bool,
 }
 
 enum Job {
@@ -172,6 +153,13 @@ struct Driver<F> {
     forgotten: Vec<[u8; 32]>,
     /// What this process has said for its member.
     said: Option<RecordId>,
+    /// Whom the network lets in, and whether that has to change.
+    access: Option<BTreeSet<MemberKey>>,
+    access_due: bool,
+    /// An adapter whose member founders have not admitted yet.
+    waiting: Option<Prepared>,
+    /// Whether all it came for is to tell what founders decided.
+    telling: bool,
     /// A withdrawal that waits until neighbours have told what this key said before.
     withdrawing: bool,
     /// Since when the merge has held as much as was asked for.
@@ -194,11 +182,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let Peer { home, round, key, listen, bootstrap, mdns, work, goal } = peer;
         let member = key.member();
         if !work.reads() {
-            anyhow::ensure!(
-                round.manifest().roster.admits(&member),
-                "member {member} is not in the roster of round \"{}\"",
-                round.manifest().name
-            );
+            belonging::check_may_announce(&round, &member)?;
         }
         home.prepare(&round)?;
         let store = Store::open(home.store())?;
@@ -210,20 +194,29 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Err(error) => tracing::warn!(%error, "dropping a stored record"),
             }
         }
+        let mut machine = Machine::new(round.clone(), records).remember_refused(refusals::remembered(&store)?);
+        if let Work::Believe(quorum) = work {
+            machine = machine.believing(quorum);
+        }
+        let access = machine.ledger().access();
         let network = NetworkConfig {
             secret: key.to_bytes(),
             listen,
             bootstrap,
             mdns,
             topic: format!("/mingle/records/1/{}", round.id()),
-            allowed: None,
+            allowed: access.clone(),
             limits: network::Limits::default(),
         };
         let (network, events) = Network::start(network, store.clone())?;
         let (job_sender, jobs) = mpsc::channel(JOBS_MAX);
         let (orders, order) = watch::channel(averaging::Order::default());
         start_averaging(&round, &store, &home, order, job_sender.clone());
-        let role = if work.reads() { "reader" } else { "member" };
+        let role = match work {
+            Work::Read | Work::Believe(_) => "reader",
+            Work::Tell(_) => "founder",
+            _ => "member",
+        };
         let manifest = round.manifest();
         observe(&Event::Started {
             role,
@@ -232,10 +225,6 @@ impl<F: FnMut(&Event)> Driver<F> {
             name: manifest.name.clone(),
             home: home.folder().to_owned(),
         });
-        let mut machine = Machine::new(round, records).remember_refused(refusals::remembered(&store)?);
-        if let Work::Believe(quorum) = work {
-            machine = machine.believing(quorum);
-        }
         // Refused ones, and what a kill left behind between keeping a record and forgetting what it displaced.
         let kept: BTreeSet<[u8; 32]> = machine.ledger().records().map(|record| record.id().0.0).collect();
         let left: Vec<[u8; 32]> = stored.into_iter().map(|(id, _)| id).filter(|id| !kept.contains(id)).collect();
@@ -259,6 +248,10 @@ impl<F: FnMut(&Event)> Driver<F> {
             forgotten: Vec::new(),
             unstarted: Vec::new(),
             said: None,
+            access,
+            access_due: false,
+            waiting: None,
+            telling: false,
             withdrawing: false,
             enough_since: None,
             have: BTreeMap::new(),
@@ -301,6 +294,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         }
         match work {
             Work::Read | Work::Believe(_) | Work::Serve => {}
+            Work::Tell(records) => self.tell(records)?,
             Work::Publish(prepared) => self.announce(prepared)?,
             Work::Train(_) if stands => {
                 self.phase = Phase::Announced;
@@ -337,11 +331,13 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Some(job) = self.jobs.recv() => self.job(job)?,
                 event = self.events.recv() => self.event(event.context("the network has stopped")?)?,
                 _ = tick.tick() => {
+                    self.take_inbox()?;
                     self.handle(Input::Tick)?;
                     self.vouch()?;
                     self.write_status();
                 }
             }
+            self.follow_changes()?;
             let known = self.machine.has_compared() || self.own_slot().is_some();
             if self.withdrawing && known {
                 self.withdrawing = false;

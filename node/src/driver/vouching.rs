@@ -211,8 +211,7 @@ fn write_vouched(store: &Store, round: &Round, vouched: &Vouched, target: &Path)
         return Ok(Err(format!("the file that members vouch for is no merge: {error}")));
     }
     let receipt = Receipt::new(round.id(), vouched.admitted.clone(), vouched.merged);
-    let attestations = vouched.attestations.iter().map(|signed| encode_hex(&signed.raw().0)).collect();
-    let proof = Proof { attestations, ..Proof::new(round, receipt, &vouched.records)? };
+    let proof = Proof::new(round, receipt, &vouched.records, &vouched.attestations)?;
     std::io::Seek::rewind(&mut file)?;
     let folder = merged::publish_given(target, round, &proof, file)?;
     Ok(Ok((proof.receipt, folder)))

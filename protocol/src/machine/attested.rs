@@ -210,7 +210,12 @@ impl<P: Clone + Ord> Machine<P> {
         groups.into_iter().find_map(|((root, merged, size), group)| {
             let excluded = &group.first()?.attestation().excluded;
             let set: Vec<Admitted> = admitted.iter().filter(|entry| excluded.binary_search(&entry.record).is_err()).cloned().collect();
-            let right = set.len() >= quorum.adapters.max(1) && set_root(self.round.id(), &set) == root;
+            // Where anybody may join, only who is in the set has a word about it.
+            let open = self.round.manifest().roster == Roster::Open;
+            let in_set = |signed: &&SignedAttestation| set.iter().any(|entry| entry.member == signed.attestation().member);
+            let group: Vec<SignedAttestation> = group.iter().copied().filter(|signed| !open || in_set(signed)).cloned().collect();
+            let enough = group.len() >= quorum.members.max(1) && set.len() >= quorum.adapters.max(1);
+            let right = enough && set_root(self.round.id(), &set) == root;
             right.then(|| Vouched {
                 merged,
                 size,
@@ -218,7 +223,7 @@ impl<P: Clone + Ord> Machine<P> {
                 set_root: root,
                 excluded: excluded.clone(),
                 records: self.ledger.records().cloned().collect(),
-                attestations: group.into_iter().cloned().collect(),
+                attestations: group,
             })
         })
     }
