@@ -137,10 +137,7 @@ impl<P: Clone + Ord> Machine<P> {
             Input::SyncRequest { bytes } => self.sync_request(&bytes, now, out),
             Input::SyncResponse { from, bytes } => self.sync_response(&from, &bytes, now, out),
             Input::SyncFailed { from } => self.unanswered(&from, SILENT_MS_MAX, now),
-            Input::Publish(record) => {
-                self.admit(record.clone(), now, out);
-                out.push(Output::Gossip(record.bytes().to_vec()));
-            }
+            Input::Publish(record) => self.publish(record, now, out),
             Input::Attest(attestation) => self.attest(attestation, now, out),
             Input::BlobStored { adapter, size } => {
                 self.unsettled |= self.stored.insert(adapter, size) != Some(size);
@@ -160,6 +157,16 @@ impl<P: Clone + Ord> Machine<P> {
             Input::Tick => self.reconcile(now, out),
         }
         self.settle(now, out);
+    }
+
+    fn publish(&mut self, record: SignedRecord, now: Millis, out: &mut Vec<Output<P>>) {
+        self.admit(record.clone(), now, out);
+        // What is not kept must not be told: after a restart this peer would say something else in its place.
+        out.push(if self.held.contains_key(&record.id()) {
+            Output::Gossip(record.bytes().to_vec())
+        } else {
+            Output::Notice(Notice::NotKept(record))
+        });
     }
 
     fn gossip(&mut self, bytes: &[u8], now: Millis, out: &mut Vec<Output<P>>) {

@@ -135,6 +135,11 @@ impl<F: FnMut(&Event)> Driver<F> {
             Notice::Conflict(record) => Event::Conflict { member: record.record().member(), sequence: record.record().sequence() },
             Notice::RecordRefused(error) => Event::RecordRefused { why: error.to_string() },
             Notice::SyncRefused(why) => Event::Trouble { why },
+            Notice::NotKept(_) => {
+                let why = "what this member says has no place in the round and was told to nobody: the round is full, or its roster does \
+                           not have this member now";
+                Event::Trouble { why: why.into() }
+            }
             Notice::AdapterRefused { adapter, why } => Event::AdapterRefused { adapter, why },
             Notice::Fault(fault) => return self.fault(&fault),
         };
@@ -162,6 +167,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             merged: self.merged.as_ref().map(|(receipt, folder)| MergedStatus::new(receipt, folder.clone())),
             vouching: receipt.map_or(0, |receipt| self.machine.vouching(receipt.set_root, receipt.merged)),
             faults: self.vouching.faults.clone(),
+            traffic: self.network.traffic().into(),
             home: self.home.folder().to_owned(),
         };
         // A status is for looking at: a full disk must not stop the peer for its sake.

@@ -11,8 +11,9 @@ pub const FETCHES_MAX: usize = 4;
 /// First and longest wait before a blob is tried again.
 const FETCH_RETRY_MS: u64 = 1_000;
 const FETCH_RETRY_MS_MAX: u64 = 30_000;
-/// A fetch may take longer than this only while no other waits for its place.
-const FETCH_TURN_MS: u64 = 120_000;
+/// A fetch may take longer than this only while no other waits for its place. Short, because all places may be held by
+/// adapters that nobody hands over; what was verified is kept, so taking turns costs little.
+const FETCH_TURN_MS: u64 = 15_000;
 /// Failed tries after which nobody seems to have a blob.
 pub(super) const TRIES_SETTLED: u32 = 3;
 

@@ -92,6 +92,8 @@ pub enum Notice {
     /// A member said two things at one sequence.
     Conflict(SignedRecord),
     RecordRefused(RecordError),
+    /// This peer's own record has no place in the ledger, and was told to nobody.
+    NotKept(SignedRecord),
     SyncRefused(String),
     AdapterRefused {
         adapter: ContentHash,
