@@ -187,7 +187,8 @@ fn a_reader_that_is_handed_nothing_chooses_anew() {
     reconcile(&mut reader, &mut later, Input::Tick, 5_000);
     for now in [10_000, 50_000, 90_000] {
         handle(&mut reader, Input::BlobFailed { adapter: first }, now);
-        handle(&mut reader, Input::Tick, now + 35_000);
+        reconcile(&mut reader, &mut later, Input::Tick, now + 35_000);
     }
+    reconcile(&mut reader, &mut later, Input::Tick, 130_000);
     assert_eq!(reader.vouched().unwrap().merged, ContentHash::of(b"merged again"));
 }
