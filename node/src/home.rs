@@ -3,6 +3,7 @@
 //! ```text
 //! HOME/
 //!   key                    the ed25519 secret key, hex, readable by the owner alone
+//!   bases.json             digests of bases that were computed once
 //!   rounds/<round>/        one folder a round, named by the first 16 digits of its identity
 //!     round.json           the manifest, with its founders' signatures
 //!     inbox/               records that a verb hands to the peer that runs
@@ -20,6 +21,7 @@ use anyhow::{Context, Result, bail};
 use mingle_protocol::identity::SecretKey;
 use mingle_protocol::round::{Round, RoundFile, RoundId};
 
+use crate::bases::Digests;
 use crate::files;
 
 /// A peer's folder.
@@ -37,6 +39,11 @@ impl Home {
 
     pub fn folder(&self) -> &Path {
         &self.0
+    }
+
+    /// What this home remembers of bases.
+    pub fn digests(&self) -> Digests {
+        Digests::new(self.0.join("bases.json"))
     }
 
     pub fn key_path(&self) -> PathBuf {

@@ -31,7 +31,7 @@ pub const MEMBERS_MAX: u32 = 16_384;
 pub const NAME_BYTES_MAX: usize = 256;
 
 /// Names a round: the hash of its manifest.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RoundId(pub ContentHash);
 

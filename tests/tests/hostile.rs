@@ -23,7 +23,7 @@
 
 use std::time::Duration;
 
-use mingle::network::{Limits, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId};
+use mingle::network::{Limits, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId, ReachConfig};
 use mingle::store::Store;
 use mingle_protocol::adapter::{Dtype, canonical_header};
 use mingle_protocol::encoding::to_cbor;
@@ -90,6 +90,7 @@ impl Scene {
             listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("an address")],
             bootstrap: status.listening.iter().map(|address| address.parse().expect("an address")).collect(),
             mdns: false,
+            reach: ReachConfig::default(),
             topic: format!("/mingle/records/1/{}", self.round.id()),
             allowed: None,
             limits: Limits::default(),

@@ -39,6 +39,7 @@ fn config(number: usize, bootstrap: Vec<Multiaddr>) -> NetworkConfig {
         mdns: false,
         topic: "/mingle/records/example".to_owned(),
         allowed: None,
+        reach: mingle_network::ReachConfig::default(),
         limits: Limits::default(),
     }
 }

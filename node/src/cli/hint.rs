@@ -2,6 +2,7 @@
 
 use mingle_protocol::round::RoundError;
 
+use crate::bases::NotFound;
 use crate::data::DataError;
 use crate::models::device::DeviceError;
 use crate::network::NetworkError;
@@ -26,6 +27,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         let found = |text: &str| Some(text.to_owned());
         if let Some(StoreError::Held { .. }) = cause.downcast_ref() {
             return found("another mingle process uses this home; stop it, or give this one its own --home");
+        }
+        if let Some(NotFound { .. }) = cause.downcast_ref() {
+            return found("give its directory with --base, put it into one of these places, or list the folder it is in in MINGLE_BASES");
         }
         if let Some(NetworkError::Listen { .. }) = cause.downcast_ref() {
             return found("another program may use this port; give another --listen address, or port 0 for any");

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::event::TrainingStatus;
 use super::vouching::FaultStatus;
 use crate::files;
-use crate::network::Traffic;
+use crate::network::{Link, Traffic};
 
 /// A status older than this belongs to a peer that is gone.
 pub const STALE_MS: u128 = 5_000;
@@ -33,6 +33,15 @@ pub struct Status {
     pub name: String,
     pub listening: Vec<String>,
     pub neighbours: usize,
+    /// `public`, `private` (only through relays) or `unknown`.
+    #[serde(default)]
+    pub reachability: String,
+    /// Where others reach this peer: its own addresses, or those through relays.
+    #[serde(default)]
+    pub reached_at: Vec<String>,
+    /// How each neighbour is connected.
+    #[serde(default)]
+    pub links: Vec<LinkStatus>,
     pub phase: Phase,
     pub training: Option<TrainingStatus>,
     pub slots: Vec<SlotStatus>,
@@ -65,6 +74,31 @@ impl From<Traffic> for TrafficStatus {
     fn from(traffic: Traffic) -> Self {
         let Traffic { control_in, control_out, blob_in, blob_out } = traffic;
         Self { control_in, control_out, blob_in, blob_out }
+    }
+}
+
+/// How one neighbour is connected.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    pub peer: String,
+    pub address: String,
+    pub relayed: bool,
+    /// The peer that carries the bytes, where it is known.
+    pub relay: Option<String>,
+    #[serde(default)]
+    pub round_trip_ms: Option<f64>,
+}
+
+impl From<&Link> for LinkStatus {
+    fn from(link: &Link) -> Self {
+        let Link { peer, address, relayed, relay, round_trip } = link;
+        Self {
+            peer: peer.to_string(),
+            address: address.to_string(),
+            relayed: *relayed,
+            relay: relay.map(|relay| relay.to_string()),
+            round_trip_ms: round_trip.map(|time| time.as_secs_f64() * 1000.0),
+        }
     }
 }
 

@@ -173,9 +173,19 @@ impl<P: Clone + Ord> Machine<P> {
     pub(super) fn vouchers(&self, count: usize) -> Vec<RawAttestation> {
         let own = self.attested.own();
         let vouched = self.attested.vouched.as_ref().map(|vouched| vouched.set_root);
-        let root = own.map(|own| own.attestation().set_root).or(vouched);
+        let root = own.map(|own| own.attestation().set_root).or(vouched).or_else(|| self.most_vouched());
         let others = self.counting().filter(|signed| Some(signed.attestation().set_root) == root && Some(*signed) != own);
         own.into_iter().chain(others).take(count.min(ATTESTATIONS_MAX)).map(|signed| signed.raw().clone()).collect()
+    }
+
+    /// The set root that most members vouch for: what a peer passes on that merges nothing itself.
+    fn most_vouched(&self) -> Option<ContentHash> {
+        let mut counts: BTreeMap<ContentHash, usize> = BTreeMap::new();
+        for signed in self.counting() {
+            let count = counts.entry(signed.attestation().set_root).or_default();
+            *count = count.saturating_add(1);
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map(|(root, _)| root)
     }
 
     /// A reader's choice, and the one blob it fetches.
