@@ -64,6 +64,8 @@ impl World {
             Notice::RecordRefused(_) => "refuses a record",
             Notice::SyncRefused(_) => "refuses an answer",
             Notice::AdapterRefused { .. } => "refuses an adapter",
+            Notice::NotKept(_) => "has no place for its own record",
+            Notice::Fault(_) => "finds a contradiction",
         };
         self.note(at, what, 0);
     }

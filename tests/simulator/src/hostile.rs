@@ -160,7 +160,7 @@ impl World {
                 count: 0,
                 fingerprint,
                 attestation: Some(RawAttestation(self.drawn(300))),
-                attestations_wanted: 0,
+                attestations: 0,
             },
             2 => sync::Request::Exchange { round, wanted: self.names(sync::BATCH_MAX), records: self.old_records() },
             3 => sync::Request::Range { round, message: sync::RangeMessage(self.drawn(300)) },
