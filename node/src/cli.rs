@@ -4,6 +4,7 @@
 //! wrong; 3 stopped or out of time before the goal was reached; 4 a verification found something false.
 
 mod args;
+mod bundle;
 mod eval;
 mod export;
 mod fetch;
@@ -71,6 +72,9 @@ enum Verb {
     Withdraw(withdraw::Args),
     /// Read only: fetch the adapters, verify and merge them, and write the result
     Fetch(fetch::Args),
+    /// Carry a round to a site without a network, and back, as one file
+    #[command(subcommand)]
+    Bundle(bundle::Verb),
     /// Merge PEFT directories offline with the same exact arithmetic
     Merge(merge::Args),
     /// Check a merged directory: signatures, set root and, with the adapters, every byte of the merge
@@ -110,6 +114,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Publish(args) => publish::run(args),
         Verb::Withdraw(args) => withdraw::run(args),
         Verb::Fetch(args) => fetch::run(args),
+        Verb::Bundle(verb) => bundle::run(verb),
         Verb::Merge(args) => merge::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Eval(args) => eval::run(args),

@@ -292,6 +292,9 @@ impl<F: FnMut(&Event)> Driver<F> {
         if self.goal.deadline.is_some_and(|deadline| self.started.elapsed() >= deadline) {
             return Some(self.outcome(self.goal.adapters.is_some_and(|wanted| held >= wanted)));
         }
+        if self.goal.offline {
+            return self.finished_alone(held);
+        }
         let wanted = self.goal.adapters?;
         let current = self.merged.as_ref().is_some_and(|(receipt, _)| receipt.admitted == self.machine.merge_set());
         // What a home remembers from before may be superseded by now.
@@ -301,6 +304,13 @@ impl<F: FnMut(&Event)> Driver<F> {
         }
         let since = *self.enough_since.get_or_insert_with(Instant::now);
         (self.machine.is_settled() || since.elapsed() >= SETTLE_MAX).then(|| self.outcome(true))
+    }
+
+    /// Nobody can tell more: what was said is on disk, and the merge holds what it can.
+    fn finished_alone(&self, held: usize) -> Option<Outcome> {
+        let merged = self.merged.as_ref().map_or(&[][..], |(receipt, _)| &receipt.admitted);
+        let done = self.phase != Phase::Training && merged == self.machine.merge_set();
+        done.then(|| self.outcome(held >= self.goal.adapters.unwrap_or_default()))
     }
 }
 

@@ -100,12 +100,16 @@ impl RoundHome {
     /// What the file system says.
     pub fn prepare(&self, round: &Round) -> Result<()> {
         std::fs::create_dir_all(&self.0).with_context(|| format!("cannot create {}", self.0.display()))?;
-        let path = self.0.join("round.json");
+        let path = self.round_file();
         if path.exists() { Ok(()) } else { files::write(&path, round.to_json().as_bytes()) }
     }
 
     pub fn folder(&self) -> &Path {
         &self.0
+    }
+
+    pub fn round_file(&self) -> PathBuf {
+        self.0.join("round.json")
     }
 
     pub fn store(&self) -> PathBuf {

@@ -1,6 +1,7 @@
 //! One mingle peer: all effects (sockets, files, threads, clocks, gradients) live here, every decision that two
 //! peers could take differently lives in `mingle_protocol`.
 
+pub mod bundle;
 pub mod cli;
 pub mod console;
 pub mod contribution;

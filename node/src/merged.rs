@@ -24,7 +24,7 @@ use crate::{files, train};
 
 pub const RECEIPT_FILE: &str = "receipt.json";
 /// A receipt of 16,384 members with their records stays below this.
-const PROOF_BYTES_MAX: u64 = 128 << 20;
+pub const PROOF_BYTES_MAX: u64 = 128 << 20;
 
 /// What `receipt.json` holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,16 +91,41 @@ pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admi
     let folder = files::unfinished_folder(target)?;
     let merged = write_adapter(&folder, round, average)?;
     let receipt = Receipt::new(round.id(), held, merged);
-    let mut proof = Proof { round: round.manifest().clone(), receipt: receipt.clone(), records: Vec::new() };
+    let mut proof = Proof { round: round.manifest().clone(), receipt, records: Vec::new() };
     let by_id: BTreeMap<RecordId, &SignedRecord> = records.iter().map(|record| (record.id(), record)).collect();
-    for entry in &receipt.admitted {
+    for entry in &proof.receipt.admitted {
         let record = by_id.get(&entry.record).context("an admitted adapter has no record")?;
         proof.records.push(encode_hex(record.bytes()));
     }
-    files::write(&folder.join(RECEIPT_FILE), &serde_json::to_vec_pretty(&proof)?)?;
-    files::write(&folder.join("README.md"), card(round, &receipt).as_bytes())?;
+    write_beside(&folder, round, &proof)?;
     files::replace_folder(&folder, target)?;
-    Ok(receipt)
+    Ok(proof.receipt)
+}
+
+/// Writes `merged`, a merged adapter that was made elsewhere, as `target` with its checked proof: whole or not at all.
+///
+/// # Errors
+/// Bytes that are not the ones the receipt speaks of, or what the file system says.
+pub fn write_given(target: &Path, round: &Round, proof: &Proof, mut merged: impl std::io::Read) -> Result<()> {
+    let folder = files::unfinished_folder(target)?;
+    let path = merged_file(&folder, round.kind());
+    let mut file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    std::io::copy(&mut merged, &mut file).with_context(|| format!("cannot write {}", path.display()))?;
+    file.sync_all()?;
+    let found = crate::merger::hash_of(&path)?;
+    if found != proof.receipt.merged {
+        std::fs::remove_dir_all(&folder)?;
+        anyhow::bail!("the merged adapter has hash {found}, but its receipt says {}", proof.receipt.merged);
+    }
+    write_config(&folder, round)?;
+    write_beside(&folder, round, proof)?;
+    files::replace_folder(&folder, target)
+}
+
+/// The receipt, and the text for people.
+fn write_beside(folder: &Path, round: &Round, proof: &Proof) -> Result<()> {
+    files::write(&folder.join(RECEIPT_FILE), &serde_json::to_vec_pretty(proof)?)?;
+    files::write(&folder.join("README.md"), card(round, &proof.receipt).as_bytes())
 }
 
 /// Writes the average into `folder` as a round's merged adapter, without a receipt, and returns its hash.
@@ -109,10 +134,13 @@ pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admi
 /// An empty average, or what the file system says.
 pub fn write_adapter(folder: &Path, round: &Round, average: &Accumulator) -> Result<ContentHash> {
     let merged = write_tensors(&merged_file(folder, round.kind()), average, round.merged())?;
-    if let Some(config) = config_of(round) {
-        files::write(&folder.join(peft::CONFIG), format!("{:#}\n", config.to_json()).as_bytes())?;
-    }
+    write_config(folder, round)?;
     Ok(merged)
+}
+
+fn write_config(folder: &Path, round: &Round) -> Result<()> {
+    let Some(config) = config_of(round) else { return Ok(()) };
+    files::write(&folder.join(peft::CONFIG), format!("{:#}\n", config.to_json()).as_bytes())
 }
 
 /// Writes the average's safetensors file, synced, and returns its hash.

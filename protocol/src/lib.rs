@@ -22,4 +22,5 @@ pub mod number;
 pub mod receipt;
 pub mod record;
 pub mod round;
+pub mod standing;
 pub mod sync;

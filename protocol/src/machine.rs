@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::hash::ContentHash;
 use crate::ledger::{Admitted, Change, Ledger};
-use crate::record::{SignedRecord, UnverifiedRecord};
+use crate::record::{RecordError, SignedRecord, UnverifiedRecord};
 use crate::round::Round;
 use crate::sync;
 pub use messages::{Input, Notice, Output, Verdict};
@@ -69,7 +69,9 @@ impl<P: Clone + Ord> Machine<P> {
     /// A peer that remembers `records` and, through later [`Input::BlobStored`], the blobs it stored.
     pub fn new(round: Round, records: impl IntoIterator<Item = SignedRecord>) -> Self {
         let mut ledger = Ledger::new(&round);
-        for record in records {
+        // Who belongs first: only then is a member's record of use.
+        let (standings, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.standing().is_some());
+        for record in standings.into_iter().chain(others) {
             ledger.insert(record);
         }
         Self {
@@ -183,9 +185,19 @@ impl<P: Clone + Ord> Machine<P> {
 
     /// Shows the ledger a verified record; whether it was news.
     fn admit(&mut self, record: SignedRecord, out: &mut Vec<Output<P>>) -> bool {
-        let (displaced, notice) = match self.ledger.insert(record.clone()) {
+        let change = self.ledger.insert(record.clone());
+        if matches!(change, Change::Kept { .. }) && record.standing().is_some() {
+            // What was refused for want of this is asked for again at once.
+            self.next_sync = Millis::default();
+        }
+        let (displaced, notice) = match change {
             Change::Kept { displaced } => (displaced, Notice::Recorded(record.clone())),
             Change::Conflict { displaced } => (displaced, Notice::Conflict(record.clone())),
+            Change::NotInRoster => {
+                let member = record.record().member();
+                out.push(Output::Notice(Notice::RecordRefused(RecordError::NotInRoster { member })));
+                return false;
+            }
             Change::Known | Change::Stale { .. } | Change::Redundant | Change::Full => return false,
         };
         out.push(Output::Keep(record));
@@ -257,8 +269,8 @@ impl<P: Clone + Ord> Machine<P> {
                 Err(error) => out.push(Output::Notice(Notice::RecordRefused(error))),
             }
         }
-        // The highest sequence first: what it supersedes is stale by then and costs neither disk nor gossip.
-        verified.sort_by_key(|record| std::cmp::Reverse(record.record().sequence()));
+        // Who belongs first. Then the highest sequence: what it supersedes is stale by then and costs neither disk nor gossip.
+        verified.sort_by_key(|record| (record.standing().is_none(), std::cmp::Reverse(record.record().sequence())));
         let mut news: usize = 0;
         for record in verified {
             let bytes = record.bytes().to_vec();

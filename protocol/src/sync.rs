@@ -13,11 +13,12 @@ use crate::hash::ContentHash;
 use crate::ledger::Ledger;
 use crate::record::{RECORD_BYTES_MAX, RecordId, SignedRecord};
 use crate::round::{MEMBERS_MAX, RoundId};
+use crate::standing::STANDINGS_MAX;
 
 /// Records in one message, so that it stays far below [`REQUEST_BYTES_MAX`].
 pub const BATCH_MAX: usize = 48;
-/// Record identities in one answer: two for every slot a round can have.
-const IDS_MAX: usize = MEMBERS_MAX as usize * 2;
+/// Record identities in one answer: two for every slot a round can have, and every change of standing.
+const IDS_MAX: usize = (MEMBERS_MAX as usize + STANDINGS_MAX) * 2 + STANDINGS_MAX;
 /// Largest request a peer reads.
 pub const REQUEST_BYTES_MAX: usize = 256 << 10;
 /// Largest answer a peer reads.
@@ -106,8 +107,9 @@ pub fn compare(ledger: &Ledger, count: u64, fingerprint: ContentHash) -> Respons
 /// What to ask for and hand over, seeing the identities a peer holds; `None` when there is nothing to do.
 pub fn exchange(round: RoundId, ledger: &Ledger, theirs: &[RecordId]) -> Option<Request> {
     let mine: BTreeSet<RecordId> = ledger.records().map(SignedRecord::id).collect();
+    // In their order: changes of standing come first, without which other records may be refused.
+    let wanted: Vec<RecordId> = theirs.iter().filter(|id| !mine.contains(id)).copied().take(BATCH_MAX).collect();
     let theirs: BTreeSet<RecordId> = theirs.iter().copied().collect();
-    let wanted: Vec<RecordId> = theirs.difference(&mine).copied().take(BATCH_MAX).collect();
     let records: Vec<RawRecord> = raw(ledger.records().filter(|record| !theirs.contains(&record.id())));
     (!wanted.is_empty() || !records.is_empty()).then_some(Request::Exchange { round, wanted, records })
 }

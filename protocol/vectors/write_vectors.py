@@ -1,4 +1,4 @@
-"""Writes number.json, merge.json and rounds.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
+"""Writes number.json, merge.json, rounds.json and standings.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
 
 Python's integers and fractions do the arithmetic exactly, and a BLAKE3 written from its paper (inputs of one chunk)
 does the seeded draw; nothing is shared with the Rust code. Needs only Python 3.9: `python3 write_vectors.py`.
@@ -220,12 +220,25 @@ def kind_fields(name, shape):
     return text("full") + tensor_fields(shape["weights"])
 
 
+def key_fields(keys):
+    return number(len(keys)) + b"".join(sorted(bytes.fromhex(key) for key in keys))
+
+
 def identity(manifest):
     (name, shape), = manifest["kind"].items()
     data = number(manifest["version"]) + text(manifest["name"])
     data += text(manifest["base"]["name"]) + bytes.fromhex(manifest["base"]["digest"])
     data += kind_fields(name, shape) + text("mean") + text("examples") + number(manifest["weight"]["examples"]["cap"])
-    data += number(manifest["member_max"]) + text("open") + number(0) + number(0)
+    roster = manifest["roster"]
+    data += number(manifest["member_max"])
+    data += text("open") + number(0) if roster == "open" else text("members") + key_fields(roster["members"])
+    data += number(0)
+    if "founders" in manifest:
+        founders = manifest["founders"]
+        data += text("founders") + number(founders["threshold"]) + key_fields(founders["keys"])
+    if "readers" in manifest:
+        readers = manifest["readers"]
+        data += text("readers") + (text("open") + number(0) if readers == "open" else text("listed") + key_fields(readers["listed"]))
     return domain_stream("round/1", data, 32).hex()
 
 
@@ -260,10 +273,19 @@ def round_vectors():
         ("subspace", {"seeds": 3, "interval": 10, "lora": {**two, "rank": 1, "alpha": 1}}),
         ("full", {"weights": [{"name": "norm.weight", "dims": [5]}, {"name": "h.0.q.weight", "dims": [4, 3]}]}),
     ]
+    keys = [f"{byte:02x}" * 32 for byte in (0x9a, 0x03, 0x51, 0x22)]
+    founders = {"keys": keys[:3], "threshold": 2}
+    belonging = [{}] * len(kinds) + [
+        {"founders": founders},
+        {"founders": founders, "readers": "open"},
+        {"roster": {"members": keys[1:]}, "founders": {"keys": keys[:1], "threshold": 1}, "readers": {"listed": keys[:2]}},
+        {"roster": {"members": keys[:2]}, "readers": {"listed": []}},
+    ]
+    kinds += [("lora", plain)] * 4
     rounds = []
     for index, (name, shape) in enumerate(kinds):
         manifest = {"version": 1, "name": "vectors", "base": {"name": "tiny", "digest": "11" * 32}, "kind": {name: shape},
-                    "rule": "mean", "weight": {"examples": {"cap": 1000}}, "member_max": 4, "roster": "open"}
+                    "rule": "mean", "weight": {"examples": {"cap": 1000}}, "member_max": 4, "roster": "open", **belonging[index]}
         sent, drawn = file_tensors(name, shape)
         count = sum(math.prod(shape) for _, shape in sent)
         adapters, sums = [], [0] * count
@@ -281,5 +303,17 @@ def round_vectors():
     return {"rounds": rounds}
 
 
-for name, vectors in (("number.json", number_vectors()), ("merge.json", merge_vectors()), ("rounds.json", round_vectors())):
+# --- standings.json: what founders sign --------------------------------------------------------------------------------
+
+def standing_vectors():
+    vectors = []
+    for sequence, becomes in ((1, "member"), (2, "reader"), (1024, "out")):
+        statement = {"round": "c5" * 32, "subject": "3e" * 32, "sequence": sequence, "becomes": becomes}
+        data = bytes.fromhex(statement["round"]) + bytes.fromhex(statement["subject"]) + number(sequence) + text(becomes)
+        vectors.append({"statement": statement, "digest": domain_stream("standing/1", data, 32).hex()})
+    return vectors
+
+
+for name, vectors in (("number.json", number_vectors()), ("merge.json", merge_vectors()), ("rounds.json", round_vectors()),
+                      ("standings.json", standing_vectors())):
     (HERE / name).write_text(json.dumps(vectors, separators=(",", ":")).replace("},{", "},\n{") + "\n")

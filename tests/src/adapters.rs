@@ -28,6 +28,8 @@ pub fn round(name: &str, modules: usize, width: u64, members: impl IntoIterator<
         member_max: 64,
         roster: if members.is_empty() { Roster::Open } else { Roster::Members(members) },
         parent: None,
+        founders: None,
+        readers: None,
     })
     .expect("a round within its bounds")
 }

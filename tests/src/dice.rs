@@ -42,6 +42,11 @@ impl Dice {
         }
     }
 
+    /// Uniform in [0, 1).
+    pub fn fraction(&mut self) -> f64 {
+        (self.number() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     /// Uniform in (-1, 1).
     pub fn value(&mut self) -> f32 {
         (self.number() >> 41) as f32 / (1u64 << 22) as f32 - 1.0

@@ -6,6 +6,8 @@
 pub mod adapters;
 pub mod base;
 pub mod dice;
+#[cfg(target_os = "linux")]
+pub mod lab;
 pub mod peer;
 pub mod program;
 

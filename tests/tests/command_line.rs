@@ -292,7 +292,21 @@ fn help_names_the_exit_codes_and_a_wrong_line_ends_with_2() {
     let unwrapped = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let help = unwrapped(desk.run("--help").right());
     assert!(help.contains("Exit codes: 0 done, 1 failed, 2 wrong usage, 3 goal not reached in time, 4 verification found something false"));
-    for verb in ["key new", "round new", "run", "train", "publish", "fetch", "merge", "verify", "eval", "export", "status"] {
+    for verb in [
+        "key new",
+        "round new",
+        "run",
+        "train",
+        "publish",
+        "fetch",
+        "bundle export",
+        "bundle import",
+        "merge",
+        "verify",
+        "eval",
+        "export",
+        "status",
+    ] {
         let help = unwrapped(desk.run(&format!("{verb} --help")).right());
         assert!(help.contains("Examples:") && help.contains(&format!("mingle {verb}")), "{verb}: {help}");
     }

@@ -1,11 +1,10 @@
 //! Which protocols a peer speaks, and the swarm that carries them: QUIC; TCP and WebSocket with TLS or noise and yamux;
 //! and circuits through relays.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
@@ -14,18 +13,21 @@ use libp2p::{
     StreamProtocol, Swarm, SwarmBuilder, autonat, dcutr, gossipsub, identify, kad, mdns, memory_connection_limits, noise, ping, relay,
     request_response, tcp, tls, upnp, yamux,
 };
-use mingle_protocol::identity::MemberKey;
 
+use super::NetworkError;
 use super::blob_streams;
+use super::gate::Gate;
+use super::guard::Guard;
 use super::limits::{
     CIRCUIT_BYTES_MAX, CIRCUIT_DURATION, CIRCUITS_MAX, CIRCUITS_PER_PEER_MAX, CONNECTIONS_PER_PEER_MAX, DIAL_TIMEOUT, IDLE_TIMEOUT,
-    INBOUND_CONNECTIONS_MAX, Limits, OUTBOUND_CONNECTIONS_MAX, PENDING_CONNECTIONS_MAX, RESERVATIONS_MAX, SEED_CONNECTIONS_MAX,
-    SYNC_STREAMS_MAX, SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
+    INBOUND_CONNECTIONS_MAX, INBOUND_CONNECTIONS_SLACK, Limits, OUTBOUND_CONNECTIONS_MAX, PENDING_CONNECTIONS_MAX, RESERVATIONS_MAX,
+    SEED_CONNECTIONS_MAX, SYNC_STREAMS_MAX, SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
 };
 use super::memory;
+use super::metered::Metered;
+use super::quotas::Quota;
 use super::reach::{ReachConfig, Role};
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
-use super::{NetworkError, peer_of};
 
 const IDENTIFY_PROTOCOL: &str = "/mingle/1";
 const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/kad/1");
@@ -44,13 +46,13 @@ const QUIC_IDLE_MS_MAX: u32 = 15_000;
 /// when it is made and would never hear that a later behaviour denied it.
 #[derive(NetworkBehaviour)]
 pub struct Net {
+    pub gate: Gate,
     pub limits: connection_limits::Behaviour,
     pub memory: memory_connection_limits::Behaviour,
-    pub allowed: Toggle<allow_block_list::Behaviour<AllowedPeers>>,
-    pub identify: identify::Behaviour,
+    pub identify: Metered<identify::Behaviour>,
     pub ping: ping::Behaviour,
-    pub gossip: gossipsub::Behaviour,
-    pub kad: kad::Behaviour<kad::store::MemoryStore>,
+    pub gossip: Metered<gossipsub::Behaviour>,
+    pub kad: Metered<kad::Behaviour<kad::store::MemoryStore>>,
     pub sync: request_response::Behaviour<SyncCodec>,
     pub blobs: blob_streams::Behaviour,
     pub relay_client: relay::client::Behaviour,
@@ -69,9 +71,9 @@ pub fn swarm(
     key: &Keypair,
     gossip: gossipsub::Behaviour,
     with_mdns: bool,
-    allowed: Option<&BTreeSet<MemberKey>>,
+    guard: &Arc<Guard>,
     reach: &ReachConfig,
-    limits: &Limits,
+    bounds: &Limits,
 ) -> Result<Swarm<Net>, NetworkError> {
     let setup = |error: &dyn std::fmt::Display| NetworkError::Setup(error.to_string());
     let local = key.public().to_peer_id();
@@ -80,21 +82,26 @@ pub fn swarm(
         false => None,
     };
     let is_seed = reach.role == Role::Public;
-    let autonat = autonat::v2::client::Config::default().with_probe_interval(limits.probe_interval);
+    let inbound = if is_seed { SEED_CONNECTIONS_MAX } else { INBOUND_CONNECTIONS_MAX };
+    let autonat = autonat::v2::client::Config::default().with_probe_interval(bounds.probe_interval);
     let behaviour = |relay_client| Net {
-        limits: connection_limits::Behaviour::new(connection_bounds(is_seed)),
+        gate: Gate::new(guard.clone(), bounds.silent_patience, inbound),
+        limits: connection_limits::Behaviour::new(connection_bounds(inbound)),
         memory: memory_connection_limits::Behaviour::with_max_bytes(reach.memory_max.unwrap_or_else(memory::default_max)),
-        allowed: allowed.map(only).into(),
-        identify: identify::Behaviour::new(
-            identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), key.public())
-                .with_agent_version(AGENT.to_owned())
-                .with_push_listen_addr_updates(true),
+        identify: Metered::new(
+            identify::Behaviour::new(
+                identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), key.public())
+                    .with_agent_version(AGENT.to_owned())
+                    .with_push_listen_addr_updates(true),
+            ),
+            guard,
+            Quota::Introductions,
         ),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
-        gossip,
-        kad: kademlia(local),
+        gossip: Metered::new(gossip, guard, Quota::GossipFrames),
+        kad: Metered::new(kademlia(local), guard, Quota::Lookups),
         sync: request_response::Behaviour::with_codec(
-            SyncCodec,
+            SyncCodec::new(),
             [(SYNC_PROTOCOL, request_response::ProtocolSupport::Full)],
             request_response::Config::default().with_request_timeout(SYNC_TIMEOUT).with_max_concurrent_streams(SYNC_STREAMS_MAX),
         ),
@@ -146,23 +153,14 @@ fn circuits() -> relay::Config {
     }
 }
 
-fn connection_bounds(is_seed: bool) -> ConnectionLimits {
-    let inbound = if is_seed { SEED_CONNECTIONS_MAX } else { INBOUND_CONNECTIONS_MAX };
+fn connection_bounds(inbound: u32) -> ConnectionLimits {
     ConnectionLimits::default()
         .with_max_pending_incoming(Some(PENDING_CONNECTIONS_MAX))
         .with_max_pending_outgoing(Some(PENDING_CONNECTIONS_MAX))
-        .with_max_established_incoming(Some(inbound))
+        // The gate keeps them below the bound without the slack, by its own choice of whom.
+        .with_max_established_incoming(Some(inbound + INBOUND_CONNECTIONS_SLACK))
         .with_max_established_outgoing(Some(OUTBOUND_CONNECTIONS_MAX))
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX))
-}
-
-/// A key that is no point of the curve belongs to nobody who could connect.
-fn only(members: &BTreeSet<MemberKey>) -> allow_block_list::Behaviour<AllowedPeers> {
-    let mut allowed = allow_block_list::Behaviour::<AllowedPeers>::default();
-    for peer in members.iter().filter_map(peer_of) {
-        allowed.allow_peer(peer);
-    }
-    allowed
 }
 
 /// Finds peers and keeps nothing for others: records put by strangers are refused.

@@ -129,6 +129,17 @@ impl Dialer {
         }
     }
 
+    /// Forgets who is not to be known any more; bootstrap peers are an operator's choice and stay.
+    pub fn retain(&mut self, wanted: impl Fn(&PeerId) -> bool) {
+        self.book.retain(|peer, _| wanted(peer));
+        self.order.retain(wanted);
+    }
+
+    /// The bootstrap peers whose names are known.
+    pub fn bootstrap_peers(&self) -> impl Iterator<Item = &PeerId> {
+        self.bootstrap.iter().filter_map(|entry| entry.peer.as_ref())
+    }
+
     pub fn established(&mut self, connection: ConnectionId, peer: PeerId) {
         for entry in &mut self.bootstrap {
             if entry.dialing == Some(connection) {

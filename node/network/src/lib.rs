@@ -7,6 +7,7 @@
 //!
 //! A peer's libp2p identity is its member key, so a [`PeerId`] and a [`MemberKey`] name the same institution.
 
+mod bars;
 mod behaviour;
 mod blob_frames;
 mod blob_serve;
@@ -14,10 +15,16 @@ mod blob_streams;
 mod dialer;
 mod download;
 mod downloads;
+mod gate;
 mod gossip;
+mod guard;
 mod limits;
 mod memory;
+mod metered;
 mod paths;
+mod peers;
+mod questions;
+mod quotas;
 mod range;
 mod reach;
 mod service;
@@ -35,8 +42,9 @@ use mingle_protocol::identity::MemberKey;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use libp2p::{Multiaddr, PeerId};
-pub use limits::Limits;
+pub use limits::{Limits, Scoring};
 pub use paths::Link;
+pub use peers::{Counts, PeerStatus};
 pub use reach::{ReachConfig, Reachability, Role};
 
 use crate::store::Store;
@@ -113,6 +121,11 @@ pub enum NetworkEvent {
     Path(Link),
     /// Whether we can be dialled is known, or has changed.
     Reachability(Reachability),
+    /// A peer that may not connect tried to; told once a minute for each.
+    Refused {
+        peer: PeerId,
+        why: String,
+    },
     /// A message to be judged with `report` within ten seconds, or it is not passed on.
     Gossip {
         message_id: MessageId,
@@ -182,11 +195,12 @@ impl Network {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (outbox, events) = mpsc::channel(EVENTS_MAX);
         let (peers, connected) = watch::channel(Vec::new());
-        let (shown, reach) = watch::channel(ReachStatus::default());
-        let service = service::Service::new(config, store, outbox, peers, shown)?;
+        let (show, shown) = watch::channel(Vec::new());
+        let (show_reach, reach) = watch::channel(ReachStatus::default());
+        let service = service::Service::new(config, store, outbox, peers, show, show_reach)?;
         let local = service.local_peer();
         tokio::spawn(service.run(inbox));
-        Ok((NetworkHandle { commands, connected, reach, local }, events))
+        Ok((NetworkHandle { commands, connected, shown, reach, local }, events))
     }
 }
 
@@ -196,6 +210,7 @@ pub struct NetworkHandle {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<Vec<PeerId>>,
     reach: watch::Receiver<ReachStatus>,
+    shown: watch::Receiver<Vec<PeerStatus>>,
     local: PeerId,
 }
 
@@ -249,6 +264,16 @@ impl NetworkHandle {
     /// receiver can wait for that.
     pub fn reachability(&self) -> watch::Receiver<ReachStatus> {
         self.reach.clone()
+    }
+
+    /// Every connected peer with its score and what it has done.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.shown.borrow().clone()
+    }
+
+    /// From now on only these keys may be connected (`None`: all). Others are disconnected at once and forgotten.
+    pub fn set_allowed(&self, allowed: Option<BTreeSet<MemberKey>>) -> Result<(), NetworkError> {
+        self.send(Command::SetAllowed(allowed))
     }
 
     /// Dials an address once.

@@ -3,16 +3,18 @@
 //! It never waits for the driver. Events that the driver does not take are kept up to a bound; beyond it the sockets are
 //! not read until it does, while commands still are, so that neither side can wait for the other.
 
+mod guarded;
 mod reaching;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use libp2p::request_response::{InboundRequestId, Message, OutboundRequestId, ResponseChannel};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping, request_response};
+use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping};
 use mingle_protocol::hash::ContentHash;
+use mingle_protocol::identity::MemberKey;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -24,8 +26,11 @@ use super::blob_streams::Opened;
 use super::dialer::Dialer;
 use super::download::{Context, Ended};
 use super::downloads::Downloads;
-use super::gossip::{Gossip, acceptance};
-use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, SYNC_WAITING_MAX};
+use super::gossip::Gossip;
+use super::guard::Guard;
+use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, WATCH_TICK};
+use super::peers::PeerStatus;
+use super::questions::Questions;
 use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, ReachStatus, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
 use reaching::Reaching;
@@ -42,6 +47,7 @@ pub enum Command {
     Fetch { hash: ContentHash, size: u64, providers: Vec<PeerId> },
     CancelFetch(ContentHash),
     Dial(Multiaddr),
+    SetAllowed(Option<BTreeSet<MemberKey>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -73,8 +79,10 @@ pub struct Service {
     /// Peers that speak sync, as the driver knows them.
     ready: HashSet<PeerId>,
     connected: watch::Sender<Vec<PeerId>>,
-    asked: HashMap<OutboundRequestId, PeerId>,
-    unanswered: HashMap<InboundRequestId, ResponseChannel<Vec<u8>>>,
+    questions: Questions,
+    guard: Arc<Guard>,
+    /// What is shown of the peers.
+    shown: watch::Sender<Vec<PeerStatus>>,
 }
 
 impl Service {
@@ -83,11 +91,13 @@ impl Service {
         store: Store,
         events: mpsc::Sender<NetworkEvent>,
         connected: watch::Sender<Vec<PeerId>>,
+        shown: watch::Sender<Vec<PeerStatus>>,
         reach: watch::Sender<ReachStatus>,
     ) -> Result<Self, NetworkError> {
         let key = keypair_of(config.secret)?;
         let (behaviour, gossip) = Gossip::new(&config.topic)?;
-        let mut swarm = swarm(&key, behaviour, config.mdns, config.allowed.as_ref(), &config.reach, &config.limits)?;
+        let guard = Arc::new(Guard::new(config.allowed.as_ref(), config.limits.scoring));
+        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &config.reach, &config.limits)?;
         let reaching = Reaching::new(&config.reach, &config.listen, &config.limits, reach);
         config.reach.external.iter().for_each(|address| swarm.add_external_address(address.clone()));
         for address in config.listen {
@@ -114,8 +124,9 @@ impl Service {
             reports,
             ready: HashSet::new(),
             connected,
-            asked: HashMap::new(),
-            unanswered: HashMap::new(),
+            questions: Questions::new(),
+            guard,
+            shown,
         })
     }
 
@@ -124,9 +135,11 @@ impl Service {
     }
 
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        self.warn_of_bootstrap();
         let mut dial = interval(DIAL_TICK);
         let mut discover = interval(DISCOVERY_INTERVAL);
-        for timer in [&mut dial, &mut discover] {
+        let mut watch = interval(WATCH_TICK);
+        for timer in [&mut dial, &mut discover, &mut watch] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         let events = self.events.clone();
@@ -154,6 +167,7 @@ impl Service {
                     self.tend();
                 }
                 _ = discover.tick() => self.discover(),
+                _ = watch.tick() => self.watch_peers(),
                 event = self.swarm.select_next_some(), if may_read => self.swarm_event(event),
             }
         };
@@ -194,23 +208,10 @@ impl Service {
         let behaviour = self.swarm.behaviour_mut();
         match command {
             Command::Publish(bytes) => self.gossip.publish(&mut behaviour.gossip, bytes),
-            Command::Report { message_id, from, verdict } => {
-                let id = gossipsub::MessageId::from(message_id.0);
-                if !behaviour.gossip.report_message_validation_result(&id, &from, acceptance(verdict)) {
-                    tracing::debug!(%from, "a verdict came too late for its message");
-                }
-            }
-            Command::SyncRequest { peer, bytes } if self.ready.contains(&peer) => {
-                let id = behaviour.sync.send_request(&peer, bytes);
-                self.asked.insert(id, peer);
-            }
-            Command::SyncRequest { peer, .. } => self.tell(NetworkEvent::SyncFailed { from: peer, why: "it is not connected".to_owned() }),
-            Command::SyncRespond { token, bytes } => {
-                if let Some(channel) = self.unanswered.remove(&token.0) {
-                    // The peer may have given up: it asks again.
-                    let _ = behaviour.sync.send_response(channel, bytes);
-                }
-            }
+            Command::Report { message_id, from, verdict } => self.judge(message_id, from, verdict),
+            Command::SyncRequest { peer, bytes } => self.ask(peer, bytes),
+            Command::SyncRespond { token, bytes } => self.respond(token, bytes),
+            Command::SetAllowed(allowed) => self.set_allowed(allowed.as_ref()),
             Command::Fetch { hash, size, mut providers } => {
                 let local = self.local_peer();
                 providers.retain(|peer| *peer != local);
@@ -292,7 +293,10 @@ impl Service {
                 let address = address.with_p2p(self.local_peer()).unwrap_or_else(|address| address);
                 self.tell(NetworkEvent::Listening(address));
             }
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, .. } => self.dialer.established(connection_id, peer_id),
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, .. } => {
+                self.dialer.established(connection_id, peer_id);
+                self.score(&peer_id);
+            }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
                 self.dialer.disconnected(&peer_id, Instant::now());
                 if self.ready.remove(&peer_id) {
@@ -314,13 +318,13 @@ impl Service {
         match event {
             NetEvent::Identify(identify::Event::Received { connection_id, peer_id, info }) => self.identified(connection_id, peer_id, info),
             NetEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
-                let message_id = MessageId(message_id.0);
-                self.tell(NetworkEvent::Gossip { message_id, from: propagation_source, bytes: message.data });
+                self.gossiped(propagation_source, MessageId(message_id.0), message.data);
             }
+            NetEvent::Gate(knock) => self.tell(NetworkEvent::Refused { peer: knock.peer, why: knock.why.to_string() }),
             NetEvent::Gossip(gossipsub::Event::Subscribed { topic, .. }) => {
                 self.gossip.subscribed(&mut self.swarm.behaviour_mut().gossip, &topic);
             }
-            NetEvent::Kad(kad::Event::RoutingUpdated { peer, addresses, .. }) => {
+            NetEvent::Kad(kad::Event::RoutingUpdated { peer, addresses, .. }) if self.guard.admits(&peer).is_ok() => {
                 self.dialer.learn(peer, addresses.into_vec(), Instant::now());
             }
             NetEvent::Sync(event) => self.sync_event(event),
@@ -332,39 +336,12 @@ impl Service {
                 self.tasks.spawn(self.server.clone().serve(inbound));
             }
             NetEvent::Mdns(mdns::Event::Discovered(found)) => {
-                for (peer, address) in found {
+                for (peer, address) in found.into_iter().filter(|(peer, _)| self.guard.admits(peer).is_ok()) {
                     self.dialer.learn(peer, [address], Instant::now());
                 }
                 self.discover();
             }
             _ => {}
-        }
-    }
-
-    fn sync_event(&mut self, event: request_response::Event<Vec<u8>, Vec<u8>>) {
-        use request_response::Event;
-        match event {
-            Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
-                if self.unanswered.len() < SYNC_WAITING_MAX {
-                    self.unanswered.insert(request_id, channel);
-                    self.tell(NetworkEvent::SyncRequest { from: peer, token: SyncToken(request_id), bytes: request });
-                }
-            }
-            Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
-                if self.asked.remove(&request_id).is_some() {
-                    self.tell(NetworkEvent::SyncResponse { from: peer, bytes: response });
-                }
-            }
-            Event::OutboundFailure { peer, request_id, error, .. } => {
-                if self.asked.remove(&request_id).is_some() {
-                    self.tell(NetworkEvent::SyncFailed { from: peer, why: error.to_string() });
-                }
-            }
-            Event::InboundFailure { peer, request_id, error, .. } => {
-                tracing::debug!(%peer, %error, "a sync request failed");
-                self.unanswered.remove(&request_id);
-            }
-            Event::ResponseSent { .. } => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! Several real networks in one process, over loopback TCP and QUIC, and hostile peers that speak the real protocols.
 
+mod access;
 mod blobs;
 mod hostile;
 mod loud;
@@ -42,7 +43,7 @@ fn config(secret: u8, listen: &str, bootstrap: &[&Multiaddr]) -> NetworkConfig {
     }
 }
 
-fn member(secret: u8) -> MemberKey {
+pub(crate) fn member(secret: u8) -> MemberKey {
     member_of(&keypair_of([secret; 32]).unwrap().public().to_peer_id()).unwrap()
 }
 

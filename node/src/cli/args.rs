@@ -44,6 +44,9 @@ pub struct NetworkArgs {
     /// Look for peers on the local network by multicast DNS
     #[arg(long)]
     pub mdns: bool,
+    /// Open no connection: do what can be done with what this home has, then end (see `mingle bundle`)
+    #[arg(long, conflicts_with_all = ["listen", "peers", "mdns"])]
+    pub offline: bool,
     #[command(flatten)]
     pub reach: ReachArgs,
 }
@@ -90,7 +93,7 @@ impl ReachArgs {
 
 impl NetworkArgs {
     pub fn listen(&self) -> Vec<Multiaddr> {
-        if !self.listen.is_empty() {
+        if !self.listen.is_empty() || self.offline {
             return self.listen.clone();
         }
         ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"].iter().filter_map(|address| address.parse().ok()).collect()
@@ -126,8 +129,14 @@ impl From<TemplateArg> for Template {
 
 /// Reads a round file.
 pub fn read_round(path: &Path) -> Result<Round> {
+    read_round_file(path).map(|(round, _)| round)
+}
+
+/// Reads a round file, and gives its text too.
+pub fn read_round_file(path: &Path) -> Result<(Round, Vec<u8>)> {
     let text = std::fs::read(path).with_context(|| format!("cannot read the round file {}", path.display()))?;
-    Round::from_json(&text).with_context(|| format!("{} is no round", path.display()))
+    let round = Round::from_json(&text).with_context(|| format!("{} is no round", path.display()))?;
+    Ok((round, text))
 }
 
 /// Seconds as people write them.
@@ -167,13 +176,14 @@ impl PeerArgs {
 
 impl OpenedPeer {
     /// Runs until the goal is reached or the peer is stopped.
-    pub fn run(self, work: Work, goal: Goal) -> Result<Outcome> {
+    pub fn run(self, work: Work, mut goal: Goal) -> Result<Outcome> {
         let Self { round, home, network, output } = self;
         let (key, created) = home.key_or_create()?;
         let mut console = crate::console::Console::new(output.json, output.quiet);
         if created && !output.json && !output.quiet {
             console.line(&format!("made a key for this home: {}", home.key_path().display()));
         }
+        goal.offline = network.offline;
         let (listen, reach, bootstrap, mdns) = (network.listen(), network.reach.config(), network.peers, network.mdns);
         let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, reach, work, goal };
         let runtime =

@@ -60,7 +60,11 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     }
     let text = sentence(error);
     let advice = [
-        ("exists already; choose another directory", "remove it or name another --out"),
+        ("exists already; choose another", "remove it or name another --out"),
+        (
+            "is not a bundle to be used here",
+            "ask for the file again, and compare the rounds with `mingle bundle show` and `mingle round show`",
+        ),
         ("a key is never overwritten", "use `mingle key show`, or another --home for another institution"),
         ("cannot read the key", "make one with `mingle key new`"),
         ("is not in the roster", "ask the round's founders to list the key that `mingle key show` prints"),

@@ -119,6 +119,8 @@ fn new(args: NewArgs) -> Result<ExitCode> {
         member_max: args.member_max,
         roster,
         parent,
+        founders: None,
+        readers: None,
     };
     let round = Round::new(manifest)?;
     if args.out.exists() {

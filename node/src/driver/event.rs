@@ -60,6 +60,10 @@ pub enum Event {
         peer: String,
         neighbours: usize,
     },
+    Refused {
+        peer: String,
+        why: String,
+    },
     /// Whether others can dial this peer: `public`, `private` or `unknown`; and where they reach it.
     Reachability {
         state: &'static str,
@@ -177,6 +181,7 @@ impl fmt::Display for Event {
                 write!(f, "{peer} is reached through the relay {}", relay.as_deref().unwrap_or("that called"))
             }
             Self::Direct { peer, address } => write!(f, "{peer} is reached directly at {address}"),
+            Self::Refused { peer, why } => write!(f, "refused a connection with {peer}: {why}"),
             Self::Training(status) => {
                 write!(
                     f,

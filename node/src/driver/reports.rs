@@ -34,6 +34,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
             NetworkEvent::Path(link) => (self.observe)(&Event::path(&link)),
             NetworkEvent::Reachability(reachability) => (self.observe)(&Event::reachability(&reachability)),
+            NetworkEvent::Refused { peer, why } => (self.observe)(&Event::Refused { peer: peer.to_string(), why }),
             NetworkEvent::Gossip { message_id, from, bytes } => {
                 self.handle_from(Input::Gossip { bytes }, Some(Origin::Gossip { message: message_id, from }))?;
             }

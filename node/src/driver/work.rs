@@ -87,6 +87,8 @@ pub struct Goal {
     pub adapters: Option<usize>,
     /// At the latest after this.
     pub deadline: Option<Duration>,
+    /// As soon as this member's own work is done and all that is in its home is merged.
+    pub offline: bool,
 }
 
 /// How a run ended.

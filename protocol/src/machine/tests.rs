@@ -285,3 +285,35 @@ fn only_a_finished_comparison_says_that_nothing_is_missing() {
     handle(&mut machine, Input::SyncResponse { from: 1, bytes }, 0);
     assert!(machine.has_compared());
 }
+
+#[test]
+fn who_belongs_is_taken_first_from_a_batch_and_a_stranger_is_not_blamed() {
+    use crate::standing::Standing;
+    use crate::standing::tests::{announce, change, founded};
+    let mut machine: Machine<u32> = Machine::new(founded(), []);
+    let (said, admits) = (announce(7, 1, b"a"), change(7, 1, Standing::Member, &[11, 12]));
+    let outputs = gossip(&mut machine, &said);
+    let member = key(7).member();
+    let expected = [Output::Notice(Notice::RecordRefused(RecordError::NotInRoster { member })), Output::Verdict(Verdict::Ignore)];
+    assert_eq!(outputs, expected, "the change that admits it may be on its way");
+    let records = [&said, &admits].map(|record| sync::RawRecord(record.bytes().to_vec())).to_vec();
+    let bytes = sync::Response::Records(records).to_bytes().unwrap();
+    handle(&mut machine, Input::Tick, 0);
+    handle(&mut machine, Input::SyncResponse { from: 1, bytes }, 0);
+    assert_eq!(machine.ledger().admitted().count(), 1);
+    assert_eq!(merges(&stored(&mut machine, &said)), [1]);
+    assert_eq!(merges(&gossip(&mut machine, &change(7, 2, Standing::Out, &[11, 13]))), [0]);
+    assert_eq!(Machine::<u32>::new(founded(), [said, admits]).ledger().admitted().count(), 1, "as they lie in a store");
+}
+
+#[test]
+fn a_change_of_standing_asks_neighbours_at_once_for_what_was_refused() {
+    use crate::standing::Standing;
+    use crate::standing::tests::{change, founded};
+    let mut machine: Machine<u32> = Machine::new(founded(), []);
+    handle(&mut machine, Input::Connected(7), 0);
+    assert_eq!(handle(&mut machine, Input::Tick, 0).len(), 1);
+    assert_eq!(handle(&mut machine, Input::Tick, 1_000).len(), 0);
+    gossip(&mut machine, &change(7, 1, Standing::Member, &[11, 12]));
+    assert_eq!(handle(&mut machine, Input::Tick, 2_000).len(), 1);
+}

@@ -116,6 +116,7 @@ impl Service {
                 kad.add_address(&peer, address);
             }
         }
+        self.swarm.behaviour_mut().gate.greeted(peer);
         if self.ready.insert(peer) {
             self.show_connected();
             self.tell(NetworkEvent::PeerConnected(peer));

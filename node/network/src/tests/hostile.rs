@@ -9,6 +9,7 @@ use libp2p::swarm::SwarmEvent;
 use super::super::behaviour::{Net, NetEvent, swarm};
 use super::super::blob_frames::{Answer, Request};
 use super::super::gossip::Gossip;
+use super::super::guard::Guard;
 use super::*;
 use crate::store::{ChunkRanges, all_chunks};
 
@@ -46,7 +47,8 @@ impl Drop for Hostile {
 fn bare_swarm(secret: u8) -> Swarm<Net> {
     let key = keypair_of([secret; 32]).unwrap();
     let (gossip, _) = Gossip::new("/mingle/records/test/1").unwrap();
-    let mut swarm = swarm(&key, gossip, false, None, &ReachConfig::default(), &Limits::default()).unwrap();
+    let guard = Arc::new(Guard::new(None, Scoring::On));
+    let mut swarm = swarm(&key, gossip, false, &guard, &ReachConfig::default(), &Limits::default()).unwrap();
     swarm.listen_on(TCP.parse().unwrap()).unwrap();
     swarm
 }
