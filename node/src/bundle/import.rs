@@ -110,6 +110,9 @@ fn take_records(bundle: &Bundle, round: &Round, store: &Store, ledger: &mut Ledg
             Ok((Change::Full, record)) => {
                 taken.refused.add(|| format!("member {}: the round is full of members with lesser keys", record.record().member()));
             }
+            Ok((Change::NotInRoster, record)) => {
+                taken.refused.add(|| format!("member {} is not in the round's roster", record.record().author()));
+            }
             Err(error) => taken.refused.add(|| error.to_string()),
         }
         if changed.kept.len() < COMMIT_RECORDS { Ok(()) } else { changed.save(store).map_err(Into::into) }

@@ -42,7 +42,10 @@ impl<F: FnMut(&Event)> Driver<F> {
                 self.handle_from(Input::SyncRequest { bytes }, Some(Origin::Question(token)))?
             }
             NetworkEvent::SyncResponse { from, bytes } => self.handle(Input::SyncResponse { from, bytes })?,
-            NetworkEvent::SyncFailed { from, why } => tracing::debug!(%from, why, "reconciliation failed"),
+            NetworkEvent::SyncFailed { from, why } => {
+                tracing::debug!(%from, why, "a question had no answer");
+                self.handle(Input::SyncFailed { from })?;
+            }
             NetworkEvent::BlobProgress { hash, have, size, .. } => {
                 self.have.insert(hash, have);
                 (self.observe)(&Event::Fetching { adapter: hash, have, size });
