@@ -8,6 +8,7 @@ mod bundle;
 mod eval;
 mod export;
 mod fetch;
+mod founding;
 mod hint;
 mod interrupt;
 mod key;
@@ -15,6 +16,7 @@ mod merge;
 mod method;
 mod probe;
 mod publish;
+mod roster;
 mod round;
 mod run;
 mod seed;
@@ -58,6 +60,9 @@ enum Verb {
     /// Make or show a round: what its members agree on
     #[command(subcommand)]
     Round(round::Verb),
+    /// Change who belongs to a round while it runs
+    #[command(subcommand)]
+    Roster(roster::Verb),
     /// Run a member: train, announce, fetch, merge, and keep serving
     Run(run::Args),
     /// Check before joining: data, base, memory, disk, GPU, and what the network lets through
@@ -107,6 +112,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match cli.verb {
         Verb::Key(verb) => key::run(verb),
         Verb::Round(verb) => round::run(verb),
+        Verb::Roster(verb) => roster::run(verb),
         Verb::Run(args) => run::run(args),
         Verb::Probe(args) => probe::run(args),
         Verb::Seed(args) => seed::run(args),

@@ -5,11 +5,15 @@
 //! and a record is on disk before anybody is told of it.
 
 mod averaging;
+mod belonging;
 mod effects;
 mod event;
+mod goal;
+mod refusals;
 mod reports;
 mod signals;
 mod status;
+mod vouching;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
-use mingle_protocol::identity::SecretKey;
+use mingle_protocol::identity::{MemberKey, SecretKey};
 use mingle_protocol::ledger::SlotState;
 use mingle_protocol::machine::{Input, Machine};
 use mingle_protocol::receipt::Receipt;
@@ -32,16 +36,17 @@ use crate::home::RoundHome;
 use crate::network::{self, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId};
 use crate::store::Store;
 pub use event::{Event, TrainingStatus};
+pub use goal::{Goal, Outcome};
 pub(crate) use signals::Signals;
-pub use status::{LinkStatus, MergedStatus, Phase, SlotStatus, Status};
-pub use work::{Goal, Outcome, Prepared, Training, TrainingDesk, Work};
+pub use status::{LinkStatus, MergedStatus, Phase, SlotStatus, StandingStatus, Status};
+pub use vouching::FaultStatus;
+use vouching::Vouching;
+pub use work::{Prepared, Training, TrainingDesk, Work};
 
 /// Reports of the merger and the training that may wait for the loop.
 const JOBS_MAX: usize = 64;
 /// How often the machine is told the time and the status is written.
 const TICK: Duration = Duration::from_millis(250);
-/// With enough adapters merged, those still missing are waited for no longer than this.
-const SETTLE_MAX: Duration = Duration::from_secs(120);
 /// A training that is told to stop writes a checkpoint first; after this it is left behind.
 const TRAINING_STOP: Duration = Duration::from_secs(20);
 
@@ -62,6 +67,7 @@ enum Job {
     Training(TrainingStatus),
     Prepared(Result<Prepared>),
     Averaged(Result<averaging::Report>),
+    Served(Result<vouching::Stored>),
 }
 
 /// Runs the peer until its goal is reached or it is told to stop.
@@ -85,6 +91,7 @@ struct Driver<F> {
     events: mpsc::Receiver<NetworkEvent>,
     jobs: mpsc::Receiver<Job>,
     orders: watch::Sender<averaging::Order>,
+    vouching: Vouching,
     stop: Arc<AtomicBool>,
     training: Option<std::thread::JoinHandle<()>>,
     /// Records to be made durable before the next effect that depends on them.
@@ -93,6 +100,13 @@ struct Driver<F> {
     forgotten: Vec<[u8; 32]>,
     /// What this process has said for its member.
     said: Option<RecordId>,
+    /// Whom the network lets in, and whether that has to change.
+    access: Option<BTreeSet<MemberKey>>,
+    access_due: bool,
+    /// An adapter whose member founders have not admitted yet.
+    waiting: Option<Prepared>,
+    /// Whether all it came for is to tell what founders decided.
+    telling: bool,
     /// A withdrawal that waits until neighbours have told what this key said before.
     withdrawing: bool,
     /// Since when the merge has held as much as was asked for.
@@ -115,11 +129,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let Peer { home, round, key, listen, bootstrap, mdns, reach, work, goal } = peer;
         let member = key.member();
         if work.announces() {
-            anyhow::ensure!(
-                round.manifest().roster.admits(&member),
-                "member {member} is not in the roster of round \"{}\"",
-                round.manifest().name
-            );
+            belonging::check_may_announce(&round, &member)?;
         }
         home.prepare(&round)?;
         let store = Store::open(home.store())?;
@@ -131,6 +141,11 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Err(error) => tracing::warn!(%error, "dropping a stored record"),
             }
         }
+        let mut machine = Machine::new(round.clone(), records).remember_refused(refusals::remembered(&store)?);
+        if let Work::Believe(quorum) = work {
+            machine = machine.believing(quorum);
+        }
+        let access = machine.ledger().access();
         let network = NetworkConfig {
             secret: key.to_bytes(),
             listen,
@@ -138,7 +153,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             mdns,
             reach,
             topic: format!("/mingle/records/1/{}", round.id()),
-            allowed: None,
+            allowed: access.clone(),
             limits: network::Limits::default(),
         };
         let (network, events) = Network::start(network, store.clone())?;
@@ -154,13 +169,13 @@ impl<F: FnMut(&Event)> Driver<F> {
             name: manifest.name.clone(),
             home: home.folder().to_owned(),
         });
-        let machine = Machine::new(round, records);
         // Refused ones, and what a kill left behind between keeping a record and forgetting what it displaced.
         let kept: BTreeSet<[u8; 32]> = machine.ledger().records().map(|record| record.id().0.0).collect();
         let left: Vec<[u8; 32]> = stored.into_iter().map(|(id, _)| id).filter(|id| !kept.contains(id)).collect();
         if !left.is_empty() {
             store.remove_records(&left)?;
         }
+        let vouching = Vouching::open(&store, &home.evidence(), job_sender.clone())?;
         let mut driver = Self {
             machine,
             key,
@@ -170,12 +185,17 @@ impl<F: FnMut(&Event)> Driver<F> {
             events,
             jobs,
             orders,
+            vouching,
             stop: Arc::default(),
             training: None,
             unsaved: Vec::new(),
             forgotten: Vec::new(),
             unstarted: Vec::new(),
             said: None,
+            access,
+            access_due: false,
+            waiting: None,
+            telling: false,
             withdrawing: false,
             enough_since: None,
             have: BTreeMap::new(),
@@ -192,11 +212,12 @@ impl<F: FnMut(&Event)> Driver<F> {
             driver.have.insert(adapter, size);
             driver.handle(Input::BlobStored { adapter, size })?;
         }
-        if driver.machine.merge_set().is_empty() {
+        if driver.machine.merge_set().is_empty() && !matches!(work, Work::Believe(_)) {
             // Killed between the last withdrawal and its effect.
             crate::merged::unpublish(&driver.home.merged())?;
         }
         driver.begin(work, job_sender)?;
+        driver.take_vouched()?;
         driver.collect_garbage()?;
         Ok(driver)
     }
@@ -216,7 +237,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             self.store_again(&trained)?;
         }
         match work {
-            Work::Read | Work::Seed | Work::Serve => {}
+            Work::Read | Work::Believe(_) | Work::Seed | Work::Serve => {}
+            Work::Tell(records) => self.tell(records)?,
             Work::Publish(prepared) => self.announce(prepared)?,
             Work::Train(_) if stands => {
                 self.phase = Phase::Announced;
@@ -253,10 +275,13 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Some(job) = self.jobs.recv() => self.job(job)?,
                 event = self.events.recv() => self.event(event.context("the network has stopped")?)?,
                 _ = tick.tick() => {
+                    self.take_inbox()?;
                     self.handle(Input::Tick)?;
+                    self.vouch()?;
                     self.write_status();
                 }
             }
+            self.follow_changes()?;
             let known = self.machine.has_compared() || self.own_slot().is_some();
             if self.withdrawing && known {
                 self.withdrawing = false;
@@ -280,37 +305,6 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
         }
         let _ = tokio::time::timeout(Duration::from_secs(3), self.network.shutdown()).await;
-    }
-
-    fn outcome(&self, reached: bool) -> Outcome {
-        let withdrawn = matches!(self.own_slot(), Some(SlotState::Withdrawn));
-        Outcome { merged: self.merged.clone(), reached, withdrawn }
-    }
-
-    fn finished(&mut self) -> Option<Outcome> {
-        let held = self.merged.as_ref().map_or(0, |(receipt, _)| receipt.admitted.len());
-        if self.goal.deadline.is_some_and(|deadline| self.started.elapsed() >= deadline) {
-            return Some(self.outcome(self.goal.adapters.is_some_and(|wanted| held >= wanted)));
-        }
-        if self.goal.offline {
-            return self.finished_alone(held);
-        }
-        let wanted = self.goal.adapters?;
-        let current = self.merged.as_ref().is_some_and(|(receipt, _)| receipt.admitted == self.machine.merge_set());
-        // What a home remembers from before may be superseded by now.
-        if !self.machine.has_compared() || !current || held < wanted {
-            self.enough_since = None;
-            return None;
-        }
-        let since = *self.enough_since.get_or_insert_with(Instant::now);
-        (self.machine.is_settled() || since.elapsed() >= SETTLE_MAX).then(|| self.outcome(true))
-    }
-
-    /// Nobody can tell more: what was said is on disk, and the merge holds what it can.
-    fn finished_alone(&self, held: usize) -> Option<Outcome> {
-        let merged = self.merged.as_ref().map_or(&[][..], |(receipt, _)| &receipt.admitted);
-        let done = self.phase != Phase::Training && merged == self.machine.merge_set();
-        done.then(|| self.outcome(held >= self.goal.adapters.unwrap_or_default()))
     }
 }
 

@@ -17,6 +17,7 @@ pub mod encoding;
 pub mod hash;
 pub mod identity;
 pub mod ledger;
+pub mod link;
 pub mod machine;
 pub mod merge;
 pub mod number;

@@ -14,7 +14,6 @@ use libp2p::{
     request_response, tcp, tls, upnp, yamux,
 };
 
-use super::NetworkError;
 use super::blob_streams;
 use super::gate::Gate;
 use super::guard::Guard;
@@ -28,6 +27,8 @@ use super::metered::Metered;
 use super::quotas::Quota;
 use super::reach::{ReachConfig, Role};
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
+use super::traffic::Meter;
+use super::{NetworkError, rounds};
 
 const IDENTIFY_PROTOCOL: &str = "/mingle/1";
 const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/kad/1");
@@ -55,6 +56,7 @@ pub struct Net {
     pub kad: Metered<kad::Behaviour<kad::store::MemoryStore>>,
     pub sync: request_response::Behaviour<SyncCodec>,
     pub blobs: blob_streams::Behaviour,
+    pub rounds: rounds::Behaviour,
     pub relay_client: relay::client::Behaviour,
     /// Only in seeds.
     pub relay_server: Toggle<relay::Behaviour>,
@@ -73,6 +75,7 @@ pub fn swarm(
     with_mdns: bool,
     guard: &Arc<Guard>,
     reach: &ReachConfig,
+    meter: &Meter,
     bounds: &Limits,
 ) -> Result<Swarm<Net>, NetworkError> {
     let setup = |error: &dyn std::fmt::Display| NetworkError::Setup(error.to_string());
@@ -105,7 +108,8 @@ pub fn swarm(
             [(SYNC_PROTOCOL, request_response::ProtocolSupport::Full)],
             request_response::Config::default().with_request_timeout(SYNC_TIMEOUT).with_max_concurrent_streams(SYNC_STREAMS_MAX),
         ),
-        blobs: blob_streams::Behaviour::new(),
+        blobs: blob_streams::Behaviour::new(meter.clone()),
+        rounds: rounds::behaviour(request_response::ProtocolSupport::Full),
         relay_client,
         relay_server: is_seed.then(|| relay::Behaviour::new(local, circuits())).into(),
         dcutr: dcutr::Behaviour::new(local),
@@ -114,6 +118,7 @@ pub fn swarm(
         mdns: mdns.into(),
         upnp: reach.upnp.then(upnp::tokio::Behaviour::default).into(),
     };
+    let mut registry = meter.registry();
     // TLS first: its ciphers run in the processor's AES units, those of noise do not. Whoever knows only noise gets it.
     let swarm = SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
@@ -133,6 +138,7 @@ pub fn swarm(
         .map_err(|error| setup(&error))?
         .with_relay_client((tls::Config::new, noise::Config::new), yamux_config)
         .map_err(|error| setup(&error))?
+        .with_bandwidth_metrics(&mut registry)
         .with_behaviour(|_, relay_client| behaviour(relay_client))
         .map_err(|error| setup(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))

@@ -15,7 +15,7 @@ use libp2p::core::upgrade::ReadyUpgrade;
 use libp2p::swarm::handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound};
 use libp2p::swarm::{
     ConnectionClosed, ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour,
-    NotifyHandler, Stream, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    NotifyHandler, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -23,6 +23,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::blob_frames::BLOB_PROTOCOL;
 use super::limits::{BLOB_OPEN_TIMEOUT, BLOB_STREAMS_MAX, BLOB_STREAMS_PER_CONNECTION_MAX};
 use super::paths::{far_end_of, is_quic, is_relayed};
+use super::traffic::{Counted, Meter};
+
+/// A stream of the blob protocol, its bytes counted.
+pub type Stream = Counted<libp2p::Stream>;
 
 /// An open stream, or why there is none.
 pub type Opened = Result<(ConnectionId, Stream), OpenError>;
@@ -67,11 +71,12 @@ pub struct Behaviour {
     connections: HashMap<ConnectionId, Connection>,
     events: VecDeque<ToSwarm<Inbound, Open>>,
     all: Arc<Semaphore>,
+    meter: Meter,
 }
 
 impl Behaviour {
-    pub fn new() -> Self {
-        Self { connections: HashMap::new(), events: VecDeque::new(), all: Arc::new(Semaphore::new(BLOB_STREAMS_MAX)) }
+    pub fn new(meter: Meter) -> Self {
+        Self { connections: HashMap::new(), events: VecDeque::new(), all: Arc::new(Semaphore::new(BLOB_STREAMS_MAX)), meter }
     }
 
     /// The address at the other end of a live connection.
@@ -106,6 +111,7 @@ impl Behaviour {
             accepted: VecDeque::new(),
             of_connection: Arc::new(Semaphore::new(places)),
             all: self.all.clone(),
+            meter: self.meter.clone(),
         }
     }
 }
@@ -193,6 +199,7 @@ pub struct Handler {
     accepted: VecDeque<Accepted>,
     of_connection: Arc<Semaphore>,
     all: Arc<Semaphore>,
+    meter: Meter,
 }
 
 impl ConnectionHandler for Handler {
@@ -235,11 +242,11 @@ impl ConnectionHandler for Handler {
                     return;
                 };
                 let places = Places { _of_connection: of_connection, _of_all: of_all };
-                self.accepted.push_back(Accepted { stream, places });
+                self.accepted.push_back(Accepted { stream: self.meter.counted(stream), places });
             }
             // A caller that no longer waits drops the stream, which closes it.
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info }) => {
-                let _ = info.reply.send(Ok((info.connection, stream)));
+                let _ = info.reply.send(Ok((info.connection, self.meter.counted(stream))));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
                 let _ = info.reply.send(Err(OpenError::Failed(error.to_string())));

@@ -27,18 +27,23 @@ mod questions;
 mod quotas;
 mod range;
 mod reach;
+mod round_codec;
+pub mod rounds;
 mod service;
 pub mod store;
 mod sync_codec;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod watched;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use libp2p::identity::{Keypair, PublicKey, ed25519};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
+use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use libp2p::{Multiaddr, PeerId};
@@ -46,10 +51,12 @@ pub use limits::{Limits, Scoring};
 pub use paths::Link;
 pub use peers::{Counts, PeerStatus};
 pub use reach::{ReachConfig, Reachability, Role};
+pub use traffic::Traffic;
 
 use crate::store::Store;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
 use service::Command;
+use traffic::Meter;
 
 /// What a peer's network needs to know.
 #[derive(Clone)]
@@ -116,16 +123,16 @@ pub enum NetworkEvent {
     PeerConnected(PeerId),
     /// The last connection to the peer is gone.
     PeerDisconnected(PeerId),
-    /// How a peer is connected now: told of its first connection, and when a direct one replaces a relayed one or the
-    /// other way round.
-    Path(Link),
-    /// Whether we can be dialled is known, or has changed.
-    Reachability(Reachability),
     /// A peer that may not connect tried to; told once a minute for each.
     Refused {
         peer: PeerId,
         why: String,
     },
+    /// How a peer is connected now: told of its first connection, and when a direct one replaces a relayed one or the
+    /// other way round.
+    Path(Link),
+    /// Whether we can be dialled is known, or has changed.
+    Reachability(Reachability),
     /// A message to be judged with `report` within ten seconds, or it is not passed on.
     Gossip {
         message_id: MessageId,
@@ -196,11 +203,11 @@ impl Network {
         let (outbox, events) = mpsc::channel(EVENTS_MAX);
         let (peers, connected) = watch::channel(Vec::new());
         let (show, shown) = watch::channel(Vec::new());
-        let (show_reach, reach) = watch::channel(ReachStatus::default());
-        let service = service::Service::new(config, store, outbox, peers, show, show_reach)?;
-        let local = service.local_peer();
+        let (reached, reach) = watch::channel(ReachStatus::default());
+        let service = service::Service::new(config, store, outbox, service::Shown { connected: peers, peers: show, reach: reached })?;
+        let (local, meter) = (service.local_peer(), service.meter());
         tokio::spawn(service.run(inbox));
-        Ok((NetworkHandle { commands, connected, shown, reach, local }, events))
+        Ok((NetworkHandle { commands, connected, shown, reach, meter, local }, events))
     }
 }
 
@@ -209,8 +216,9 @@ impl Network {
 pub struct NetworkHandle {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<Vec<PeerId>>,
-    reach: watch::Receiver<ReachStatus>,
     shown: watch::Receiver<Vec<PeerStatus>>,
+    reach: watch::Receiver<ReachStatus>,
+    meter: Meter,
     local: PeerId,
 }
 
@@ -260,10 +268,10 @@ impl NetworkHandle {
         self.connected.borrow().clone()
     }
 
-    /// Whether and where this peer can be dialled, and how its neighbours are connected. It changes; each clone of the
-    /// receiver can wait for that.
-    pub fn reachability(&self) -> watch::Receiver<ReachStatus> {
-        self.reach.clone()
+    /// Hands this round file to whoever asks for the round, from now on.
+    pub fn offer_round(&self, round: RoundId, file: Arc<[u8]>) -> Result<(), NetworkError> {
+        check("a round file", file.len(), MANIFEST_BYTES_MAX)?;
+        self.send(Command::OfferRound(round, file))
     }
 
     /// Every connected peer with its score and what it has done.
@@ -271,9 +279,20 @@ impl NetworkHandle {
         self.shown.borrow().clone()
     }
 
+    /// Bytes read and written since the start.
+    pub fn traffic(&self) -> Traffic {
+        self.meter.traffic()
+    }
+
     /// From now on only these keys may be connected (`None`: all). Others are disconnected at once and forgotten.
     pub fn set_allowed(&self, allowed: Option<BTreeSet<MemberKey>>) -> Result<(), NetworkError> {
         self.send(Command::SetAllowed(allowed))
+    }
+
+    /// Whether and where this peer can be dialled, and how its neighbours are connected. It changes; each clone of the
+    /// receiver can wait for that.
+    pub fn reachability(&self) -> watch::Receiver<ReachStatus> {
+        self.reach.clone()
     }
 
     /// Dials an address once.

@@ -142,14 +142,14 @@ pub struct Limits {
     pub peers_target: usize,
     /// Waiting for the other side for so long without `STALL_BYTES_MIN` moving closes a blob stream's connection.
     pub stall_window: Duration,
-    /// How often addresses that may lead here are given to a public peer to dial.
-    pub probe_interval: Duration,
-    /// How long after a failed dial-back another one may still succeed before relays are reserved.
-    pub settle: Duration,
     /// A connection whose other end has not introduced itself as a mingle peer for so long is closed.
     pub silent_patience: Duration,
     /// Whether the mesh acts on the scores of peers, or only shows them.
     pub scoring: Scoring,
+    /// How often addresses that may lead here are given to a public peer to dial.
+    pub probe_interval: Duration,
+    /// How long after a failed dial-back another one may still succeed before relays are reserved.
+    pub settle: Duration,
 }
 
 /// What becomes of a peer's score.
@@ -167,10 +167,10 @@ impl Default for Limits {
         Self {
             peers_target: 12,
             stall_window: Duration::from_secs(20),
-            probe_interval: Duration::from_secs(5),
-            settle: Duration::from_secs(5),
             silent_patience: SILENT_PATIENCE,
             scoring: Scoring::default(),
+            probe_interval: Duration::from_secs(5),
+            settle: Duration::from_secs(5),
         }
     }
 }

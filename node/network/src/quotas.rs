@@ -43,6 +43,8 @@ pub enum Quota {
     BlobRequests,
     /// KiB of blobs that we serve.
     BlobServedKib,
+    /// Round files we are asked for.
+    RoundFiles,
     /// Kademlia's messages.
     Lookups,
     /// A peer's news about itself.
@@ -50,7 +52,7 @@ pub enum Quota {
 }
 
 impl Quota {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::GossipFrames,
         Self::GossipMessages,
         Self::GossipKib,
@@ -59,6 +61,7 @@ impl Quota {
         Self::SyncAsking,
         Self::BlobRequests,
         Self::BlobServedKib,
+        Self::RoundFiles,
         Self::Lookups,
         Self::Introductions,
     ];
@@ -83,6 +86,8 @@ impl Quota {
             Self::BlobRequests => rate(2_048, 60 * 64),
             // 64 GiB, then 256 MiB/s: every adapter of a large round once, at the speed of a fast network.
             Self::BlobServedKib => rate(64 << 20, 60 * (256 << 10)),
+            // Who joins asks once, and again when something on the way failed.
+            Self::RoundFiles => rate(16, 12),
             // A walk asks one peer a few times; walks begin at most every other second.
             Self::Lookups => rate(256, 60 * 8),
             // A peer with many interfaces says each new address once.

@@ -15,6 +15,7 @@ use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
+use mingle_protocol::round::RoundId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -27,10 +28,12 @@ use super::dialer::Dialer;
 use super::download::{Context, Ended};
 use super::downloads::Downloads;
 use super::gossip::Gossip;
-use super::guard::Guard;
+use super::guard::{Guard, Offence};
 use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, WATCH_TICK};
 use super::peers::PeerStatus;
 use super::questions::Questions;
+use super::rounds::Offer;
+use super::traffic::Meter;
 use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, ReachStatus, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
 use reaching::Reaching;
@@ -47,17 +50,41 @@ pub enum Command {
     Fetch { hash: ContentHash, size: u64, providers: Vec<PeerId> },
     CancelFetch(ContentHash),
     Dial(Multiaddr),
+    OfferRound(RoundId, Arc<[u8]>),
     SetAllowed(Option<BTreeSet<MemberKey>>),
     Shutdown(oneshot::Sender<()>),
 }
 
 /// From downloads and servers.
 pub enum Report {
-    Open { peer: PeerId, reply: oneshot::Sender<Opened> },
+    Open {
+        peer: PeerId,
+        reply: oneshot::Sender<Opened>,
+    },
     Close(ConnectionId),
-    Progress { hash: ContentHash, have: u64, size: u64, from: PeerId },
-    Ended { hash: ContentHash, ended: Ended },
+    Progress {
+        hash: ContentHash,
+        have: u64,
+        size: u64,
+        from: PeerId,
+    },
+    Ended {
+        hash: ContentHash,
+        ended: Ended,
+    },
     Damaged(ContentHash),
+    /// What a peer did wrong in a blob stream.
+    Misbehaved {
+        peer: PeerId,
+        offence: Offence,
+    },
+}
+
+/// What every handle can look at.
+pub struct Shown {
+    pub connected: watch::Sender<Vec<PeerId>>,
+    pub peers: watch::Sender<Vec<PeerStatus>>,
+    pub reach: watch::Sender<ReachStatus>,
 }
 
 pub struct Service {
@@ -67,6 +94,7 @@ pub struct Service {
     reaching: Reaching,
     downloads: Downloads,
     server: Server,
+    offer: Offer,
     tasks: JoinSet<()>,
     stop: CancellationToken,
     limits: Limits,
@@ -83,21 +111,17 @@ pub struct Service {
     guard: Arc<Guard>,
     /// What is shown of the peers.
     shown: watch::Sender<Vec<PeerStatus>>,
+    meter: Meter,
 }
 
 impl Service {
-    pub fn new(
-        config: NetworkConfig,
-        store: Store,
-        events: mpsc::Sender<NetworkEvent>,
-        connected: watch::Sender<Vec<PeerId>>,
-        shown: watch::Sender<Vec<PeerStatus>>,
-        reach: watch::Sender<ReachStatus>,
-    ) -> Result<Self, NetworkError> {
+    pub fn new(config: NetworkConfig, store: Store, events: mpsc::Sender<NetworkEvent>, shown: Shown) -> Result<Self, NetworkError> {
+        let Shown { connected, peers: shown, reach } = shown;
         let key = keypair_of(config.secret)?;
         let (behaviour, gossip) = Gossip::new(&config.topic)?;
         let guard = Arc::new(Guard::new(config.allowed.as_ref(), config.limits.scoring));
-        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &config.reach, &config.limits)?;
+        let meter = Meter::default();
+        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &config.reach, &meter, &config.limits)?;
         let reaching = Reaching::new(&config.reach, &config.listen, &config.limits, reach);
         config.reach.external.iter().for_each(|address| swarm.add_external_address(address.clone()));
         for address in config.listen {
@@ -111,7 +135,8 @@ impl Service {
         Ok(Self {
             dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),
             downloads: Downloads::new(context, stop.clone()),
-            server: Server::new(store, config.limits.clone(), stop.clone(), report),
+            server: Server::new(store, config.limits.clone(), stop.clone(), report, guard.clone()),
+            offer: Offer::default(),
             swarm,
             gossip,
             reaching,
@@ -127,11 +152,16 @@ impl Service {
             questions: Questions::new(),
             guard,
             shown,
+            meter,
         })
     }
 
     pub fn local_peer(&self) -> PeerId {
         *self.swarm.local_peer_id()
+    }
+
+    pub fn meter(&self) -> Meter {
+        self.meter.clone()
     }
 
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
@@ -225,6 +255,7 @@ impl Service {
                     tracing::debug!(%error, "a dial was not begun");
                 }
             }
+            Command::OfferRound(round, file) => self.offer.set(round, file),
             // Taken by the loop.
             Command::Shutdown(_) => {}
         }
@@ -245,6 +276,7 @@ impl Service {
             }
             Report::Progress { .. } if self.backlog.len() >= EVENTS_MAX => {}
             Report::Progress { hash, have, size, from } => self.tell(NetworkEvent::BlobProgress { hash, have, size, from }),
+            Report::Misbehaved { peer, offence } => self.guard.offence(&peer, offence),
             Report::Damaged(hash) => self.tell(NetworkEvent::BlobDamaged { hash }),
             Report::Ended { hash, ended } => {
                 self.downloads.ended(hash, &mut self.tasks);
@@ -328,6 +360,7 @@ impl Service {
                 self.dialer.learn(peer, addresses.into_vec(), Instant::now());
             }
             NetEvent::Sync(event) => self.sync_event(event),
+            NetEvent::Rounds(event) => self.offer.event(&self.guard, &mut self.swarm.behaviour_mut().rounds, event),
             // A peer that lost its power says nothing; TCP would believe in it for hours.
             NetEvent::Ping(ping::Event { connection, result: Err(ping::Failure::Timeout | ping::Failure::Other { .. }), .. }) => {
                 self.swarm.close_connection(connection);

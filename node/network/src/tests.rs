@@ -6,6 +6,8 @@ mod hostile;
 mod loud;
 mod peers;
 mod reach;
+mod rounds;
+mod traffic;
 
 use std::time::Duration;
 

@@ -73,6 +73,7 @@ fn show(status: &Status) {
         ),
         (true, Phase::Training, None) => "training: loading".to_owned(),
         (true, Phase::Announced, _) => "announced its adapter, serving".to_owned(),
+        (true, Phase::Waiting, _) => "has an adapter, and waits for the founders to admit this key".to_owned(),
         (true, Phase::Following, _) => "following".to_owned(),
         (true, Phase::Failed, _) => "training failed".to_owned(),
     };
@@ -98,6 +99,11 @@ fn show(status: &Status) {
             println!("           merged hash {}", merged.merged_hash);
             println!("           set root    {}", merged.set_root);
             println!("           {}", merged.folder.display());
+            println!("           {} members vouch for these bytes", status.vouching);
         }
+    }
+    for fault in &status.faults {
+        let [one, other] = fault.members.map(|member| member.short());
+        println!("FAULT      members {one} and {other} signed different merges of set {}; see evidence/", fault.set_root.short());
     }
 }

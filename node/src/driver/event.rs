@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::record::{Record, SignedRecord};
+use mingle_protocol::standing::Standing;
 use serde::Serialize;
 
 use crate::network::{Link, Reachability};
@@ -60,6 +61,7 @@ pub enum Event {
         peer: String,
         neighbours: usize,
     },
+    /// A peer that may not connect tried to.
     Refused {
         peer: String,
         why: String,
@@ -101,6 +103,12 @@ pub enum Event {
         weight: u64,
         withdrawn: bool,
     },
+    Standing {
+        member: MemberKey,
+        becomes: Standing,
+        sequence: u64,
+        approved_by: Vec<MemberKey>,
+    },
     Conflict {
         member: MemberKey,
         sequence: u64,
@@ -127,6 +135,20 @@ pub enum Event {
         set_root: ContentHash,
         folder: PathBuf,
     },
+    /// A reader has written what enough members vouch for.
+    Believed {
+        adapters: usize,
+        members: usize,
+        merged_hash: ContentHash,
+        set_root: ContentHash,
+    },
+    /// Two members signed different merges of one set.
+    Fault {
+        set_root: ContentHash,
+        one: MemberKey,
+        other: MemberKey,
+        evidence: PathBuf,
+    },
     Trouble {
         why: String,
     },
@@ -149,6 +171,10 @@ impl Event {
 
     /// What a record that entered the ledger says.
     pub fn heard(record: &SignedRecord) -> Self {
+        if let Some(change) = record.standing() {
+            let approved_by = change.approvals.iter().map(|approval| approval.founder).collect();
+            return Self::Standing { member: change.subject, becomes: change.becomes, sequence: change.sequence, approved_by };
+        }
         let said = record.announcement();
         Self::Heard {
             member: record.record().member(),
@@ -169,6 +195,7 @@ impl fmt::Display for Event {
             Self::Listening { address } => write!(f, "listening on {address}"),
             Self::Connected { peer, neighbours } => write!(f, "connected to {peer} ({neighbours} neighbours)"),
             Self::Disconnected { peer, neighbours } => write!(f, "lost {peer} ({neighbours} neighbours)"),
+            Self::Refused { peer, why } => write!(f, "refused a connection with {peer}: {why}"),
             Self::Reachability { state: "public", addresses } => write!(f, "others can dial this peer at {}", addresses.join(", ")),
             Self::Reachability { state: "private", addresses } if addresses.is_empty() => {
                 f.write_str("others cannot dial this peer; looking for a relay")
@@ -181,7 +208,6 @@ impl fmt::Display for Event {
                 write!(f, "{peer} is reached through the relay {}", relay.as_deref().unwrap_or("that called"))
             }
             Self::Direct { peer, address } => write!(f, "{peer} is reached directly at {address}"),
-            Self::Refused { peer, why } => write!(f, "refused a connection with {peer}: {why}"),
             Self::Training(status) => {
                 write!(
                     f,
@@ -202,6 +228,10 @@ impl fmt::Display for Event {
                 let adapter = adapter.map(|adapter| adapter.short()).unwrap_or_default();
                 write!(f, "member {} announced adapter {adapter} (sequence {sequence}, weight {weight})", member.short())
             }
+            Self::Standing { member, becomes, approved_by, .. } => {
+                let by: Vec<String> = approved_by.iter().map(MemberKey::short).collect();
+                write!(f, "{} is {} from now on, say founders {}", member.short(), becomes.name(), by.join(", "))
+            }
             Self::Conflict { member, sequence } => {
                 write!(f, "member {} signed two records at sequence {sequence}: its slot counts for nothing", member.short())
             }
@@ -212,6 +242,14 @@ impl fmt::Display for Event {
             Self::Merged { adapters, weight, merged_hash, set_root, .. } => {
                 let (hash, root) = (merged_hash.short(), set_root.short());
                 write!(f, "merged {adapters} adapters (total weight {weight}): merged hash {hash}, set root {root}")
+            }
+            Self::Believed { adapters, members, merged_hash, set_root } => {
+                let (hash, root) = (merged_hash.short(), set_root.short());
+                write!(f, "fetched the merge of {adapters} adapters that {members} members vouch for: merged hash {hash}, set root {root}")
+            }
+            Self::Fault { one, other, evidence, .. } => {
+                let (one, other) = (one.short(), other.short());
+                write!(f, "FAULT: members {one} and {other} signed different merges of one set; evidence in {}", evidence.display())
             }
             Self::Trouble { why } => write!(f, "trouble: {why}"),
         }

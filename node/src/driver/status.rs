@@ -9,11 +9,13 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::ledger::{Ledger, SlotState};
 use mingle_protocol::receipt::Receipt;
+use mingle_protocol::standing::{Standing, StandingChange};
 use serde::{Deserialize, Serialize};
 
 use super::event::TrainingStatus;
+use super::vouching::FaultStatus;
 use crate::files;
-use crate::network::Link;
+use crate::network::{Link, Traffic};
 
 /// A status older than this belongs to a peer that is gone.
 pub const STALE_MS: u128 = 5_000;
@@ -43,8 +45,36 @@ pub struct Status {
     pub phase: Phase,
     pub training: Option<TrainingStatus>,
     pub slots: Vec<SlotStatus>,
+    /// What founders have changed about who belongs.
+    #[serde(default)]
+    pub standings: Vec<StandingStatus>,
     pub merged: Option<MergedStatus>,
+    /// Members that vouch for these merged bytes, as far as this peer has heard.
+    #[serde(default)]
+    pub vouching: usize,
+    /// Contradictions among members: one set, two merges.
+    #[serde(default)]
+    pub faults: Vec<FaultStatus>,
+    #[serde(default)]
+    pub traffic: TrafficStatus,
     pub home: PathBuf,
+}
+
+/// Bytes since the start, as the network counts them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficStatus {
+    /// All that is not a blob.
+    pub control_in: u64,
+    pub control_out: u64,
+    pub blob_in: u64,
+    pub blob_out: u64,
+}
+
+impl From<Traffic> for TrafficStatus {
+    fn from(traffic: Traffic) -> Self {
+        let Traffic { control_in, control_out, blob_in, blob_out } = traffic;
+        Self { control_in, control_out, blob_in, blob_out }
+    }
 }
 
 /// How one neighbour is connected.
@@ -79,6 +109,8 @@ pub enum Phase {
     Training,
     /// Trained or given an adapter, and announced it.
     Announced,
+    /// Has an adapter that it may not announce before founders admit its key.
+    Waiting,
     /// Nothing of its own to announce.
     Following,
     Failed,
@@ -88,7 +120,7 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SlotStatus {
     pub member: MemberKey,
-    /// `adapter`, `withdrawn` or `conflict`.
+    /// `adapter`, `withdrawn` or `conflict`; `reader` or `out` where the key is no member now, and counts for nothing.
     pub state: String,
     pub sequence: u64,
     pub adapter: Option<ContentHash>,
@@ -100,6 +132,22 @@ pub struct SlotStatus {
     /// Whether it is in the merged adapter.
     pub merged: bool,
     pub refused: Option<String>,
+}
+
+/// A change of who belongs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StandingStatus {
+    pub key: MemberKey,
+    pub standing: Standing,
+    pub sequence: u64,
+    pub approved_by: Vec<MemberKey>,
+}
+
+impl From<&StandingChange> for StandingStatus {
+    fn from(change: &StandingChange) -> Self {
+        let approved_by = change.approvals.iter().map(|approval| approval.founder).collect();
+        Self { key: change.subject, standing: change.becomes, sequence: change.sequence, approved_by }
+    }
 }
 
 /// The merged adapter at hand.
@@ -162,7 +210,11 @@ pub fn slots(
             merged: false,
             refused: None,
         };
-        match state {
+        let counts = |slot: SlotStatus| match ledger.standing(&member) {
+            None | Some(Standing::Member) => slot,
+            Some(standing) => SlotStatus { state: standing.name().into(), ..slot },
+        };
+        counts(match state {
             SlotState::Withdrawn => SlotStatus { state: "withdrawn".into(), ..vacant },
             SlotState::Conflict(..) => SlotStatus { state: "conflict".into(), ..vacant },
             SlotState::Adapter(said) => SlotStatus {
@@ -176,7 +228,7 @@ pub fn slots(
                 refused: refused.get(&said.adapter).cloned(),
                 ..vacant
             },
-        }
+        })
     };
     ledger.slots().map(row).collect()
 }

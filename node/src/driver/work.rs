@@ -1,12 +1,12 @@
-//! What a peer contributes to its round, and when its run ends.
+//! What a peer contributes to its round.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::Result;
-use mingle_protocol::receipt::Receipt;
+use mingle_protocol::machine::Quorum;
+use mingle_protocol::record::SignedRecord;
 use tokio::sync::mpsc;
 
 use super::{Job, TrainingStatus};
@@ -18,12 +18,16 @@ pub(super) const SEED: &str = "seed";
 pub enum Work {
     /// Nothing: it may not announce.
     Read,
+    /// Nothing, and it fetches no members' adapters: one merged file that enough members vouch for.
+    Believe(Quorum),
     /// Nothing: it keeps and serves what others announced, and merges none of it.
     Seed,
     /// Nothing new: it serves what it has announced before.
     Serve,
     /// That what it announced counts no more.
     Withdraw,
+    /// What founders have decided, and then nothing: it ends when neighbours know it.
+    Tell(Vec<SignedRecord>),
     /// An adapter made elsewhere.
     Publish(Prepared),
     /// An adapter to be trained now.
@@ -32,13 +36,14 @@ pub enum Work {
 
 impl Work {
     pub(super) fn announces(&self) -> bool {
-        !matches!(self, Self::Read | Self::Seed)
+        !matches!(self, Self::Read | Self::Believe(_) | Self::Seed | Self::Tell(_))
     }
 
     pub(super) fn role(&self) -> &'static str {
         match self {
-            Self::Read => "reader",
+            Self::Read | Self::Believe(_) => "reader",
             Self::Seed => SEED,
+            Self::Tell(_) => "founder",
             _ => "member",
         }
     }
@@ -78,25 +83,4 @@ impl TrainingDesk {
     pub fn report(&self, status: TrainingStatus) {
         let _ = self.jobs.try_send(Job::Training(status));
     }
-}
-
-/// When a run ends by itself. Without a goal it runs until it is stopped.
-#[derive(Clone, Debug, Default)]
-pub struct Goal {
-    /// As soon as the merged adapter holds this many and all that neighbours hand over.
-    pub adapters: Option<usize>,
-    /// At the latest after this.
-    pub deadline: Option<Duration>,
-    /// As soon as this member's own work is done and all that is in its home is merged.
-    pub offline: bool,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    pub merged: Option<(Receipt, PathBuf)>,
-    /// Whether the goal was reached, rather than the deadline or a signal.
-    pub reached: bool,
-    /// Whether this member stands withdrawn.
-    pub withdrawn: bool,
 }
