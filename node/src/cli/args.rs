@@ -151,6 +151,18 @@ pub fn read_signed(path: &Path) -> Result<RoundFile> {
     Ok(file)
 }
 
+/// The peers to dial: those that were given, and those that the round file names.
+pub fn peers_of(path: &Path, file: &RoundFile, given: &NetworkArgs) -> Result<Vec<Multiaddr>> {
+    let mut peers = given.peers.clone();
+    for peer in &file.peers {
+        let address = peer.parse().with_context(|| format!("{} names {peer:?} as a peer, which is no address", path.display()))?;
+        if !peers.contains(&address) {
+            peers.push(address);
+        }
+    }
+    Ok(peers)
+}
+
 /// Seconds as people write them.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
@@ -184,13 +196,7 @@ impl PeerArgs {
     pub fn open(&self) -> Result<OpenedPeer> {
         let (file, home) = (read_signed(&self.round)?, self.home.open()?);
         let mut network = self.network.clone();
-        for peer in &file.peers {
-            let address =
-                peer.parse().with_context(|| format!("{} names {peer:?} as a peer, which is no address", self.round.display()))?;
-            if !network.peers.contains(&address) {
-                network.peers.push(address);
-            }
-        }
+        network.peers = peers_of(&self.round, &file, &network)?;
         Ok(OpenedPeer { round: file.round.clone(), home, file, network, output: self.output })
     }
 }
