@@ -8,12 +8,14 @@ mod bundle;
 mod eval;
 mod export;
 mod fetch;
+mod founding;
 mod hint;
 mod interrupt;
 mod key;
 mod merge;
 mod method;
 mod publish;
+mod roster;
 mod round;
 mod run;
 mod status;
@@ -56,6 +58,9 @@ enum Verb {
     /// Make or show a round: what its members agree on
     #[command(subcommand)]
     Round(round::Verb),
+    /// Change who belongs to a round while it runs
+    #[command(subcommand)]
+    Roster(roster::Verb),
     /// Run a member: train, announce, fetch, merge, and keep serving
     Run(run::Args),
     /// Train here only and write a PEFT directory
@@ -101,6 +106,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match cli.verb {
         Verb::Key(verb) => key::run(verb),
         Verb::Round(verb) => round::run(verb),
+        Verb::Roster(verb) => roster::run(verb),
         Verb::Run(args) => run::run(args),
         Verb::Train(args) => train::run(args),
         Verb::Publish(args) => publish::run(args),

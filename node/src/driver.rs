@@ -5,8 +5,10 @@
 //! and a record is on disk before anybody is told of it.
 
 mod averaging;
+mod belonging;
 mod effects;
 mod event;
+mod goal;
 mod reports;
 mod signals;
 mod status;
@@ -19,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
-use mingle_protocol::identity::SecretKey;
+use mingle_protocol::identity::{MemberKey, SecretKey};
 use mingle_protocol::ledger::SlotState;
 use mingle_protocol::machine::{Input, Machine};
 use mingle_protocol::receipt::Receipt;
@@ -31,15 +33,14 @@ use crate::home::RoundHome;
 use crate::network::{self, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId};
 use crate::store::Store;
 pub use event::{Event, TrainingStatus};
+pub use goal::{Goal, Outcome};
 pub(crate) use signals::Signals;
-pub use status::{MergedStatus, Phase, SlotStatus, Status};
+pub use status::{MergedStatus, Phase, SlotStatus, StandingStatus, Status};
 
 /// Reports of the merger and the training that may wait for the loop.
 const JOBS_MAX: usize = 64;
 /// How often the machine is told the time and the status is written.
 const TICK: Duration = Duration::from_millis(250);
-/// With enough adapters merged, those still missing are waited for no longer than this.
-const SETTLE_MAX: Duration = Duration::from_secs(120);
 /// A training that is told to stop writes a checkpoint first; after this it is left behind.
 const TRAINING_STOP: Duration = Duration::from_secs(20);
 
@@ -63,6 +64,8 @@ pub enum Work {
     Serve,
     /// That what it announced counts no more.
     Withdraw,
+    /// What founders have decided, and then nothing: it ends when neighbours know it.
+    Tell(Vec<SignedRecord>),
     /// An adapter made elsewhere.
     Publish(Prepared),
     /// An adapter to be trained now.
@@ -101,27 +104,6 @@ impl TrainingDesk {
     }
 }
 
-/// When a run ends by itself. Without a goal it runs until it is stopped.
-#[derive(Clone, Debug, Default)]
-pub struct Goal {
-    /// As soon as the merged adapter holds this many and all that neighbours hand over.
-    pub adapters: Option<usize>,
-    /// At the latest after this.
-    pub deadline: Option<Duration>,
-    /// As soon as this member's own work is done and all that is in its home is merged.
-    pub offline: bool,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    pub merged: Option<(Receipt, PathBuf)>,
-    /// Whether the goal was reached, rather than the deadline or a signal.
-    pub reached: bool,
-    /// Whether this member stands withdrawn.
-    pub withdrawn: bool,
-}
-
 enum Job {
     Training(TrainingStatus),
     Prepared(Result<Prepared>),
@@ -157,6 +139,13 @@ struct Driver<F> {
     forgotten: Vec<[u8; 32]>,
     /// What this process has said for its member.
     said: Option<RecordId>,
+    /// Whom the network lets in, and whether that has to change.
+    access: Option<BTreeSet<MemberKey>>,
+    access_due: bool,
+    /// An adapter whose member founders have not admitted yet.
+    waiting: Option<Prepared>,
+    /// Whether all it came for is to tell what founders decided.
+    telling: bool,
     /// A withdrawal that waits until neighbours have told what this key said before.
     withdrawing: bool,
     /// Since when the merge has held as much as was asked for.
@@ -178,12 +167,8 @@ impl<F: FnMut(&Event)> Driver<F> {
     fn start(peer: Peer, mut observe: F) -> Result<Self> {
         let Peer { home, round, key, listen, bootstrap, mdns, work, goal } = peer;
         let member = key.member();
-        if !matches!(work, Work::Read) {
-            anyhow::ensure!(
-                round.manifest().roster.admits(&member),
-                "member {member} is not in the roster of round \"{}\"",
-                round.manifest().name
-            );
+        if !matches!(work, Work::Read | Work::Tell(_)) {
+            belonging::check_may_announce(&round, &member)?;
         }
         home.prepare(&round)?;
         let store = Store::open(home.store())?;
@@ -195,20 +180,26 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Err(error) => tracing::warn!(%error, "dropping a stored record"),
             }
         }
+        let machine = Machine::new(round.clone(), records);
+        let access = machine.ledger().access();
         let network = NetworkConfig {
             secret: key.to_bytes(),
             listen,
             bootstrap,
             mdns,
             topic: format!("/mingle/records/1/{}", round.id()),
-            allowed: None,
+            allowed: access.clone(),
             limits: network::Limits::default(),
         };
         let (network, events) = Network::start(network, store.clone())?;
         let (job_sender, jobs) = mpsc::channel(JOBS_MAX);
         let (orders, order) = watch::channel(averaging::Order::default());
         start_averaging(&round, &store, &home, order, job_sender.clone());
-        let role = if matches!(work, Work::Read) { "reader" } else { "member" };
+        let role = match work {
+            Work::Read => "reader",
+            Work::Tell(_) => "founder",
+            _ => "member",
+        };
         let manifest = round.manifest();
         observe(&Event::Started {
             role,
@@ -217,7 +208,6 @@ impl<F: FnMut(&Event)> Driver<F> {
             name: manifest.name.clone(),
             home: home.folder().to_owned(),
         });
-        let machine = Machine::new(round, records);
         // Refused ones, and what a kill left behind between keeping a record and forgetting what it displaced.
         let kept: BTreeSet<[u8; 32]> = machine.ledger().records().map(|record| record.id().0.0).collect();
         let left: Vec<[u8; 32]> = stored.into_iter().map(|(id, _)| id).filter(|id| !kept.contains(id)).collect();
@@ -239,6 +229,10 @@ impl<F: FnMut(&Event)> Driver<F> {
             forgotten: Vec::new(),
             unstarted: Vec::new(),
             said: None,
+            access,
+            access_due: false,
+            waiting: None,
+            telling: false,
             withdrawing: false,
             enough_since: None,
             have: BTreeMap::new(),
@@ -274,12 +268,13 @@ impl<F: FnMut(&Event)> Driver<F> {
         let own = self.own_slot();
         let stands = matches!(own, Some(SlotState::Adapter(_)));
         let withdrawn = matches!(own, Some(SlotState::Withdrawn));
-        if !matches!(work, Work::Read) {
+        if !matches!(work, Work::Read | Work::Tell(_)) {
             let trained = crate::sent::sent_file(&self.home.adapter(), self.machine.round().kind());
             self.store_again(&trained)?;
         }
         match work {
             Work::Read | Work::Serve => {}
+            Work::Tell(records) => self.tell(records)?,
             Work::Publish(prepared) => self.announce(prepared)?,
             Work::Train(_) if stands => {
                 self.phase = Phase::Announced;
@@ -316,10 +311,12 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Some(job) = self.jobs.recv() => self.job(job)?,
                 event = self.events.recv() => self.event(event.context("the network has stopped")?)?,
                 _ = tick.tick() => {
+                    self.take_inbox()?;
                     self.handle(Input::Tick)?;
                     self.write_status();
                 }
             }
+            self.follow_changes()?;
             let known = self.machine.has_compared() || self.own_slot().is_some();
             if self.withdrawing && known {
                 self.withdrawing = false;
@@ -343,37 +340,6 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
         }
         let _ = tokio::time::timeout(Duration::from_secs(3), self.network.shutdown()).await;
-    }
-
-    fn outcome(&self, reached: bool) -> Outcome {
-        let withdrawn = matches!(self.own_slot(), Some(SlotState::Withdrawn));
-        Outcome { merged: self.merged.clone(), reached, withdrawn }
-    }
-
-    fn finished(&mut self) -> Option<Outcome> {
-        let held = self.merged.as_ref().map_or(0, |(receipt, _)| receipt.admitted.len());
-        if self.goal.deadline.is_some_and(|deadline| self.started.elapsed() >= deadline) {
-            return Some(self.outcome(self.goal.adapters.is_some_and(|wanted| held >= wanted)));
-        }
-        if self.goal.offline {
-            return self.finished_alone(held);
-        }
-        let wanted = self.goal.adapters?;
-        let current = self.merged.as_ref().is_some_and(|(receipt, _)| receipt.admitted == self.machine.merge_set());
-        // What a home remembers from before may be superseded by now.
-        if !self.machine.has_compared() || !current || held < wanted {
-            self.enough_since = None;
-            return None;
-        }
-        let since = *self.enough_since.get_or_insert_with(Instant::now);
-        (self.machine.is_settled() || since.elapsed() >= SETTLE_MAX).then(|| self.outcome(true))
-    }
-
-    /// Nobody can tell more: what was said is on disk, and the merge holds what it can.
-    fn finished_alone(&self, held: usize) -> Option<Outcome> {
-        let merged = self.merged.as_ref().map_or(&[][..], |(receipt, _)| &receipt.admitted);
-        let done = self.phase != Phase::Training && merged == self.machine.merge_set();
-        done.then(|| self.outcome(held >= self.goal.adapters.unwrap_or_default()))
     }
 }
 

@@ -10,6 +10,7 @@ pub mod driver;
 pub mod home;
 pub mod merged;
 pub mod merger;
+pub mod roster;
 pub mod sent;
 
 pub use mingle_network::{self as network, store};

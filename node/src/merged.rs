@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use mingle_protocol::adapter::{AdapterKind, MergedFile, Scaling};
 use mingle_protocol::hash::{ContentHash, decode_hex, encode_hex};
-use mingle_protocol::ledger::Admitted;
+use mingle_protocol::identity::MemberKey;
+use mingle_protocol::ledger::{Admitted, Ledger};
 use mingle_protocol::merge::{Accumulator, MergeError};
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::{Manifest, Round};
+use mingle_protocol::standing::Standing;
 use serde::{Deserialize, Serialize};
 
 use crate::peft::{self, AdapterConfig};
@@ -34,6 +36,9 @@ pub struct Proof {
     pub receipt: Receipt,
     /// The admitted members' signed announcements as they travelled, in hex, in the receipt's order.
     pub records: Vec<String>,
+    /// The founders' records that made some of them members, in hex.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standings: Vec<String>,
 }
 
 /// A proof whose every signature was checked.
@@ -43,7 +48,8 @@ pub struct CheckedProof {
 }
 
 impl Proof {
-    /// Checks the proof against itself: manifest, receipt, and one valid announcement for each entry.
+    /// Checks the proof against itself: manifest, receipt, and for each entry one valid announcement of who is a member by the
+    /// roster or by a founders' record that is there.
     ///
     /// # Errors
     /// The first contradiction, in one sentence.
@@ -56,10 +62,33 @@ impl Proof {
             self.receipt.admitted.len(),
             self.records.len()
         );
-        for (entry, text) in self.receipt.admitted.iter().zip(&self.records) {
+        anyhow::ensure!(
+            self.standings.len() <= self.records.len(),
+            "{} changes of the roster are with a receipt of {} adapters",
+            self.standings.len(),
+            self.records.len()
+        );
+        let read = |text: &String| {
             let bytes = decode_hex(text).context("a signed record in the receipt is not hex")?;
-            let record =
-                UnverifiedRecord(&bytes).verify(&round).with_context(|| format!("the record of member {} is refused", entry.member))?;
+            Ok::<_, anyhow::Error>(UnverifiedRecord(&bytes).verify(&round)?)
+        };
+        let mut ledger = Ledger::new(&round);
+        for text in &self.standings {
+            let record = read(text).context("a change of the roster is refused")?;
+            anyhow::ensure!(
+                record.standing().is_some(),
+                "a record of member {} is listed as a change of the roster",
+                record.record().member()
+            );
+            ledger.insert(record);
+        }
+        for (entry, text) in self.receipt.admitted.iter().zip(&self.records) {
+            let record = read(text).with_context(|| format!("the record of member {} is refused", entry.member))?;
+            anyhow::ensure!(
+                ledger.standing(&entry.member) == Some(Standing::Member),
+                "member {} is not in the roster, and no change of it with the receipt admits it",
+                entry.member
+            );
             let said = record.announcement().map(|said| (said.member, record.id(), said.adapter, said.size, said.weight));
             anyhow::ensure!(
                 said == Some((entry.member, entry.record, entry.adapter, entry.size, entry.weight)),
@@ -91,12 +120,15 @@ pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admi
     let folder = files::unfinished_folder(target)?;
     let merged = write_adapter(&folder, round, average)?;
     let receipt = Receipt::new(round.id(), held, merged);
-    let mut proof = Proof { round: round.manifest().clone(), receipt, records: Vec::new() };
+    let mut proof = Proof { round: round.manifest().clone(), receipt, records: Vec::new(), standings: Vec::new() };
     let by_id: BTreeMap<RecordId, &SignedRecord> = records.iter().map(|record| (record.id(), record)).collect();
     for entry in &proof.receipt.admitted {
         let record = by_id.get(&entry.record).context("an admitted adapter has no record")?;
         proof.records.push(encode_hex(record.bytes()));
     }
+    let members: BTreeSet<MemberKey> = proof.receipt.admitted.iter().map(|entry| entry.member).collect();
+    let admits = |record: &&SignedRecord| record.standing().is_some_and(|change| members.contains(&change.subject));
+    proof.standings = records.iter().filter(admits).map(|record| encode_hex(record.bytes())).collect();
     write_beside(&folder, round, &proof)?;
     files::replace_folder(&folder, target)?;
     Ok(proof.receipt)

@@ -68,12 +68,7 @@ struct Want {
 impl<P: Clone + Ord> Machine<P> {
     /// A peer that remembers `records` and, through later [`Input::BlobStored`], the blobs it stored.
     pub fn new(round: Round, records: impl IntoIterator<Item = SignedRecord>) -> Self {
-        let mut ledger = Ledger::new(&round);
-        // Who belongs first: only then is a member's record of use.
-        let (standings, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.standing().is_some());
-        for record in standings.into_iter().chain(others) {
-            ledger.insert(record);
-        }
+        let ledger = Ledger::holding(&round, records);
         Self {
             round,
             ledger,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::ledger::{Admitted, Change, Ledger};
 use mingle_protocol::receipt::Receipt;
-use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
+use mingle_protocol::record::{RecordError, RecordId, SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::Round;
 
 use super::format::{Bundle, Part};
@@ -111,7 +111,7 @@ fn take_records(bundle: &Bundle, round: &Round, store: &Store, ledger: &mut Ledg
                 taken.refused.add(|| format!("member {}: the round is full of members with lesser keys", record.record().member()));
             }
             Ok((Change::NotInRoster, record)) => {
-                taken.refused.add(|| format!("member {} is not in the round's roster", record.record().member()));
+                taken.refused.add(|| RecordError::NotInRoster { member: record.record().member() }.to_string());
             }
             Err(error) => taken.refused.add(|| error.to_string()),
         }

@@ -71,6 +71,12 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         ),
         ("a key is never overwritten", "use `mingle key show`, or another --home for another institution"),
         ("cannot read the key", "make one with `mingle key new`"),
+        ("is not signed by its founders", "each founder signs it with `mingle round sign FILE`"),
+        ("is not a founder of round", "`mingle key show` prints the key of this home; another home may hold a founder's (--home)"),
+        ("has not approved", "approve it with `mingle roster sign FILE`"),
+        ("approvals that the round asks for", "hand the file to more founders, who each approve it with `mingle roster sign FILE`"),
+        ("was superseded", "see `mingle roster show`, and propose it again"),
+        ("has no founders", "only a new round (`mingle round new`) can have other members"),
         ("is not in the roster", "ask the round's founders to list the key that `mingle key show` prints"),
         ("holds a base with digest", "every member must use the same base weights; compare with `mingle round show`"),
     ];

@@ -63,6 +63,7 @@ fn show(status: &Status) {
         ),
         (true, Phase::Training, None) => "training: loading".to_owned(),
         (true, Phase::Announced, _) => "announced its adapter, serving".to_owned(),
+        (true, Phase::Waiting, _) => "has an adapter, and waits for the founders to admit this key".to_owned(),
         (true, Phase::Following, _) => "following".to_owned(),
         (true, Phase::Failed, _) => "training failed".to_owned(),
     };

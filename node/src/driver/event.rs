@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::record::{Record, SignedRecord};
+use mingle_protocol::standing::Standing;
 use serde::Serialize;
 
 /// How far a training is.
@@ -50,6 +51,7 @@ pub enum Event {
     Withdrawn { sequence: u64 },
     Announced { adapter: ContentHash, sequence: u64, weight: u64 },
     Heard { member: MemberKey, adapter: Option<ContentHash>, sequence: u64, weight: u64, withdrawn: bool },
+    Standing { member: MemberKey, becomes: Standing, sequence: u64, approved_by: Vec<MemberKey> },
     Conflict { member: MemberKey, sequence: u64 },
     Fetching { adapter: ContentHash, have: u64, size: u64 },
     Fetched { adapter: ContentHash },
@@ -62,6 +64,10 @@ pub enum Event {
 impl Event {
     /// What a record that entered the ledger says.
     pub fn heard(record: &SignedRecord) -> Self {
+        if let Some(change) = record.standing() {
+            let approved_by = change.approvals.iter().map(|approval| approval.founder).collect();
+            return Self::Standing { member: change.subject, becomes: change.becomes, sequence: change.sequence, approved_by };
+        }
         let said = record.announcement();
         Self::Heard {
             member: record.record().member(),
@@ -102,6 +108,10 @@ impl fmt::Display for Event {
             Self::Heard { member, adapter, sequence, weight, .. } => {
                 let adapter = adapter.map(|adapter| adapter.short()).unwrap_or_default();
                 write!(f, "member {} announced adapter {adapter} (sequence {sequence}, weight {weight})", member.short())
+            }
+            Self::Standing { member, becomes, approved_by, .. } => {
+                let by: Vec<String> = approved_by.iter().map(MemberKey::short).collect();
+                write!(f, "{} is {} from now on, say founders {}", member.short(), becomes.name(), by.join(", "))
             }
             Self::Conflict { member, sequence } => {
                 write!(f, "member {} signed two records at sequence {sequence}: its slot counts for nothing", member.short())
