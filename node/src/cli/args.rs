@@ -1,11 +1,13 @@
 //! Groups of options that several verbs share.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use mingle_protocol::round::{Round, RoundFile};
+
+use super::source;
 
 use crate::data::Template;
 use crate::driver::{self, Goal, Outcome, Peer, Work};
@@ -85,30 +87,6 @@ impl From<TemplateArg> for Template {
     }
 }
 
-/// Reads a round file for its manifest alone.
-pub fn read_round(path: &Path) -> Result<Round> {
-    read_with_signatures(path).map(|file| file.round)
-}
-
-/// Reads a round file with what is beside its manifest.
-pub fn read_with_signatures(path: &Path) -> Result<RoundFile> {
-    let text = std::fs::read(path).with_context(|| format!("cannot read the round file {}", path.display()))?;
-    RoundFile::from_json(&text).with_context(|| format!("{} is no round", path.display()))
-}
-
-/// Reads a round file that is to be run: one that its founders have signed.
-pub fn read_signed(path: &Path) -> Result<RoundFile> {
-    let file = read_with_signatures(path)?;
-    let threshold = file.round.manifest().founders.as_ref().map_or(0, |founders| founders.threshold);
-    anyhow::ensure!(
-        file.is_signed(),
-        "{} is not signed by its founders: {} of {threshold} signatures are there and valid",
-        path.display(),
-        file.signers().count()
-    );
-    Ok(file)
-}
-
 /// Seconds as people write them.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
@@ -118,8 +96,8 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
 /// What every verb that runs a peer is given.
 #[derive(Args, Clone, Debug)]
 pub struct PeerArgs {
-    /// The round file
-    #[arg(long, value_name = "FILE")]
+    /// The round file, or a link to it (`mingle:...`)
+    #[arg(long, value_name = "FILE|LINK")]
     pub round: PathBuf,
     #[command(flatten)]
     pub home: HomeArgs,
@@ -140,8 +118,9 @@ pub struct OpenedPeer {
 
 impl PeerArgs {
     pub fn open(&self) -> Result<OpenedPeer> {
-        let (file, home) = (read_signed(&self.round)?, self.home.open()?);
+        let home = self.home.open()?;
         let mut network = self.network.clone();
+        let file = source::read_signed(&self.round, &home, &network)?;
         for peer in &file.peers {
             let address =
                 peer.parse().with_context(|| format!("{} names {peer:?} as a peer, which is no address", self.round.display()))?;
