@@ -15,10 +15,12 @@ mod key;
 mod link;
 mod merge;
 mod method;
+mod probe;
 mod publish;
 mod roster;
 mod round;
 mod run;
+mod seed;
 mod source;
 mod status;
 mod train;
@@ -65,6 +67,10 @@ enum Verb {
     Roster(roster::Verb),
     /// Run a member: train, announce, fetch, merge, and keep serving
     Run(run::Args),
+    /// Check before joining: data, base, memory, disk, GPU, and what the network lets through
+    Probe(probe::Args),
+    /// Run a public peer that others meet at: it relays their signalling, dials them back, keeps and serves the adapters
+    Seed(seed::Args),
     /// Train here only and write a PEFT directory
     Train(train::Args),
     /// Announce a PEFT directory made by any trainer, and keep serving it
@@ -110,6 +116,8 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Round(verb) => round::run(verb),
         Verb::Roster(verb) => roster::run(verb),
         Verb::Run(args) => run::run(args),
+        Verb::Probe(args) => probe::run(args),
+        Verb::Seed(args) => seed::run(args),
         Verb::Train(args) => train::run(args),
         Verb::Publish(args) => publish::run(args),
         Verb::Withdraw(args) => withdraw::run(args),

@@ -12,6 +12,7 @@ mod goal;
 mod reports;
 mod signals;
 mod status;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -35,7 +36,8 @@ use crate::store::Store;
 pub use event::{Event, TrainingStatus};
 pub use goal::{Goal, Outcome};
 pub(crate) use signals::Signals;
-pub use status::{MergedStatus, Phase, SlotStatus, StandingStatus, Status};
+pub use status::{LinkStatus, MergedStatus, Phase, SlotStatus, StandingStatus, Status};
+pub use work::{Prepared, Training, TrainingDesk, Work};
 
 /// Reports of the merger and the training that may wait for the loop.
 const JOBS_MAX: usize = 64;
@@ -52,56 +54,9 @@ pub struct Peer {
     pub listen: Vec<Multiaddr>,
     pub bootstrap: Vec<Multiaddr>,
     pub mdns: bool,
+    pub reach: network::ReachConfig,
     pub work: Work,
     pub goal: Goal,
-}
-
-/// What this peer contributes.
-pub enum Work {
-    /// Nothing: it may not announce.
-    Read,
-    /// Nothing new: it serves what it has announced before.
-    Serve,
-    /// That what it announced counts no more.
-    Withdraw,
-    /// What founders have decided, and then nothing: it ends when neighbours know it.
-    Tell(Vec<SignedRecord>),
-    /// An adapter made elsewhere.
-    Publish(Prepared),
-    /// An adapter to be trained now.
-    Train(Training),
-}
-
-/// What makes an adapter when it is called, on a thread of its own.
-pub type Training = Box<dyn FnOnce(&TrainingDesk) -> Result<Prepared> + Send>;
-
-/// An adapter file ready to be announced.
-#[derive(Clone, Debug)]
-pub struct Prepared {
-    /// `adapter_model.safetensors`.
-    pub weights: PathBuf,
-    pub examples: u64,
-    /// Held-out loss before and after, in nats a token.
-    pub losses: Option<(f64, f64)>,
-    pub seconds: f64,
-}
-
-/// A training's line to the loop.
-pub struct TrainingDesk {
-    stop: Arc<AtomicBool>,
-    jobs: mpsc::Sender<Job>,
-}
-
-impl TrainingDesk {
-    /// Whether the training shall write a checkpoint and end.
-    pub fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Progress is for looking at: when the loop is busy it is dropped.
-    pub fn report(&self, status: TrainingStatus) {
-        let _ = self.jobs.try_send(Job::Training(status));
-    }
 }
 
 enum Job {
@@ -165,9 +120,9 @@ struct Driver<F> {
 
 impl<F: FnMut(&Event)> Driver<F> {
     fn start(peer: Peer, mut observe: F) -> Result<Self> {
-        let Peer { home, round, key, listen, bootstrap, mdns, work, goal } = peer;
+        let Peer { home, round, key, listen, bootstrap, mdns, reach, work, goal } = peer;
         let member = key.member();
-        if !matches!(work, Work::Read | Work::Tell(_)) {
+        if work.announces() {
             belonging::check_may_announce(&round, &member)?;
         }
         home.prepare(&round)?;
@@ -187,6 +142,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             listen,
             bootstrap,
             mdns,
+            reach,
             topic: format!("/mingle/records/1/{}", round.id()),
             allowed: access.clone(),
             limits: network::Limits::default(),
@@ -196,11 +152,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let (job_sender, jobs) = mpsc::channel(JOBS_MAX);
         let (orders, order) = watch::channel(averaging::Order::default());
         start_averaging(&round, &store, &home, order, job_sender.clone());
-        let role = match work {
-            Work::Read => "reader",
-            Work::Tell(_) => "founder",
-            _ => "member",
-        };
+        let role = work.role();
         let manifest = round.manifest();
         observe(&Event::Started {
             role,
@@ -269,12 +221,12 @@ impl<F: FnMut(&Event)> Driver<F> {
         let own = self.own_slot();
         let stands = matches!(own, Some(SlotState::Adapter(_)));
         let withdrawn = matches!(own, Some(SlotState::Withdrawn));
-        if !matches!(work, Work::Read | Work::Tell(_)) {
+        if work.announces() {
             let trained = crate::sent::sent_file(&self.home.adapter(), self.machine.round().kind());
             self.store_again(&trained)?;
         }
         match work {
-            Work::Read | Work::Serve => {}
+            Work::Read | Work::Seed | Work::Serve => {}
             Work::Tell(records) => self.tell(records)?,
             Work::Publish(prepared) => self.announce(prepared)?,
             Work::Train(_) if stands => {
@@ -288,7 +240,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             Work::Withdraw => self.withdrawing = true,
             Work::Train(train) => {
                 self.phase = Phase::Training;
-                let desk = TrainingDesk { stop: self.stop.clone(), jobs: jobs.clone() };
+                let desk = TrainingDesk::new(self.stop.clone(), jobs.clone());
                 let run = move || {
                     let trained = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| train(&desk)));
                     let panicked = |_| Err(anyhow::anyhow!("the training panicked; what it printed before says where"));

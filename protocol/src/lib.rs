@@ -12,6 +12,7 @@
 )]
 
 pub mod adapter;
+pub mod attestation;
 pub mod encoding;
 pub mod hash;
 pub mod identity;

@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::blob_frames::{Answer, Request};
 use super::blob_streams::Inbound;
+use super::guard::{Guard, Offence};
 use super::limits::{BLOB_BUFFER_BYTES, BLOB_OPEN_TIMEOUT, Limits, SERVED_AT_ONCE_MAX, SERVED_PER_PEER_MAX};
+use super::quotas::Quota;
 use super::service::Report;
 use super::watched::Watched;
 use crate::store::{ServeError, Store, StoreError, StoredBlob, all_chunks};
@@ -32,11 +34,12 @@ pub struct Server {
     limits: Limits,
     stop: CancellationToken,
     reports: mpsc::Sender<Report>,
+    guard: Arc<Guard>,
 }
 
 impl Server {
-    pub fn new(store: Store, limits: Limits, stop: CancellationToken, reports: mpsc::Sender<Report>) -> Self {
-        Self { store, slots: Arc::new(Semaphore::new(SERVED_AT_ONCE_MAX)), of_peer: Arc::default(), limits, stop, reports }
+    pub fn new(store: Store, limits: Limits, stop: CancellationToken, reports: mpsc::Sender<Report>, guard: Arc<Guard>) -> Self {
+        Self { store, slots: Arc::new(Semaphore::new(SERVED_AT_ONCE_MAX)), of_peer: Arc::default(), limits, stop, reports, guard }
     }
 
     /// Answers one stream; what goes wrong is the other side's to notice, ours to log.
@@ -49,8 +52,13 @@ impl Server {
 
     async fn answer(self, inbound: Inbound) -> io::Result<()> {
         let Inbound { peer, mut stream, places } = inbound;
-        let request = timeout(BLOB_OPEN_TIMEOUT, Request::read(&mut stream)).await??;
-        let Some(slot) = self.slot(peer) else {
+        let request = timeout(BLOB_OPEN_TIMEOUT, Request::read(&mut stream)).await?.inspect_err(|error| {
+            if error.kind() == io::ErrorKind::InvalidData {
+                self.guard.offence(&peer, Offence::Malformed);
+            }
+        })?;
+        let slot = self.within_quota(&peer, &request).then(|| self.slot(peer)).flatten();
+        let Some(slot) = slot else {
             stream.write_all(&Answer::Busy.to_bytes()).await?;
             return stream.close().await;
         };
@@ -62,6 +70,21 @@ impl Server {
             outcome
         });
         done.await.map_err(io::Error::other)?
+    }
+
+    /// Whether the peer may have what it asks for, as far as its quotas go.
+    fn within_quota(&self, peer: &PeerId, request: &Request) -> bool {
+        let chunks = request.ranges.boundaries().chunks(2).map(|bounds| match bounds {
+            [start, end] => end.0 - start.0,
+            _ => 0,
+        });
+        // A chunk is a KiB.
+        let kib = u32::try_from(chunks.sum::<u64>()).unwrap_or(u32::MAX);
+        self.guard.count(peer, |counts| {
+            counts.blob_requests += 1;
+            counts.blob_bytes += u64::from(kib) << 10;
+        });
+        self.guard.spend(peer, Quota::BlobRequests, 1) && self.guard.spend(peer, Quota::BlobServedKib, kib)
     }
 
     fn slot(&self, peer: PeerId) -> Option<Slot> {

@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::blob_frames::Request;
+use super::guard::Offence;
 use super::limits::{BUSY_DOUBLINGS, BUSY_MAX, BUSY_PAUSE, Limits, PROGRESS_INTERVAL, PROVIDERS_MAX, RANGES_AT_ONCE};
 use super::range::{RangeError, fetch_range};
 use super::service::Report;
@@ -207,6 +208,9 @@ impl Download {
             }
             RangeError::NotFound { .. } | RangeError::SizeMismatch { .. } | RangeError::Mismatch { .. } | RangeError::OutOfRange { .. } => {
                 provider.out = Some(why);
+                if let RangeError::Mismatch { .. } = error {
+                    let _ = self.context.reports.send(Report::Misbehaved { peer, offence: Offence::BadProof }).await;
+                }
             }
             RangeError::Connection { .. } | RangeError::Truncated { .. } | RangeError::Stalled { .. } => {
                 provider.not_before = Instant::now() + FAILURE_PAUSE * (1 << provider.failures.min(FAILURES_MAX));

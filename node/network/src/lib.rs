@@ -19,11 +19,14 @@ mod gate;
 mod gossip;
 mod guard;
 mod limits;
+mod memory;
 mod metered;
+mod paths;
 mod peers;
 mod questions;
 mod quotas;
 mod range;
+mod reach;
 mod round_codec;
 pub mod rounds;
 mod service;
@@ -31,6 +34,7 @@ pub mod store;
 mod sync_codec;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod watched;
 
 use std::collections::BTreeSet;
@@ -44,11 +48,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use libp2p::{Multiaddr, PeerId};
 pub use limits::{Limits, Scoring};
+pub use paths::Link;
 pub use peers::{Counts, PeerStatus};
+pub use reach::{ReachConfig, Reachability, Role};
+pub use traffic::Traffic;
 
 use crate::store::Store;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
 use service::Command;
+use traffic::Meter;
 
 /// What a peer's network needs to know.
 #[derive(Clone)]
@@ -65,6 +73,8 @@ pub struct NetworkConfig {
     pub topic: String,
     /// When given, connections from and to all other keys are refused.
     pub allowed: Option<BTreeSet<MemberKey>>,
+    /// How this peer is reached from outside.
+    pub reach: ReachConfig,
     /// Bounds and pauses; `Limits::default()` outside tests.
     pub limits: Limits,
 }
@@ -88,6 +98,22 @@ pub enum Verdict {
     Ignore,
 }
 
+/// Where a neighbour that we dialled sees us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    pub by: PeerId,
+    pub address: Multiaddr,
+}
+
+/// How this peer and the others reach each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReachStatus {
+    pub reachability: Reachability,
+    /// One a neighbour.
+    pub links: Vec<Link>,
+    pub observed: Vec<Observed>,
+}
+
 /// What the network tells the driver.
 #[derive(Debug)]
 pub enum NetworkEvent {
@@ -102,6 +128,11 @@ pub enum NetworkEvent {
         peer: PeerId,
         why: String,
     },
+    /// How a peer is connected now: told of its first connection, and when a direct one replaces a relayed one or the
+    /// other way round.
+    Path(Link),
+    /// Whether we can be dialled is known, or has changed.
+    Reachability(Reachability),
     /// A message to be judged with `report` within ten seconds, or it is not passed on.
     Gossip {
         message_id: MessageId,
@@ -172,10 +203,11 @@ impl Network {
         let (outbox, events) = mpsc::channel(EVENTS_MAX);
         let (peers, connected) = watch::channel(Vec::new());
         let (show, shown) = watch::channel(Vec::new());
-        let service = service::Service::new(config, store, outbox, peers, show)?;
-        let local = service.local_peer();
+        let (reached, reach) = watch::channel(ReachStatus::default());
+        let service = service::Service::new(config, store, outbox, service::Shown { connected: peers, peers: show, reach: reached })?;
+        let (local, meter) = (service.local_peer(), service.meter());
         tokio::spawn(service.run(inbox));
-        Ok((NetworkHandle { commands, connected, shown, local }, events))
+        Ok((NetworkHandle { commands, connected, shown, reach, meter, local }, events))
     }
 }
 
@@ -185,6 +217,8 @@ pub struct NetworkHandle {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<Vec<PeerId>>,
     shown: watch::Receiver<Vec<PeerStatus>>,
+    reach: watch::Receiver<ReachStatus>,
+    meter: Meter,
     local: PeerId,
 }
 
@@ -245,9 +279,20 @@ impl NetworkHandle {
         self.shown.borrow().clone()
     }
 
+    /// Bytes read and written since the start.
+    pub fn traffic(&self) -> Traffic {
+        self.meter.traffic()
+    }
+
     /// From now on only these keys may be connected (`None`: all). Others are disconnected at once and forgotten.
     pub fn set_allowed(&self, allowed: Option<BTreeSet<MemberKey>>) -> Result<(), NetworkError> {
         self.send(Command::SetAllowed(allowed))
+    }
+
+    /// Whether and where this peer can be dialled, and how its neighbours are connected. It changes; each clone of the
+    /// receiver can wait for that.
+    pub fn reachability(&self) -> watch::Receiver<ReachStatus> {
+        self.reach.clone()
     }
 
     /// Dials an address once.

@@ -15,6 +15,7 @@ use tokio_util::io::SyncIoBridge;
 use tokio_util::sync::CancellationToken;
 
 use super::blob_frames::{Answer, Request};
+use super::blob_streams::Stream;
 use super::download::Context;
 use super::limits::{BLOB_BUFFER_BYTES, BLOB_OPEN_TIMEOUT};
 use super::service::Report;
@@ -91,7 +92,7 @@ pub async fn fetch_range(
     }
 }
 
-async fn open(context: &Context, peer: PeerId) -> Result<(ConnectionId, libp2p::Stream), RangeError> {
+async fn open(context: &Context, peer: PeerId) -> Result<(ConnectionId, Stream), RangeError> {
     let failed = |what: String| RangeError::Connection { peer, what };
     let (reply, answer) = oneshot::channel();
     let asked = context.reports.send(Report::Open { peer, reply }).await;

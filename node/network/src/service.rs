@@ -4,13 +4,13 @@
 //! not read until it does, while commands still are, so that neither side can wait for the other.
 
 mod guarded;
+mod reaching;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping};
 use mingle_protocol::hash::ContentHash;
@@ -24,18 +24,19 @@ use tokio_util::sync::CancellationToken;
 use super::behaviour::{Net, NetEvent, swarm};
 use super::blob_serve::Server;
 use super::blob_streams::Opened;
-use super::dialer::{Dialer, believable};
+use super::dialer::Dialer;
 use super::download::{Context, Ended};
 use super::downloads::Downloads;
 use super::gossip::Gossip;
-use super::guard::Guard;
-use super::limits::{ADDRESSES_PER_PEER_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, WATCH_TICK};
+use super::guard::{Guard, Offence};
+use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, WATCH_TICK};
 use super::peers::PeerStatus;
 use super::questions::Questions;
 use super::rounds::Offer;
-use super::sync_codec::SYNC_PROTOCOL;
-use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, SyncToken, Verdict, keypair_of};
+use super::traffic::Meter;
+use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, ReachStatus, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
+use reaching::Reaching;
 
 /// How long `shutdown` waits for connections and tasks to end.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -56,17 +57,41 @@ pub enum Command {
 
 /// From downloads and servers.
 pub enum Report {
-    Open { peer: PeerId, reply: oneshot::Sender<Opened> },
+    Open {
+        peer: PeerId,
+        reply: oneshot::Sender<Opened>,
+    },
     Close(ConnectionId),
-    Progress { hash: ContentHash, have: u64, size: u64, from: PeerId },
-    Ended { hash: ContentHash, ended: Ended },
+    Progress {
+        hash: ContentHash,
+        have: u64,
+        size: u64,
+        from: PeerId,
+    },
+    Ended {
+        hash: ContentHash,
+        ended: Ended,
+    },
     Damaged(ContentHash),
+    /// What a peer did wrong in a blob stream.
+    Misbehaved {
+        peer: PeerId,
+        offence: Offence,
+    },
+}
+
+/// What every handle can look at.
+pub struct Shown {
+    pub connected: watch::Sender<Vec<PeerId>>,
+    pub peers: watch::Sender<Vec<PeerStatus>>,
+    pub reach: watch::Sender<ReachStatus>,
 }
 
 pub struct Service {
     swarm: Swarm<Net>,
     gossip: Gossip,
     dialer: Dialer,
+    reaching: Reaching,
     downloads: Downloads,
     server: Server,
     offer: Offer,
@@ -86,20 +111,19 @@ pub struct Service {
     guard: Arc<Guard>,
     /// What is shown of the peers.
     shown: watch::Sender<Vec<PeerStatus>>,
+    meter: Meter,
 }
 
 impl Service {
-    pub fn new(
-        config: NetworkConfig,
-        store: Store,
-        events: mpsc::Sender<NetworkEvent>,
-        connected: watch::Sender<Vec<PeerId>>,
-        shown: watch::Sender<Vec<PeerStatus>>,
-    ) -> Result<Self, NetworkError> {
+    pub fn new(config: NetworkConfig, store: Store, events: mpsc::Sender<NetworkEvent>, shown: Shown) -> Result<Self, NetworkError> {
+        let Shown { connected, peers: shown, reach } = shown;
         let key = keypair_of(config.secret)?;
         let (behaviour, gossip) = Gossip::new(&config.topic)?;
         let guard = Arc::new(Guard::new(config.allowed.as_ref(), config.limits.scoring));
-        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &config.limits)?;
+        let meter = Meter::default();
+        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &config.reach, &meter, &config.limits)?;
+        let reaching = Reaching::new(&config.reach, &config.listen, &config.limits, reach);
+        config.reach.external.iter().for_each(|address| swarm.add_external_address(address.clone()));
         for address in config.listen {
             let failed = |why: String| NetworkError::Listen { address: address.clone(), why };
             swarm.listen_on(address.clone()).map_err(|error| failed(error.to_string()))?;
@@ -111,10 +135,11 @@ impl Service {
         Ok(Self {
             dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),
             downloads: Downloads::new(context, stop.clone()),
-            server: Server::new(store, config.limits.clone(), stop.clone(), report),
+            server: Server::new(store, config.limits.clone(), stop.clone(), report, guard.clone()),
             offer: Offer::default(),
             swarm,
             gossip,
+            reaching,
             tasks: JoinSet::new(),
             stop,
             limits: config.limits,
@@ -127,11 +152,16 @@ impl Service {
             questions: Questions::new(),
             guard,
             shown,
+            meter,
         })
     }
 
     pub fn local_peer(&self) -> PeerId {
         *self.swarm.local_peer_id()
+    }
+
+    pub fn meter(&self) -> Meter {
+        self.meter.clone()
     }
 
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
@@ -162,7 +192,10 @@ impl Service {
                 Some(ended) = self.tasks.join_next() => if let Err(error) = ended {
                     tracing::error!(%error, "a network task failed");
                 },
-                _ = dial.tick() => self.dial_bootstrap(),
+                _ = dial.tick() => {
+                    self.dial_bootstrap();
+                    self.tend();
+                }
                 _ = discover.tick() => self.discover(),
                 _ = watch.tick() => self.watch_peers(),
                 event = self.swarm.select_next_some(), if may_read => self.swarm_event(event),
@@ -231,10 +264,10 @@ impl Service {
     fn report(&mut self, report: Report) {
         match report {
             Report::Open { peer, reply } => {
-                if !self.swarm.is_connected(&peer) {
-                    // The download hears "not connected" now and tries again while this is under way.
-                    let dial = self.dialer.wanted(peer);
-                    let _ = self.swarm.dial(dial);
+                if !self.reaching.paths.is_direct(&peer) {
+                    // The download hears so now, and tries again while this is under way.
+                    let dial = self.dialer.wanted(peer, self.swarm.is_connected(&peer));
+                    let _ = dial.map(|dial| self.swarm.dial(dial));
                 }
                 self.swarm.behaviour_mut().blobs.open(peer, reply);
             }
@@ -243,6 +276,7 @@ impl Service {
             }
             Report::Progress { .. } if self.backlog.len() >= EVENTS_MAX => {}
             Report::Progress { hash, have, size, from } => self.tell(NetworkEvent::BlobProgress { hash, have, size, from }),
+            Report::Misbehaved { peer, offence } => self.guard.offence(&peer, offence),
             Report::Damaged(hash) => self.tell(NetworkEvent::BlobDamaged { hash }),
             Report::Ended { hash, ended } => {
                 self.downloads.ended(hash, &mut self.tasks);
@@ -283,10 +317,12 @@ impl Service {
     }
 
     fn swarm_event(&mut self, event: SwarmEvent<NetEvent>) {
+        self.hear(&event);
         match event {
             SwarmEvent::Behaviour(event) => self.behaviour_event(event),
             SwarmEvent::NewListenAddr { address, .. } => {
-                let address = address.with(Protocol::P2p(self.local_peer()));
+                // That of a relay has our name already.
+                let address = address.with_p2p(self.local_peer()).unwrap_or_else(|address| address);
                 self.tell(NetworkEvent::Listening(address));
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, .. } => {
@@ -339,29 +375,6 @@ impl Service {
                 self.discover();
             }
             _ => {}
-        }
-    }
-
-    fn identified(&mut self, connection: ConnectionId, peer: PeerId, info: identify::Info) {
-        let Some(remote) = self.swarm.behaviour().blobs.remote(connection).cloned() else { return };
-        let addresses: Vec<Multiaddr> = info.listen_addrs.into_iter().filter(|address| believable(address, &remote)).collect();
-        let news = self.dialer.learn(peer, addresses.clone(), Instant::now());
-        // Routing tables are for peers that speak to us; others are only let in.
-        if !info.protocols.contains(&SYNC_PROTOCOL) {
-            return;
-        }
-        if news || !self.ready.contains(&peer) {
-            let kad = &mut self.swarm.behaviour_mut().kad;
-            // Replaced, not added to: Kademlia itself would keep whatever a peer ever claimed.
-            kad.remove_peer(&peer);
-            for address in addresses.into_iter().take(ADDRESSES_PER_PEER_MAX) {
-                kad.add_address(&peer, address);
-            }
-        }
-        self.swarm.behaviour_mut().gate.greeted(peer);
-        if self.ready.insert(peer) {
-            self.show_connected();
-            self.tell(NetworkEvent::PeerConnected(peer));
         }
     }
 

@@ -5,7 +5,9 @@ mod blobs;
 mod hostile;
 mod loud;
 mod peers;
+mod reach;
 mod rounds;
+mod traffic;
 
 use std::time::Duration;
 
@@ -38,6 +40,7 @@ fn config(secret: u8, listen: &str, bootstrap: &[&Multiaddr]) -> NetworkConfig {
         mdns: false,
         topic: "/mingle/records/test/1".to_owned(),
         allowed: None,
+        reach: ReachConfig::default(),
         limits: Limits { stall_window: Duration::from_secs(2), ..Limits::default() },
     }
 }

@@ -12,7 +12,7 @@ use super::source;
 use crate::data::Template;
 use crate::driver::{self, Goal, Outcome, Peer, Work};
 use crate::home::Home;
-use crate::network::Multiaddr;
+use crate::network::{Multiaddr, ReachConfig, Role};
 
 /// Where the key, the store and the results are kept.
 #[derive(Args, Clone, Debug)]
@@ -49,10 +49,52 @@ pub struct NetworkArgs {
     /// Open no connection: do what can be done with what this home has, then end (see `mingle bundle`)
     #[arg(long, conflicts_with_all = ["listen", "peers", "mdns"])]
     pub offline: bool,
+    #[command(flatten)]
+    pub reach: ReachArgs,
+}
+
+/// How this peer is reached from outside.
+#[derive(Args, Clone, Debug)]
+pub struct ReachArgs {
+    /// Address that leads here from outside, such as that of a forwarded port; may be given several times
+    #[arg(long, value_name = "MULTIADDR")]
+    pub external: Vec<Multiaddr>,
+    /// Ask the router to forward a port (UPnP)
+    #[arg(long)]
+    pub upnp: bool,
+    /// Whether others can dial this peer: found out, or known
+    #[arg(long, value_enum, default_value_t = ReachArg::Auto)]
+    pub reach: ReachArg,
+    /// Refuse new connections while this process holds more memory, in MiB [default: nine tenths of what there is]
+    #[arg(long, value_name = "MIB")]
+    pub memory_max: Option<usize>,
+}
+
+/// Whether others can dial this peer.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum ReachArg {
+    /// Public peers are asked to dial back
+    Auto,
+    /// It can be dialled: it relays for others
+    Public,
+    /// It cannot be dialled: it reserves with relays at once
+    Private,
+}
+
+impl ReachArgs {
+    pub fn config(&self) -> ReachConfig {
+        let role = match self.reach {
+            ReachArg::Auto => Role::Auto,
+            ReachArg::Public => Role::Public,
+            ReachArg::Private => Role::Private,
+        };
+        let memory_max = self.memory_max.map(|mib| mib.saturating_mul(1 << 20));
+        ReachConfig { role, external: self.external.clone(), upnp: self.upnp, memory_max }
+    }
 }
 
 impl NetworkArgs {
-    fn listen(&self) -> Vec<Multiaddr> {
+    pub fn listen(&self) -> Vec<Multiaddr> {
         if !self.listen.is_empty() || self.offline {
             return self.listen.clone();
         }
@@ -143,8 +185,8 @@ impl OpenedPeer {
         }
         home.round(round.id()).keep(&file)?;
         goal.offline = network.offline;
-        let (listen, bootstrap, mdns) = (network.listen(), network.peers, network.mdns);
-        let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, work, goal };
+        let (listen, reach, bootstrap, mdns) = (network.listen(), network.reach.config(), network.peers, network.mdns);
+        let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, reach, work, goal };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
         runtime.block_on(driver::run(peer, |event| console.show(event)))

@@ -8,7 +8,7 @@ use mingle_protocol::identity::MemberKey;
 use mingle_protocol::machine::{Input, Millis, Notice, Output, Verdict};
 use mingle_protocol::record::{RecordId, SignedRecord};
 
-use super::{Driver, Event, MergedStatus, Status, averaging, belonging, status};
+use super::{Driver, Event, LinkStatus, MergedStatus, Status, averaging, belonging, status};
 use crate::network::{self, NetworkHandle, PeerId};
 
 /// What a verdict or an answer is for.
@@ -75,6 +75,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 }
             }
             Output::CancelFetch(adapter) => _ = self.send(|network| network.cancel_fetch(adapter)),
+            Output::Merge(_) if self.role == super::work::SEED => {}
             Output::Merge(set) => {
                 let admitting: BTreeSet<RecordId> = set.iter().map(|entry| entry.record).collect();
                 let members: BTreeSet<MemberKey> = set.iter().map(|entry| entry.member).collect();
@@ -141,6 +142,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let ledger = self.machine.ledger();
         let receipt = self.merged.as_ref().map(|(receipt, _)| receipt);
         let manifest = self.machine.round().manifest();
+        let reach = self.network.reachability().borrow().clone();
         let status = Status {
             updated_unix_ms: status::unix_ms(),
             process: std::process::id(),
@@ -151,6 +153,9 @@ impl<F: FnMut(&Event)> Driver<F> {
             name: manifest.name.clone(),
             listening: self.listening.clone(),
             neighbours: self.network.connected_peers().len(),
+            reachability: reach.reachability.name().into(),
+            reached_at: reach.reachability.addresses().iter().map(ToString::to_string).collect(),
+            links: reach.links.iter().map(LinkStatus::from).collect(),
             phase: self.phase,
             training: self.progress.clone(),
             slots: status::slots(ledger, receipt, &self.have, self.machine.refused()),

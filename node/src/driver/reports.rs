@@ -33,6 +33,8 @@ impl<F: FnMut(&Event)> Driver<F> {
                 self.handle(Input::Disconnected(peer))?;
             }
             NetworkEvent::Refused { peer, why } => (self.observe)(&Event::Refused { peer: peer.to_string(), why }),
+            NetworkEvent::Path(link) => (self.observe)(&Event::path(&link)),
+            NetworkEvent::Reachability(reachability) => (self.observe)(&Event::reachability(&reachability)),
             NetworkEvent::Gossip { message_id, from, bytes } => {
                 self.handle_from(Input::Gossip { bytes }, Some(Origin::Gossip { message: message_id, from }))?;
             }
@@ -40,7 +42,10 @@ impl<F: FnMut(&Event)> Driver<F> {
                 self.handle_from(Input::SyncRequest { bytes }, Some(Origin::Question(token)))?
             }
             NetworkEvent::SyncResponse { from, bytes } => self.handle(Input::SyncResponse { from, bytes })?,
-            NetworkEvent::SyncFailed { from, why } => tracing::debug!(%from, why, "reconciliation failed"),
+            NetworkEvent::SyncFailed { from, why } => {
+                tracing::debug!(%from, why, "a question had no answer");
+                self.handle(Input::SyncFailed { from })?;
+            }
             NetworkEvent::BlobProgress { hash, have, size, .. } => {
                 self.have.insert(hash, have);
                 (self.observe)(&Event::Fetching { adapter: hash, have, size });

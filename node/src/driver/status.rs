@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::TrainingStatus;
 use crate::files;
+use crate::network::Link;
 
 /// A status older than this belongs to a peer that is gone.
 pub const STALE_MS: u128 = 5_000;
@@ -31,6 +32,15 @@ pub struct Status {
     pub name: String,
     pub listening: Vec<String>,
     pub neighbours: usize,
+    /// `public`, `private` (only through relays) or `unknown`.
+    #[serde(default)]
+    pub reachability: String,
+    /// Where others reach this peer: its own addresses, or those through relays.
+    #[serde(default)]
+    pub reached_at: Vec<String>,
+    /// How each neighbour is connected.
+    #[serde(default)]
+    pub links: Vec<LinkStatus>,
     pub phase: Phase,
     pub training: Option<TrainingStatus>,
     pub slots: Vec<SlotStatus>,
@@ -39,6 +49,31 @@ pub struct Status {
     pub standings: Vec<StandingStatus>,
     pub merged: Option<MergedStatus>,
     pub home: PathBuf,
+}
+
+/// How one neighbour is connected.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    pub peer: String,
+    pub address: String,
+    pub relayed: bool,
+    /// The peer that carries the bytes, where it is known.
+    pub relay: Option<String>,
+    #[serde(default)]
+    pub round_trip_ms: Option<f64>,
+}
+
+impl From<&Link> for LinkStatus {
+    fn from(link: &Link) -> Self {
+        let Link { peer, address, relayed, relay, round_trip } = link;
+        Self {
+            peer: peer.to_string(),
+            address: address.to_string(),
+            relayed: *relayed,
+            relay: relay.map(|relay| relay.to_string()),
+            round_trip_ms: round_trip.map(|time| time.as_secs_f64() * 1000.0),
+        }
+    }
 }
 
 /// What the peer itself is at.

@@ -10,6 +10,7 @@ use super::super::behaviour::{Net, NetEvent, swarm};
 use super::super::blob_frames::{Answer, Request};
 use super::super::gossip::Gossip;
 use super::super::guard::Guard;
+use super::super::traffic::Meter;
 use super::*;
 use crate::store::{ChunkRanges, all_chunks};
 
@@ -48,7 +49,7 @@ fn bare_swarm(secret: u8) -> Swarm<Net> {
     let key = keypair_of([secret; 32]).unwrap();
     let (gossip, _) = Gossip::new("/mingle/records/test/1").unwrap();
     let guard = Arc::new(Guard::new(None, Scoring::On));
-    let mut swarm = swarm(&key, gossip, false, &guard, &Limits::default()).unwrap();
+    let mut swarm = swarm(&key, gossip, false, &guard, &ReachConfig::default(), &Meter::default(), &Limits::default()).unwrap();
     swarm.listen_on(TCP.parse().unwrap()).unwrap();
     swarm
 }
