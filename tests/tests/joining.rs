@@ -144,21 +144,13 @@ fn what_is_wrong_with_a_link_or_its_peers_is_said_in_words() {
     let ask = "hint: ask who sent the link whether that peer runs and can be dialled from here, or for the round file itself";
     get(&format!("{link}?peer={nobody}")).wrong(
         1,
-        &[
-            &format!("error: no peer has given the file of round {id}"),
-            &format!("  {nobody}: Connection refused (os error 111)"),
-            ask,
-        ],
+        &[&format!("error: no peer has given the file of round {id}"), &format!("  {nobody}: Connection refused (os error 111)"), ask],
     );
     // A peer of another round.
     let other = RoundLink { round: adapters::round("other", 2, 64, []).id(), peers: vec![listen.clone()] };
     get(&other.to_string()).wrong(
         1,
-        &[
-            &format!("error: no peer has given the file of round {}", other.round),
-            &format!("  {listen}: it does not know this round"),
-            ask,
-        ],
+        &[&format!("error: no peer has given the file of round {}", other.round), &format!("  {listen}: it does not know this round"), ask],
     );
     assert!(!scene.path("merged").exists() && !scene.path("a/rounds").exists(), "nothing is left of what failed");
     let said = scene.run("a", &format!("round get {} --out DIR/x.json", &link[..50]));
