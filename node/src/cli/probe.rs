@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::args::{HomeArgs, NetworkArgs, peers_of, read_with_signatures, seconds};
+use super::args::{HomeArgs, NetworkArgs, peers_of, seconds};
+use super::source;
 use super::training::TrainingArgs;
 use crate::bases::Places;
 
@@ -109,8 +110,9 @@ impl Check {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let file = read_with_signatures(&args.round)?;
-    let (round, home) = (&file.round, args.home.open()?);
+    let home = args.home.open()?;
+    let file = source::read(&args.round, &home, &args.network.peers)?;
+    let round = &file.round;
     let (key, _) = home.key_or_create()?;
     let mut failed = false;
     let mut show = |checks: Vec<Check>| {

@@ -8,7 +8,6 @@ use mingle_protocol::standing::Standing;
 
 use super::super::training::TrainingArgs;
 use super::{Check, Level};
-use crate::bases::Digests;
 use crate::bases::{self, Digests, Places};
 use crate::contribution::check_base;
 use crate::data;
