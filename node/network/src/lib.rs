@@ -16,12 +16,18 @@ mod download;
 mod downloads;
 mod gossip;
 mod limits;
-mod range;
+mod link;
+mod pieces;
+mod providers;
+mod rate;
+mod schedule;
 mod service;
 pub mod store;
 mod sync_codec;
 #[cfg(test)]
 mod tests;
+mod transfers;
+mod turns;
 mod watched;
 
 use std::collections::BTreeSet;
@@ -33,10 +39,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use libp2p::{Multiaddr, PeerId};
 pub use limits::Limits;
+pub use transfers::{ProviderState, ProviderStatus, Transfer, Upload};
 
 use crate::store::Store;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
 use service::Command;
+use transfers::Board;
 
 /// What a peer's network needs to know.
 #[derive(Clone)]
@@ -121,10 +129,26 @@ pub enum NetworkEvent {
         hash: ContentHash,
         why: String,
     },
+    /// A peer did what no honest one does. It is out for the blob in question; more is for whoever judges peers.
+    Misbehaved {
+        peer: PeerId,
+        why: Misconduct,
+    },
     /// A stored blob was found damaged while it was served and is out of the store: fetch it again.
     BlobDamaged {
         hash: ContentHash,
     },
+}
+
+/// What a peer did.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Misconduct {
+    /// Sent bytes that do not belong to the blob, or what nobody asked for.
+    WrongBytes,
+    /// Said that the blob has another size than its announcement, which the hash contradicts.
+    WrongSize,
+    /// Promised bytes and sent next to none. A bad line looks the same.
+    Stalled,
 }
 
 /// Why a command was not taken.
@@ -154,10 +178,11 @@ impl Network {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (outbox, events) = mpsc::channel(EVENTS_MAX);
         let (peers, connected) = watch::channel(Vec::new());
-        let service = service::Service::new(config, store, outbox, peers)?;
+        let board = Board::new();
+        let service = service::Service::new(config, store, outbox, peers, board.clone())?;
         let local = service.local_peer();
         tokio::spawn(service.run(inbox));
-        Ok((NetworkHandle { commands, connected, local }, events))
+        Ok((NetworkHandle { commands, connected, local, board }, events))
     }
 }
 
@@ -167,6 +192,7 @@ pub struct NetworkHandle {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<Vec<PeerId>>,
     local: PeerId,
+    board: Board,
 }
 
 impl NetworkHandle {
@@ -213,6 +239,16 @@ impl NetworkHandle {
     /// The peers that are ready for sync, in no particular order.
     pub fn connected_peers(&self) -> Vec<PeerId> {
         self.connected.borrow().clone()
+    }
+
+    /// The blobs on their way here, with what each provider brings.
+    pub fn transfers(&self) -> Vec<Transfer> {
+        self.board.transfers()
+    }
+
+    /// What was sent of blobs, by peer.
+    pub fn uploads(&self) -> Vec<Upload> {
+        self.board.uploads()
     }
 
     /// Dials an address once.

@@ -4,6 +4,7 @@
 //! not read until it does, while commands still are, so that neither side can wait for the other.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -12,7 +13,7 @@ use libp2p::request_response::{InboundRequestId, Message, OutboundRequestId, Res
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping, request_response};
 use mingle_protocol::hash::ContentHash;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,11 +26,12 @@ use super::download::{Context, Ended};
 use super::downloads::Downloads;
 use super::gossip::{Gossip, acceptance};
 use super::limits::{
-    ADDRESSES_PER_PEER_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, SYNC_WAITING_MAX,
+    ADDRESSES_PER_PEER_MAX, BUFFERS_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, SYNC_WAITING_MAX,
 };
 use super::sync_codec::SYNC_PROTOCOL;
-use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, SyncToken, Verdict, keypair_of};
+use super::{MessageId, Misconduct, NetworkConfig, NetworkError, NetworkEvent, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
+use crate::transfers::Board;
 
 /// How long `shutdown` waits for connections and tasks to end.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -53,6 +55,8 @@ pub enum Report {
     Progress { hash: ContentHash, have: u64, size: u64, from: PeerId },
     Ended { hash: ContentHash, ended: Ended },
     Damaged(ContentHash),
+    Interest { hash: ContentHash, peer: PeerId },
+    Misbehaved { peer: PeerId, why: Misconduct },
 }
 
 pub struct Service {
@@ -83,6 +87,7 @@ impl Service {
         store: Store,
         events: mpsc::Sender<NetworkEvent>,
         connected: watch::Sender<Vec<PeerId>>,
+        board: Board,
     ) -> Result<Self, NetworkError> {
         let key = keypair_of(config.secret)?;
         let (behaviour, gossip) = Gossip::new(&config.topic)?;
@@ -93,12 +98,18 @@ impl Service {
         }
         let (report, reports) = mpsc::channel(REPORTS_MAX);
         let stop = CancellationToken::new();
-        let context =
-            Context { store: store.clone(), limits: config.limits.clone(), reports: report.clone(), connected: connected.subscribe() };
+        let context = Context {
+            store: store.clone(),
+            limits: config.limits.clone(),
+            reports: report.clone(),
+            connected: connected.subscribe(),
+            buffers: Arc::new(Semaphore::new(BUFFERS_MAX)),
+            board: board.clone(),
+        };
         Ok(Self {
             dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),
             downloads: Downloads::new(context, stop.clone()),
-            server: Server::new(store, config.limits.clone(), stop.clone(), report),
+            server: Server::new(store, config.limits.clone(), stop.clone(), report, board),
             swarm,
             gossip,
             tasks: JoinSet::new(),
@@ -237,6 +248,8 @@ impl Service {
             }
             Report::Progress { .. } if self.backlog.len() >= EVENTS_MAX => {}
             Report::Progress { hash, have, size, from } => self.tell(NetworkEvent::BlobProgress { hash, have, size, from }),
+            Report::Interest { hash, peer } => self.downloads.interest(hash, peer),
+            Report::Misbehaved { peer, why } => self.tell(NetworkEvent::Misbehaved { peer, why }),
             Report::Damaged(hash) => self.tell(NetworkEvent::BlobDamaged { hash }),
             Report::Ended { hash, ended } => {
                 self.downloads.ended(hash, &mut self.tasks);

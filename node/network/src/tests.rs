@@ -26,6 +26,8 @@ struct Peer {
     folder: TempDir,
     /// With the `/p2p/` ending.
     address: Multiaddr,
+    /// What peers were reported for, in passing.
+    misconduct: Vec<(PeerId, Misconduct)>,
 }
 
 fn config(secret: u8, listen: &str, bootstrap: &[&Multiaddr]) -> NetworkConfig {
@@ -53,7 +55,7 @@ async fn start_in(config: NetworkConfig, folder: TempDir) -> Peer {
     let store = Store::open(folder.path()).unwrap();
     let (handle, events) = Network::start(config, store.clone()).unwrap();
     let address = Multiaddr::empty();
-    let mut peer = Peer { handle, events, store, folder, address };
+    let mut peer = Peer { handle, events, store, folder, address, misconduct: Vec::new() };
     peer.address =
         peer.expect("its address", |event| if let NetworkEvent::Listening(address) = event { Some(address) } else { None }).await;
     peer
@@ -69,6 +71,9 @@ impl Peer {
         let found = timeout(PATIENCE, async {
             loop {
                 let event = self.events.recv().await.expect("the network stopped");
+                if let NetworkEvent::Misbehaved { peer, why } = event {
+                    self.misconduct.push((peer, why));
+                }
                 if let Some(found) = wanted(event) {
                     return found;
                 }
