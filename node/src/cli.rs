@@ -4,17 +4,22 @@
 //! wrong; 3 stopped or out of time before the goal was reached; 4 a verification found something false.
 
 mod args;
+mod bundle;
 mod eval;
 mod export;
 mod fetch;
+mod founding;
 mod hint;
 mod interrupt;
 mod key;
 mod merge;
 mod method;
+mod probe;
 mod publish;
+mod roster;
 mod round;
 mod run;
+mod seed;
 mod status;
 mod train;
 mod training;
@@ -55,8 +60,15 @@ enum Verb {
     /// Make or show a round: what its members agree on
     #[command(subcommand)]
     Round(round::Verb),
+    /// Change who belongs to a round while it runs
+    #[command(subcommand)]
+    Roster(roster::Verb),
     /// Run a member: train, announce, fetch, merge, and keep serving
     Run(run::Args),
+    /// Check before joining: data, base, memory, disk, GPU, and what the network lets through
+    Probe(probe::Args),
+    /// Run a public peer that others meet at: it relays their signalling, dials them back, keeps and serves the adapters
+    Seed(seed::Args),
     /// Train here only and write a PEFT directory
     Train(train::Args),
     /// Announce a PEFT directory made by any trainer, and keep serving it
@@ -65,6 +77,9 @@ enum Verb {
     Withdraw(withdraw::Args),
     /// Read only: fetch the adapters, verify and merge them, and write the result
     Fetch(fetch::Args),
+    /// Carry a round to a site without a network, and back, as one file
+    #[command(subcommand)]
+    Bundle(bundle::Verb),
     /// Merge PEFT directories offline with the same exact arithmetic
     Merge(merge::Args),
     /// Check a merged directory: signatures, set root and, with the adapters, every byte of the merge
@@ -97,11 +112,15 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match cli.verb {
         Verb::Key(verb) => key::run(verb),
         Verb::Round(verb) => round::run(verb),
+        Verb::Roster(verb) => roster::run(verb),
         Verb::Run(args) => run::run(args),
+        Verb::Probe(args) => probe::run(args),
+        Verb::Seed(args) => seed::run(args),
         Verb::Train(args) => train::run(args),
         Verb::Publish(args) => publish::run(args),
         Verb::Withdraw(args) => withdraw::run(args),
         Verb::Fetch(args) => fetch::run(args),
+        Verb::Bundle(verb) => bundle::run(verb),
         Verb::Merge(args) => merge::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Eval(args) => eval::run(args),

@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use mingle_protocol::adapter::{AdapterKind, MergedFile, Scaling};
 use mingle_protocol::hash::{ContentHash, decode_hex, encode_hex};
-use mingle_protocol::ledger::Admitted;
+use mingle_protocol::identity::MemberKey;
+use mingle_protocol::ledger::{Admitted, Ledger};
 use mingle_protocol::merge::{Accumulator, MergeError};
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::{Manifest, Round};
+use mingle_protocol::standing::Standing;
 use serde::{Deserialize, Serialize};
 
 use crate::peft::{self, AdapterConfig};
@@ -24,7 +26,7 @@ use crate::{files, train};
 
 pub const RECEIPT_FILE: &str = "receipt.json";
 /// A receipt of 16,384 members with their records stays below this.
-const PROOF_BYTES_MAX: u64 = 128 << 20;
+pub const PROOF_BYTES_MAX: u64 = 128 << 20;
 
 /// What `receipt.json` holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +36,9 @@ pub struct Proof {
     pub receipt: Receipt,
     /// The admitted members' signed announcements as they travelled, in hex, in the receipt's order.
     pub records: Vec<String>,
+    /// The founders' records that made some of them members, in hex.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standings: Vec<String>,
 }
 
 /// A proof whose every signature was checked.
@@ -43,7 +48,8 @@ pub struct CheckedProof {
 }
 
 impl Proof {
-    /// Checks the proof against itself: manifest, receipt, and one valid announcement for each entry.
+    /// Checks the proof against itself: manifest, receipt, and for each entry one valid announcement of who is a member by the
+    /// roster or by a founders' record that is there.
     ///
     /// # Errors
     /// The first contradiction, in one sentence.
@@ -56,10 +62,33 @@ impl Proof {
             self.receipt.admitted.len(),
             self.records.len()
         );
-        for (entry, text) in self.receipt.admitted.iter().zip(&self.records) {
+        anyhow::ensure!(
+            self.standings.len() <= self.records.len(),
+            "{} changes of the roster are with a receipt of {} adapters",
+            self.standings.len(),
+            self.records.len()
+        );
+        let read = |text: &String| {
             let bytes = decode_hex(text).context("a signed record in the receipt is not hex")?;
-            let record =
-                UnverifiedRecord(&bytes).verify(&round).with_context(|| format!("the record of member {} is refused", entry.member))?;
+            Ok::<_, anyhow::Error>(UnverifiedRecord(&bytes).verify(&round)?)
+        };
+        let mut ledger = Ledger::new(&round);
+        for text in &self.standings {
+            let record = read(text).context("a change of the roster is refused")?;
+            anyhow::ensure!(
+                record.standing().is_some(),
+                "a record of member {} is listed as a change of the roster",
+                record.record().member()
+            );
+            ledger.insert(record);
+        }
+        for (entry, text) in self.receipt.admitted.iter().zip(&self.records) {
+            let record = read(text).with_context(|| format!("the record of member {} is refused", entry.member))?;
+            anyhow::ensure!(
+                ledger.standing(&entry.member) == Some(Standing::Member),
+                "member {} is not in the roster, and no change of it with the receipt admits it",
+                entry.member
+            );
             let said = record.announcement().map(|said| (said.member, record.id(), said.adapter, said.size, said.weight));
             anyhow::ensure!(
                 said == Some((entry.member, entry.record, entry.adapter, entry.size, entry.weight)),
@@ -91,16 +120,44 @@ pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admi
     let folder = files::unfinished_folder(target)?;
     let merged = write_adapter(&folder, round, average)?;
     let receipt = Receipt::new(round.id(), held, merged);
-    let mut proof = Proof { round: round.manifest().clone(), receipt: receipt.clone(), records: Vec::new() };
+    let mut proof = Proof { round: round.manifest().clone(), receipt, records: Vec::new(), standings: Vec::new() };
     let by_id: BTreeMap<RecordId, &SignedRecord> = records.iter().map(|record| (record.id(), record)).collect();
-    for entry in &receipt.admitted {
+    for entry in &proof.receipt.admitted {
         let record = by_id.get(&entry.record).context("an admitted adapter has no record")?;
         proof.records.push(encode_hex(record.bytes()));
     }
-    files::write(&folder.join(RECEIPT_FILE), &serde_json::to_vec_pretty(&proof)?)?;
-    files::write(&folder.join("README.md"), card(round, &receipt).as_bytes())?;
+    let members: BTreeSet<MemberKey> = proof.receipt.admitted.iter().map(|entry| entry.member).collect();
+    let admits = |record: &&SignedRecord| record.standing().is_some_and(|change| members.contains(&change.subject));
+    proof.standings = records.iter().filter(admits).map(|record| encode_hex(record.bytes())).collect();
+    write_beside(&folder, round, &proof)?;
     files::replace_folder(&folder, target)?;
-    Ok(receipt)
+    Ok(proof.receipt)
+}
+
+/// Writes `merged`, a merged adapter that was made elsewhere, as `target` with its checked proof: whole or not at all.
+///
+/// # Errors
+/// Bytes that are not the ones the receipt speaks of, or what the file system says.
+pub fn write_given(target: &Path, round: &Round, proof: &Proof, mut merged: impl std::io::Read) -> Result<()> {
+    let folder = files::unfinished_folder(target)?;
+    let path = merged_file(&folder, round.kind());
+    let mut file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    std::io::copy(&mut merged, &mut file).with_context(|| format!("cannot write {}", path.display()))?;
+    file.sync_all()?;
+    let found = crate::merger::hash_of(&path)?;
+    if found != proof.receipt.merged {
+        std::fs::remove_dir_all(&folder)?;
+        anyhow::bail!("the merged adapter has hash {found}, but its receipt says {}", proof.receipt.merged);
+    }
+    write_config(&folder, round)?;
+    write_beside(&folder, round, proof)?;
+    files::replace_folder(&folder, target)
+}
+
+/// The receipt, and the text for people.
+fn write_beside(folder: &Path, round: &Round, proof: &Proof) -> Result<()> {
+    files::write(&folder.join(RECEIPT_FILE), &serde_json::to_vec_pretty(proof)?)?;
+    files::write(&folder.join("README.md"), card(round, &proof.receipt).as_bytes())
 }
 
 /// Writes the average into `folder` as a round's merged adapter, without a receipt, and returns its hash.
@@ -109,10 +166,13 @@ pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admi
 /// An empty average, or what the file system says.
 pub fn write_adapter(folder: &Path, round: &Round, average: &Accumulator) -> Result<ContentHash> {
     let merged = write_tensors(&merged_file(folder, round.kind()), average, round.merged())?;
-    if let Some(config) = config_of(round) {
-        files::write(&folder.join(peft::CONFIG), format!("{:#}\n", config.to_json()).as_bytes())?;
-    }
+    write_config(folder, round)?;
     Ok(merged)
+}
+
+fn write_config(folder: &Path, round: &Round) -> Result<()> {
+    let Some(config) = config_of(round) else { return Ok(()) };
+    files::write(&folder.join(peft::CONFIG), format!("{:#}\n", config.to_json()).as_bytes())
 }
 
 /// Writes the average's safetensors file, synced, and returns its hash.

@@ -62,6 +62,28 @@ impl<'de> Deserialize<'de> for MemberKey {
     }
 }
 
+/// An ed25519 signature: 64 bytes, written as 128 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Signature(pub [u8; 64]);
+
+impl fmt::Debug for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_hex(&self.0, f)
+    }
+}
+
+impl Serialize for Signature {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_key(&self.0, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Signature {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserialize_key(deserializer).map(Self)
+    }
+}
+
 /// A member's secret key. It is never printed and is wiped from memory when dropped.
 pub struct SecretKey(SigningKey);
 

@@ -7,18 +7,29 @@
 //!
 //! Of more members than the round's cap (possible only with an open roster) those with the least keys are kept: an
 //! arbitrary choice, but the same at every peer. Rounds that mind who joins use a roster.
+//!
+//! Who belongs is part of the ledger (`ledger/standings.rs`). A record of a key whose standing is known, be it that the
+//! key is out, is kept in its slot whatever came first, and counts only while the key is a member. A record of a key that
+//! neither the roster nor any change names is not taken: it comes again by reconciliation after the change that admits it.
+//! Joining therefore takes changes of standing before all other records.
 
-use std::collections::BTreeMap;
+mod standings;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::hash::{ContentHash, DomainHasher};
-use crate::identity::MemberKey;
+use crate::identity::{MemberKey, Roster};
 use crate::record::{Announcement, Record, RecordId, SignedRecord};
-use crate::round::Round;
+use crate::round::{Manifest, Round};
+use crate::standing::Standing;
+use standings::{Inserted, Standings};
 
 /// All records of one round a peer holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ledger {
-    member_max: usize,
+    manifest: Arc<Manifest>,
+    standings: Standings,
     slots: BTreeMap<MemberKey, Slot>,
 }
 
@@ -64,21 +75,52 @@ pub enum Change {
     Redundant,
     /// The cap is reached by members with lesser keys.
     Full,
+    /// Nothing names the member: not taken, but a change that admits it may be on its way.
+    NotInRoster,
 }
 
 impl Ledger {
     pub fn new(round: &Round) -> Self {
-        Self { member_max: usize::try_from(round.manifest().member_max).unwrap_or(usize::MAX), slots: BTreeMap::new() }
+        Self { manifest: round.shared_manifest(), standings: Standings::default(), slots: BTreeMap::new() }
+    }
+
+    /// A ledger that was shown these records, changes of standing before all others.
+    pub fn holding(round: &Round, records: impl IntoIterator<Item = SignedRecord>) -> Self {
+        let mut ledger = Self::new(round);
+        let (standings, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.standing().is_some());
+        for record in standings.into_iter().chain(others) {
+            ledger.insert(record);
+        }
+        ledger
+    }
+
+    fn member_max(&self) -> usize {
+        usize::try_from(self.manifest.member_max).unwrap_or(usize::MAX)
     }
 
     /// Shows the ledger one verified record.
     pub fn insert(&mut self, record: SignedRecord) -> Change {
         let member = record.record().member();
+        if let Record::Standing(said) = record.record() {
+            let said = said.clone();
+            let Inserted { mut change, evicted } = self.standings.insert(&said, record);
+            if let (Change::Kept { displaced }, Some(gone)) = (&mut change, evicted)
+                && !self.is_named(&gone)
+                && let Some(slot) = self.slots.remove(&gone)
+            {
+                displaced.extend(slot.records().map(SignedRecord::id));
+            }
+            return change;
+        }
+        if !self.is_named(&member) {
+            return Change::NotInRoster;
+        }
         if let Some(slot) = self.slots.get_mut(&member) {
             return slot.insert(record);
         }
         let mut displaced = Vec::new();
-        if self.slots.len() >= self.member_max {
+        // With a roster, slots are bounded by those it names and those that changes name.
+        if self.manifest.roster == Roster::Open && self.slots.len() >= self.member_max() {
             match self.slots.last_entry() {
                 Some(greatest) if *greatest.key() > member => displaced = greatest.remove().records().map(SignedRecord::id).collect(),
                 _ => return Change::Full,
@@ -95,6 +137,37 @@ impl Ledger {
         }
     }
 
+    /// Whether a member's records are kept: the roster or a change of standing speaks of it.
+    fn is_named(&self, member: &MemberKey) -> bool {
+        self.manifest.roster.admits(member) || self.standings.get(member).is_some()
+    }
+
+    /// What a key is to the round now; `None` where nothing speaks of it.
+    pub fn standing(&self, key: &MemberKey) -> Option<Standing> {
+        self.standings.get(key).or_else(|| self.manifest.standing(key))
+    }
+
+    /// The highest sequence at which a key's standing was changed; 0 if it never was.
+    pub fn standing_sequence(&self, key: &MemberKey) -> u64 {
+        self.standings.sequence(key)
+    }
+
+    /// The records by which founders changed who belongs, in order of the keys they speak of.
+    pub fn standing_records(&self) -> impl Iterator<Item = &SignedRecord> {
+        self.standings.records()
+    }
+
+    /// Whether a peer of this key may connect.
+    pub fn may_connect(&self, key: &MemberKey) -> bool {
+        !self.manifest.is_private() || self.standing(key).is_some_and(|standing| standing > Standing::Out)
+    }
+
+    /// Every key that may connect; `None` when all may.
+    pub fn access(&self) -> Option<BTreeSet<MemberKey>> {
+        let named = self.manifest.named().into_iter().chain(self.standings.iter().map(|(key, _)| key));
+        self.manifest.is_private().then(|| named.filter(|key| self.may_connect(key)).collect())
+    }
+
     pub fn slot(&self, member: &MemberKey) -> Option<SlotState<'_>> {
         self.slots.get(member).map(Slot::state)
     }
@@ -109,9 +182,11 @@ impl Ledger {
         self.slots.get(member).map_or(0, Slot::sequence)
     }
 
-    /// The adapters that count, in order of their members' keys.
+    /// The adapters that count, in order of their members' keys: at most as many as the round has places, so that the
+    /// merge's sums stay exact however many members founders add.
     pub fn admitted(&self) -> impl Iterator<Item = Admitted> + '_ {
-        self.slots.iter().filter_map(|(member, slot)| match slot.state() {
+        let members = self.slots.iter().filter(|(member, _)| self.standing(member) == Some(Standing::Member));
+        let adapters = members.filter_map(|(member, slot)| match slot.state() {
             SlotState::Adapter(announcement) => Some(Admitted {
                 member: *member,
                 record: slot.least.id(),
@@ -120,12 +195,14 @@ impl Ledger {
                 weight: announcement.weight,
             }),
             SlotState::Withdrawn | SlotState::Conflict(..) => None,
-        })
+        });
+        adapters.take(self.member_max())
     }
 
-    /// Every record held, in order of the members' keys.
+    /// Every record held: changes of standing first, so that whoever takes them in this order takes them all; each in order
+    /// of the keys they speak of.
     pub fn records(&self) -> impl Iterator<Item = &SignedRecord> {
-        self.slots.values().flat_map(Slot::records)
+        self.standings.records().chain(self.slots.values().flat_map(Slot::records))
     }
 
     pub fn record_count(&self) -> u64 {
@@ -156,7 +233,7 @@ impl Slot {
         match (&self.second, self.least.record()) {
             (Some(second), _) => SlotState::Conflict(&self.least, second),
             (None, Record::Announcement(announcement)) => SlotState::Adapter(announcement),
-            (None, Record::Withdrawal(_)) => SlotState::Withdrawn,
+            (None, Record::Withdrawal(_) | Record::Standing(_)) => SlotState::Withdrawn,
         }
     }
 
@@ -187,89 +264,4 @@ impl Slot {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
-mod tests {
-    use super::*;
-    use crate::record::tests::{announce, round, withdraw};
-    use proptest::prelude::*;
-
-    fn ledger(records: &[SignedRecord]) -> Ledger {
-        let mut ledger = Ledger::new(&round());
-        for record in records {
-            ledger.insert(record.clone());
-        }
-        ledger
-    }
-
-    fn joined(left: &Ledger, right: &Ledger) -> Ledger {
-        let mut ledger = left.clone();
-        ledger.join(right);
-        ledger
-    }
-
-    #[test]
-    fn a_higher_sequence_supersedes_and_an_older_one_changes_nothing() {
-        let (first, second) = (announce(1, 1, b"a"), announce(1, 2, b"b"));
-        let mut ledger = ledger(std::slice::from_ref(&first));
-        assert_eq!(ledger.insert(second.clone()), Change::Kept { displaced: vec![first.id()] });
-        let before = ledger.clone();
-        assert_eq!(ledger.insert(first), Change::Stale { held: 2 });
-        assert_eq!(ledger.insert(second), Change::Known);
-        assert_eq!(ledger, before);
-    }
-
-    #[test]
-    fn two_adapters_at_one_sequence_are_proof_and_count_for_nothing() {
-        let (one, two) = (announce(1, 1, b"a"), announce(1, 1, b"b"));
-        let mut ledger = ledger(&[one.clone(), announce(2, 1, b"c")]);
-        assert_eq!(ledger.insert(two), Change::Conflict { displaced: vec![] });
-        assert!(matches!(ledger.slot(&one.record().member()), Some(SlotState::Conflict(..))));
-        assert_eq!(ledger.admitted().count(), 1);
-        assert_eq!(ledger.record_count(), 3);
-        // The member may speak again.
-        ledger.insert(announce(1, 2, b"d"));
-        assert_eq!(ledger.admitted().count(), 2);
-    }
-
-    #[test]
-    fn a_withdrawn_member_counts_for_nothing() {
-        let mut ledger = ledger(&[announce(1, 1, b"a")]);
-        ledger.insert(withdraw(1, 2));
-        assert_eq!(ledger.admitted().count(), 0);
-        assert_eq!(ledger.slots().map(|(_, state)| state).collect::<Vec<_>>(), [SlotState::Withdrawn]);
-    }
-
-    #[test]
-    fn beyond_the_cap_the_least_keys_stay() {
-        let records: Vec<_> = (1..=6).map(|member| announce(member, 1, b"a")).collect();
-        let mut keys: Vec<_> = records.iter().map(|record| record.record().member()).collect();
-        keys.sort();
-        let forward = ledger(&records);
-        let backward = ledger(&records.iter().rev().cloned().collect::<Vec<_>>());
-        assert_eq!(forward, backward);
-        assert_eq!(forward.slots().map(|(member, _)| member).collect::<Vec<_>>(), keys[..4]);
-    }
-
-    fn some_records() -> impl Strategy<Value = Vec<SignedRecord>> {
-        // Few members, sequences and adapters, so that supersession, conflict and the cap all happen.
-        let record = (1u8..7, 1u64..4, 0u8..4).prop_map(|(member, sequence, adapter)| match adapter {
-            0 => withdraw(member, sequence),
-            _ => announce(member, sequence, &[adapter]),
-        });
-        proptest::collection::vec(record, 0..12)
-    }
-
-    proptest! {
-        #[test]
-        fn joining_is_commutative_associative_and_idempotent(a in some_records(), b in some_records(), c in some_records()) {
-            let (x, y, z) = (ledger(&a), ledger(&b), ledger(&c));
-            prop_assert_eq!(joined(&x, &y), joined(&y, &x));
-            prop_assert_eq!(joined(&joined(&x, &y), &z), joined(&x, &joined(&y, &z)));
-            prop_assert_eq!(joined(&x, &x), x.clone());
-            // And a join is what one ledger shown everything would hold.
-            let all: Vec<_> = a.into_iter().chain(b).collect();
-            prop_assert_eq!(joined(&x, &y).fingerprint(), ledger(&all).fingerprint());
-            prop_assert_eq!(joined(&x, &y), ledger(&all));
-        }
-    }
-}
+mod tests;

@@ -12,14 +12,17 @@
 )]
 
 pub mod adapter;
+pub mod attestation;
 pub mod encoding;
 pub mod hash;
 pub mod identity;
 pub mod ledger;
+pub mod link;
 pub mod machine;
 pub mod merge;
 pub mod number;
 pub mod receipt;
 pub mod record;
 pub mod round;
+pub mod standing;
 pub mod sync;

@@ -1,17 +1,25 @@
 //! The round: one communication round, and everything its members must agree on before they train.
 //!
 //! A round is shared as a readable JSON file. Its identity is a hash over its fields as [`Round::new`] spells them
-//! out, so the layout of the file does not matter, and any change of meaning is another round.
+//! out, so the layout of the file does not matter, and any change of meaning is another round. The file may carry more
+//! than the manifest ([`RoundFile`]): founders' signatures over the identity, and where to find the first peers.
 
+mod digest;
+mod file;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use crate::adapter::AdapterKind;
-use crate::adapter::{LoraShape, MergedFile, ShapeError, Tensor, TensorList};
-use crate::hash::{ContentHash, DomainHasher, HexError};
+use crate::adapter::{MergedFile, ShapeError, TensorList};
+use crate::hash::{ContentHash, HexError};
 use crate::identity::{MemberKey, Roster};
+use crate::standing::{FOUNDERS_MAX, Founders, READERS_MAX, Readers, Standing};
+pub use file::{PEERS_MAX, RoundFile};
 
 /// The only version of the manifest there is.
 pub const VERSION: u32 = 1;
@@ -23,7 +31,7 @@ pub const MEMBERS_MAX: u32 = 16_384;
 pub const NAME_BYTES_MAX: usize = 256;
 
 /// Names a round: the hash of its manifest.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RoundId(pub ContentHash);
 
@@ -107,6 +115,37 @@ pub struct Manifest {
     pub roster: Roster,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
+    /// Who may change who belongs; nobody without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub founders: Option<Founders>,
+    /// Who may follow without being a member; everybody without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readers: Option<Readers>,
+}
+
+impl Manifest {
+    /// Whether peers that neither are members nor admitted as readers are refused at the connection.
+    pub fn is_private(&self) -> bool {
+        matches!((&self.roster, &self.readers), (Roster::Members(_), Some(Readers::Listed(_))))
+    }
+
+    /// What a key is before any change: a member, a reader, or (`None`) a stranger. Founders may read.
+    pub fn standing(&self, key: &MemberKey) -> Option<Standing> {
+        let reads = matches!(&self.readers, Some(Readers::Listed(keys)) if keys.contains(key));
+        let founds = self.founders.as_ref().is_some_and(|founders| founders.keys.contains(key));
+        match self.roster.admits(key) {
+            true => Some(Standing::Member),
+            false => (reads || founds).then_some(Standing::Reader),
+        }
+    }
+
+    /// Every key that the manifest speaks of.
+    pub fn named(&self) -> BTreeSet<MemberKey> {
+        let members = if let Roster::Members(members) = &self.roster { Some(members) } else { None };
+        let readers = if let Some(Readers::Listed(readers)) = &self.readers { Some(readers) } else { None };
+        let founders = self.founders.as_ref().map(|founders| &founders.keys);
+        [members, readers, founders].into_iter().flatten().flatten().copied().collect()
+    }
 }
 
 /// Why a manifest is no round.
@@ -129,7 +168,7 @@ pub enum RoundError {
 /// A manifest that was checked, with its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Round {
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     merged: MergedFile,
     id: RoundId,
 }
@@ -142,25 +181,21 @@ impl Round {
     pub fn new(manifest: Manifest) -> Result<Self, RoundError> {
         check(&manifest)?;
         let merged = manifest.kind.merged()?;
-        let id = RoundId(identity(&manifest));
-        Ok(Self { manifest, merged, id })
+        let id = RoundId(digest::identity(&manifest));
+        Ok(Self { manifest: Arc::new(manifest), merged, id })
     }
 
-    /// Reads a round file.
+    /// The round of a round file, whoever signed it.
     ///
     /// # Errors
-    /// Text that is not a manifest, or a manifest that [`Round::new`] refuses.
+    /// What [`RoundFile::from_json`] refuses.
     pub fn from_json(text: &[u8]) -> Result<Self, RoundError> {
-        if text.len() > MANIFEST_BYTES_MAX {
-            return Err(RoundError::TooLarge { found: text.len(), max: MANIFEST_BYTES_MAX });
-        }
-        let manifest = serde_json::from_slice(text).map_err(|error| RoundError::Syntax(error.to_string()))?;
-        Self::new(manifest)
+        RoundFile::from_json(text).map(|file| file.round)
     }
 
-    /// The round file's text.
+    /// The manifest as a file.
     pub fn to_json(&self) -> String {
-        let text = serde_json::to_string_pretty(&self.manifest).unwrap_or_default();
+        let text = serde_json::to_string_pretty(self.manifest()).unwrap_or_default();
         text + "\n"
     }
 
@@ -170,6 +205,16 @@ impl Round {
 
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// For who keeps it beside the round.
+    pub(crate) fn shared_manifest(&self) -> Arc<Manifest> {
+        self.manifest.clone()
+    }
+
+    /// Whether peers that neither are members nor admitted as readers are refused at the connection.
+    pub fn is_private(&self) -> bool {
+        self.manifest.is_private()
     }
 
     /// What members train and send.
@@ -218,90 +263,27 @@ fn check(manifest: &Manifest) -> Result<(), RoundError> {
     {
         return field("the roster's length", members.len().to_string(), format!("1 to the member cap of {}", manifest.member_max));
     }
+    if let Some(Founders { keys, threshold }) = &manifest.founders {
+        if !(1..=FOUNDERS_MAX).contains(&keys.len()) {
+            return field("the number of founders", keys.len().to_string(), format!("1 to {FOUNDERS_MAX}"));
+        }
+        if !(1..=keys.len() as u64).contains(&u64::from(*threshold)) {
+            return field("the founders' threshold", threshold.to_string(), format!("1 to {}, the number of founders", keys.len()));
+        }
+    }
+    if let Some(Readers::Listed(readers)) = &manifest.readers {
+        if manifest.roster == Roster::Open {
+            return field("the roster", "open".into(), "given where readers are listed: with an open one everybody may join".into());
+        }
+        if readers.len() > READERS_MAX {
+            return field("the number of readers", readers.len().to_string(), format!("at most {READERS_MAX}"));
+        }
+    }
     Ok(())
 }
 
 fn is_name(text: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
-}
-
-/// Field order is the protocol (docs/protocol.md, section "Round").
-fn identity(manifest: &Manifest) -> ContentHash {
-    let mut hasher = DomainHasher::new("round/1");
-    hasher.u64(u64::from(manifest.version)).string(&manifest.name);
-    hasher.string(&manifest.base.name).hash(&manifest.base.digest.0);
-    kind_fields(&mut hasher, &manifest.kind);
-    match manifest.rule {
-        MergeRule::Mean => hasher.string("mean"),
-    };
-    match manifest.weight {
-        WeightRule::Equal => hasher.string("equal").u64(1),
-        WeightRule::Examples { cap } => hasher.string("examples").u64(cap),
-    };
-    hasher.u64(u64::from(manifest.member_max));
-    match &manifest.roster {
-        Roster::Open => hasher.string("open").count(0),
-        Roster::Members(members) => {
-            hasher.string("members").count(members.len());
-            members.iter().fold(&mut hasher, |hasher, MemberKey(key)| hasher.hash(key))
-        }
-    };
-    match &manifest.parent {
-        None => hasher.u64(0),
-        Some(parent) => hasher.u64(1).hash(&parent.round.0.0).hash(&parent.merged.0),
-    };
-    hasher.finish()
-}
-
-/// The low-rank fields of version 1, then, unless the shape says no more than those, scaling and saved tensors; then what
-/// only one kind has.
-fn kind_fields(hasher: &mut DomainHasher, kind: &AdapterKind) {
-    let named = match kind {
-        AdapterKind::Lora(shape) if !shape.is_plain() => "lora/2",
-        other => other.name(),
-    };
-    hasher.string(named);
-    match kind {
-        AdapterKind::Lora(shape) => {
-            low_rank_fields(hasher, shape);
-            if !shape.is_plain() {
-                further_fields(hasher, shape);
-            }
-        }
-        AdapterKind::FrozenA(shape) => {
-            low_rank_fields(hasher, shape);
-            further_fields(hasher, shape);
-        }
-        AdapterKind::Subspace(shape) => {
-            low_rank_fields(hasher, &shape.lora);
-            further_fields(hasher, &shape.lora);
-            hasher.u64(u64::from(shape.seeds)).u64(u64::from(shape.interval));
-        }
-        AdapterKind::Full(shape) => tensor_fields(hasher, &shape.weights),
-    }
-}
-
-fn low_rank_fields(hasher: &mut DomainHasher, shape: &LoraShape) {
-    hasher.u64(u64::from(shape.rank)).u64(u64::from(shape.alpha)).hash(&shape.seed);
-    hasher.count(shape.modules.len());
-    for module in &shape.modules {
-        hasher.string(&module.name).u64(module.inputs).u64(module.outputs);
-    }
-}
-
-fn further_fields(hasher: &mut DomainHasher, shape: &LoraShape) {
-    hasher.string(shape.scaling.name());
-    tensor_fields(hasher, &shape.saved);
-}
-
-fn tensor_fields(hasher: &mut DomainHasher, tensors: &[Tensor]) {
-    hasher.count(tensors.len());
-    for tensor in tensors {
-        hasher.string(&tensor.name).count(tensor.dims.len());
-        for dimension in &tensor.dims {
-            hasher.u64(*dimension);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-"""Writes number.json, merge.json and rounds.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
+"""Writes number.json, merge.json, rounds.json, standings.json and links.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
 
 Python's integers and fractions do the arithmetic exactly, and a BLAKE3 written from its paper (inputs of one chunk)
 does the seeded draw; nothing is shared with the Rust code. Needs only Python 3.9: `python3 write_vectors.py`.
@@ -220,12 +220,25 @@ def kind_fields(name, shape):
     return text("full") + tensor_fields(shape["weights"])
 
 
+def key_fields(keys):
+    return number(len(keys)) + b"".join(sorted(bytes.fromhex(key) for key in keys))
+
+
 def identity(manifest):
     (name, shape), = manifest["kind"].items()
     data = number(manifest["version"]) + text(manifest["name"])
     data += text(manifest["base"]["name"]) + bytes.fromhex(manifest["base"]["digest"])
     data += kind_fields(name, shape) + text("mean") + text("examples") + number(manifest["weight"]["examples"]["cap"])
-    data += number(manifest["member_max"]) + text("open") + number(0) + number(0)
+    roster = manifest["roster"]
+    data += number(manifest["member_max"])
+    data += text("open") + number(0) if roster == "open" else text("members") + key_fields(roster["members"])
+    data += number(0)
+    if "founders" in manifest:
+        founders = manifest["founders"]
+        data += text("founders") + number(founders["threshold"]) + key_fields(founders["keys"])
+    if "readers" in manifest:
+        readers = manifest["readers"]
+        data += text("readers") + (text("open") + number(0) if readers == "open" else text("listed") + key_fields(readers["listed"]))
     return domain_stream("round/1", data, 32).hex()
 
 
@@ -260,10 +273,19 @@ def round_vectors():
         ("subspace", {"seeds": 3, "interval": 10, "lora": {**two, "rank": 1, "alpha": 1}}),
         ("full", {"weights": [{"name": "norm.weight", "dims": [5]}, {"name": "h.0.q.weight", "dims": [4, 3]}]}),
     ]
+    keys = [f"{byte:02x}" * 32 for byte in (0x9a, 0x03, 0x51, 0x22)]
+    founders = {"keys": keys[:3], "threshold": 2}
+    belonging = [{}] * len(kinds) + [
+        {"founders": founders},
+        {"founders": founders, "readers": "open"},
+        {"roster": {"members": keys[1:]}, "founders": {"keys": keys[:1], "threshold": 1}, "readers": {"listed": keys[:2]}},
+        {"roster": {"members": keys[:2]}, "readers": {"listed": []}},
+    ]
+    kinds += [("lora", plain)] * 4
     rounds = []
     for index, (name, shape) in enumerate(kinds):
         manifest = {"version": 1, "name": "vectors", "base": {"name": "tiny", "digest": "11" * 32}, "kind": {name: shape},
-                    "rule": "mean", "weight": {"examples": {"cap": 1000}}, "member_max": 4, "roster": "open"}
+                    "rule": "mean", "weight": {"examples": {"cap": 1000}}, "member_max": 4, "roster": "open", **belonging[index]}
         sent, drawn = file_tensors(name, shape)
         count = sum(math.prod(shape) for _, shape in sent)
         adapters, sums = [], [0] * count
@@ -281,5 +303,51 @@ def round_vectors():
     return {"rounds": rounds}
 
 
-for name, vectors in (("number.json", number_vectors()), ("merge.json", merge_vectors()), ("rounds.json", round_vectors())):
+# --- standings.json: what founders sign --------------------------------------------------------------------------------
+
+def standing_vectors():
+    vectors = []
+    for sequence, becomes in ((1, "member"), (2, "reader"), (1024, "out")):
+        statement = {"round": "c5" * 32, "subject": "3e" * 32, "sequence": sequence, "becomes": becomes}
+        data = bytes.fromhex(statement["round"]) + bytes.fromhex(statement["subject"]) + number(sequence) + text(becomes)
+        vectors.append({"statement": statement, "digest": domain_stream("standing/1", data, 32).hex()})
+    return vectors
+
+
+# --- links.json: bech32m as in BIP 350, with ":" for its separator ------------------------------------------------------
+
+ALPHABET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+
+
+def remainder(values):
+    sum_ = 1
+    for value in values:
+        top = sum_ >> 25
+        sum_ = (sum_ & 0x1FFFFFF) << 5 ^ value
+        for i, term in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            sum_ ^= term if top >> i & 1 else 0
+    return sum_
+
+
+def expanded(prefix):
+    return [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix]
+
+
+def link(identity):
+    number = int.from_bytes(identity, "big") << 4
+    digits = [number >> 5 * (51 - i) & 31 for i in range(52)]
+    check = remainder(expanded("mingle") + digits + [0] * 6) ^ 0x2BC830A3
+    return "mingle:" + "".join(ALPHABET[d] for d in digits + [check >> 5 * (5 - i) & 31 for i in range(6)])
+
+
+def link_vectors():
+    for valid in ("a1lqfn3a", "abcdef1l7aum6echk45nj3s0wdvt2fg8x9yrzpqzd3ryx", "?1v759aa"):  # from BIP 350
+        prefix, data = valid.rsplit("1", 1)
+        assert remainder(expanded(prefix) + [ALPHABET.index(c) for c in data]) == 0x2BC830A3
+    return [{"round": identity.hex(), "link": link(identity)}
+            for identity in (bytes(32), bytes([255] * 32), bytes(range(32)), bytes(range(251, 219, -1)))]
+
+
+for name, vectors in (("number.json", number_vectors()), ("merge.json", merge_vectors()), ("rounds.json", round_vectors()),
+                      ("standings.json", standing_vectors()), ("links.json", link_vectors())):
     (HERE / name).write_text(json.dumps(vectors, separators=(",", ":")).replace("},{", "},\n{") + "\n")

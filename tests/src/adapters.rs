@@ -9,7 +9,7 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::{MemberKey, Roster};
 use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Round, VERSION, WeightRule};
 
-use crate::dice::Dice;
+use crate::Dice;
 
 /// Most examples that count for a member of [`round`].
 pub const WEIGHT_CAP: u64 = 5_000;
@@ -28,6 +28,8 @@ pub fn round(name: &str, modules: usize, width: u64, members: impl IntoIterator<
         member_max: 64,
         roster: if members.is_empty() { Roster::Open } else { Roster::Members(members) },
         parent: None,
+        founders: None,
+        readers: None,
     })
     .expect("a round within its bounds")
 }

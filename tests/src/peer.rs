@@ -49,7 +49,8 @@ pub fn address(transport: Transport) -> String {
 /// One peer: its command line, its home, and its process while it runs. Dropped, it is killed.
 pub struct Peer {
     pub name: String,
-    program: String,
+    /// What is run: the program, and before it whatever runs it elsewhere.
+    command: Vec<OsString>,
     arguments: Vec<OsString>,
     home: Home,
     round: RoundId,
@@ -74,7 +75,7 @@ impl Peer {
         let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
         Self {
             name: name.into(),
-            program: program.into(),
+            command: vec![program.into()],
             arguments,
             home,
             round,
@@ -97,16 +98,28 @@ impl Peer {
         self.arguments.extend(arguments.into_iter().map(Into::into));
     }
 
+    /// From the next start on, the program is run by the command that begins so.
+    pub fn start_through<A: Into<OsString>>(&mut self, prefix: impl IntoIterator<Item = A>) {
+        let program = self.command.pop();
+        self.command = prefix.into_iter().map(Into::into).chain(program).collect();
+    }
+
     pub fn start(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.name);
         let log = |name: &str| OpenOptions::new().create(true).append(true).open(self.logs.join(name)).expect("a log file");
         let began = SystemTime::now();
-        let process = Command::new(&self.program)
+        let mut command = Command::new(&self.command[0]);
+        // `MINGLE_TEST_LOG` is how to see what peers of a test say on standard error.
+        match std::env::var_os("MINGLE_TEST_LOG") {
+            Some(filter) => command.env("MINGLE_LOG", filter),
+            None => command.env_remove("MINGLE_LOG"),
+        };
+        let process = command
+            .args(&self.command[1..])
             .args(&self.arguments)
             .arg("--json")
             .arg("--home")
             .arg(self.home.folder())
-            .env_remove("MINGLE_LOG")
             .stdin(Stdio::null())
             .stdout(log("out"))
             .stderr(log("err"))
@@ -223,6 +236,12 @@ pub fn wait<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
 /// Waits until all peers hold the merge of `adapters` adapters, and returns it: the same at each of them.
 #[track_caller]
 pub fn agree(peers: &mut [Peer], adapters: usize) -> MergedStatus {
+    agree_within(PATIENCE, peers, adapters)
+}
+
+/// As [`agree`], for networks that take longer.
+#[track_caller]
+pub fn agree_within(patience: Duration, peers: &mut [Peer], adapters: usize) -> MergedStatus {
     let agreed = |peers: &mut [Peer]| {
         let found: Option<Vec<MergedStatus>> = peers.iter_mut().map(|peer| peer.merged().filter(|m| m.adapters == adapters)).collect();
         let found = found?;
@@ -235,7 +254,7 @@ pub fn agree(peers: &mut [Peer], adapters: usize) -> MergedStatus {
         if let Some(found) = agreed(peers) {
             return found;
         }
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > patience {
             let told: Vec<String> = peers.iter().map(Peer::told).collect();
             panic!("the peers do not come to agree on {adapters} adapters\n{}", told.join("\n\n"));
         }

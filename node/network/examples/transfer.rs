@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use mingle_network::store::Store;
-use mingle_network::{Limits, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle};
+use mingle_network::{Limits, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, ReachConfig};
 use tokio::sync::mpsc;
 
 struct Options {
@@ -70,6 +70,7 @@ impl Peer {
             mdns: false,
             topic: "/mingle/records/transfer/1".to_owned(),
             allowed: None,
+            reach: ReachConfig::default(),
             limits: Limits { upload_bytes_per_second: upload, ..Limits::default() },
         };
         let (handle, mut events) = Network::start(config, store.clone()).expect("a network");

@@ -1,23 +1,34 @@
-//! Which protocols a peer speaks, and the swarm that carries them: TCP with noise and yamux, and QUIC.
+//! Which protocols a peer speaks, and the swarm that carries them: QUIC; TCP and WebSocket with TLS or noise and yamux;
+//! and circuits through relays.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use libp2p::allow_block_list::{self, AllowedPeers};
+use futures::FutureExt;
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{StreamProtocol, Swarm, SwarmBuilder, gossipsub, identify, kad, mdns, noise, ping, request_response, tcp, yamux};
-use mingle_protocol::identity::MemberKey;
+use libp2p::{
+    StreamProtocol, Swarm, SwarmBuilder, autonat, dcutr, gossipsub, identify, kad, mdns, memory_connection_limits, noise, ping, relay,
+    request_response, tcp, tls, upnp, yamux,
+};
 
 use super::blob_streams;
+use super::gate::Gate;
+use super::guard::Guard;
 use super::limits::{
-    CONNECTIONS_PER_PEER_MAX, IDLE_TIMEOUT, INBOUND_CONNECTIONS_MAX, OUTBOUND_CONNECTIONS_MAX, PENDING_CONNECTIONS_MAX, SYNC_STREAMS_MAX,
-    SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
+    CIRCUIT_BYTES_MAX, CIRCUIT_DURATION, CIRCUITS_MAX, CIRCUITS_PER_PEER_MAX, CONNECTIONS_PER_PEER_MAX, DIAL_TIMEOUT, IDLE_TIMEOUT,
+    INBOUND_CONNECTIONS_MAX, INBOUND_CONNECTIONS_SLACK, Limits, OUTBOUND_CONNECTIONS_MAX, PENDING_CONNECTIONS_MAX, RESERVATIONS_MAX,
+    SEED_CONNECTIONS_MAX, SYNC_STREAMS_MAX, SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
 };
+use super::memory;
+use super::metered::Metered;
+use super::quotas::Quota;
+use super::reach::{ReachConfig, Role};
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
-use super::{NetworkError, peer_of};
+use super::traffic::Meter;
+use super::{NetworkError, rounds};
 
 const IDENTIFY_PROTOCOL: &str = "/mingle/1";
 const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/kad/1");
@@ -31,20 +42,30 @@ const KAD_BOOTSTRAP_INTERVAL: Duration = Duration::from_secs(300);
 /// QUIC's own keep-alive notices a dead peer before the idle timeout below does harm.
 const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(5);
 const QUIC_IDLE_MS_MAX: u32 = 15_000;
-const QUIC_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The order matters: what denies connections comes before what remembers them.
+/// The order matters: what denies connections comes before what remembers them. DCUtR and the relays note a connection
+/// when it is made and would never hear that a later behaviour denied it.
 #[derive(NetworkBehaviour)]
 pub struct Net {
+    pub gate: Gate,
     pub limits: connection_limits::Behaviour,
-    pub allowed: Toggle<allow_block_list::Behaviour<AllowedPeers>>,
-    pub identify: identify::Behaviour,
+    pub memory: memory_connection_limits::Behaviour,
+    pub identify: Metered<identify::Behaviour>,
     pub ping: ping::Behaviour,
-    pub gossip: gossipsub::Behaviour,
-    pub kad: kad::Behaviour<kad::store::MemoryStore>,
+    pub gossip: Metered<gossipsub::Behaviour>,
+    pub kad: Metered<kad::Behaviour<kad::store::MemoryStore>>,
     pub sync: request_response::Behaviour<SyncCodec>,
     pub blobs: blob_streams::Behaviour,
+    pub rounds: rounds::Behaviour,
+    pub relay_client: relay::client::Behaviour,
+    /// Only in seeds.
+    pub relay_server: Toggle<relay::Behaviour>,
+    pub dcutr: dcutr::Behaviour,
+    pub autonat_client: autonat::v2::client::Behaviour,
+    /// In seeds, and in peers from when they are found to be public.
+    pub autonat_server: Toggle<autonat::v2::server::Behaviour>,
     pub mdns: Toggle<mdns::tokio::Behaviour>,
+    pub upnp: Toggle<upnp::tokio::Behaviour>,
 }
 
 /// The swarm of one peer, not yet listening.
@@ -52,7 +73,10 @@ pub fn swarm(
     key: &Keypair,
     gossip: gossipsub::Behaviour,
     with_mdns: bool,
-    allowed: Option<&BTreeSet<MemberKey>>,
+    guard: &Arc<Guard>,
+    reach: &ReachConfig,
+    meter: &Meter,
+    bounds: &Limits,
 ) -> Result<Swarm<Net>, NetworkError> {
     let setup = |error: &dyn std::fmt::Display| NetworkError::Setup(error.to_string());
     let local = key.public().to_peer_id();
@@ -60,60 +84,89 @@ pub fn swarm(
         true => Some(mdns::tokio::Behaviour::new(mdns::Config::default(), local).map_err(|error| setup(&error))?),
         false => None,
     };
-    let behaviour = Net {
-        limits: connection_limits::Behaviour::new(connection_bounds()),
-        allowed: allowed.map(only).into(),
-        identify: identify::Behaviour::new(
-            identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), key.public())
-                .with_agent_version(AGENT.to_owned())
-                .with_push_listen_addr_updates(true),
+    let is_seed = reach.role == Role::Public;
+    let autonat = autonat::v2::client::Config::default().with_probe_interval(bounds.probe_interval);
+    let behaviour = |relay_client| Net {
+        gate: Gate::new(guard.clone(), bounds.silent_patience),
+        limits: connection_limits::Behaviour::new(connection_bounds(is_seed)),
+        memory: memory_connection_limits::Behaviour::with_max_bytes(reach.memory_max.unwrap_or_else(memory::default_max)),
+        identify: Metered::new(
+            identify::Behaviour::new(
+                identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), key.public())
+                    .with_agent_version(AGENT.to_owned())
+                    .with_push_listen_addr_updates(true),
+            ),
+            guard,
+            Quota::Introductions,
         ),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
-        gossip,
-        kad: kademlia(local),
+        gossip: Metered::new(gossip, guard, Quota::GossipFrames),
+        kad: Metered::new(kademlia(local), guard, Quota::Lookups),
         sync: request_response::Behaviour::with_codec(
-            SyncCodec,
+            SyncCodec::new(),
             [(SYNC_PROTOCOL, request_response::ProtocolSupport::Full)],
             request_response::Config::default().with_request_timeout(SYNC_TIMEOUT).with_max_concurrent_streams(SYNC_STREAMS_MAX),
         ),
-        blobs: blob_streams::Behaviour::new(),
+        blobs: blob_streams::Behaviour::new(meter.clone()),
+        rounds: rounds::behaviour(request_response::ProtocolSupport::Full),
+        relay_client,
+        relay_server: is_seed.then(|| relay::Behaviour::new(local, circuits())).into(),
+        dcutr: dcutr::Behaviour::new(local),
+        autonat_client: autonat::v2::client::Behaviour::new(rand::make_rng(), autonat),
+        autonat_server: is_seed.then(autonat::v2::server::Behaviour::default).into(),
         mdns: mdns.into(),
+        upnp: reach.upnp.then(upnp::tokio::Behaviour::default).into(),
     };
+    let mut registry = meter.registry();
+    // TLS first: its ciphers run in the processor's AES units, those of noise do not. Whoever knows only noise gets it.
     let swarm = SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux_config)
+        .with_tcp(tcp::Config::default().nodelay(true), (tls::Config::new, noise::Config::new), yamux_config)
         .map_err(|error| setup(&error))?
         .with_quic_config(|mut quic| {
             quic.keep_alive_interval = QUIC_KEEP_ALIVE;
             quic.max_idle_timeout = QUIC_IDLE_MS_MAX;
-            quic.handshake_timeout = QUIC_HANDSHAKE_TIMEOUT;
+            quic.handshake_timeout = DIAL_TIMEOUT;
             quic
         })
         .with_dns()
         .map_err(|error| setup(&error))?
-        .with_behaviour(|_| behaviour)
+        .with_websocket((tls::Config::new, noise::Config::new), yamux_config)
+        .now_or_never()
+        .ok_or_else(|| setup(&"the WebSocket transport is not ready at once"))?
+        .map_err(|error| setup(&error))?
+        .with_relay_client((tls::Config::new, noise::Config::new), yamux_config)
+        .map_err(|error| setup(&error))?
+        .with_bandwidth_metrics(&mut registry)
+        .with_behaviour(|_, relay_client| behaviour(relay_client))
         .map_err(|error| setup(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
+        .with_connection_timeout(DIAL_TIMEOUT)
         .build();
     Ok(swarm)
 }
 
-fn connection_bounds() -> ConnectionLimits {
+/// What a seed relays for others.
+fn circuits() -> relay::Config {
+    relay::Config {
+        max_reservations: RESERVATIONS_MAX,
+        max_circuits: CIRCUITS_MAX,
+        max_circuits_per_peer: CIRCUITS_PER_PEER_MAX,
+        max_circuit_bytes: CIRCUIT_BYTES_MAX,
+        max_circuit_duration: CIRCUIT_DURATION,
+        ..relay::Config::default()
+    }
+}
+
+fn connection_bounds(is_seed: bool) -> ConnectionLimits {
+    let inbound = if is_seed { SEED_CONNECTIONS_MAX } else { INBOUND_CONNECTIONS_MAX };
     ConnectionLimits::default()
         .with_max_pending_incoming(Some(PENDING_CONNECTIONS_MAX))
         .with_max_pending_outgoing(Some(PENDING_CONNECTIONS_MAX))
-        .with_max_established_incoming(Some(INBOUND_CONNECTIONS_MAX))
+        // The gate keeps them below the bound without the slack, by its own choice of whom.
+        .with_max_established_incoming(Some(inbound + INBOUND_CONNECTIONS_SLACK))
         .with_max_established_outgoing(Some(OUTBOUND_CONNECTIONS_MAX))
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX))
-}
-
-/// A key that is no point of the curve belongs to nobody who could connect.
-fn only(members: &BTreeSet<MemberKey>) -> allow_block_list::Behaviour<AllowedPeers> {
-    let mut allowed = allow_block_list::Behaviour::<AllowedPeers>::default();
-    for peer in members.iter().filter_map(peer_of) {
-        allowed.allow_peer(peer);
-    }
-    allowed
 }
 
 /// Finds peers and keeps nothing for others: records put by strangers are refused.
@@ -126,8 +179,9 @@ fn kademlia(local: libp2p::PeerId) -> kad::Behaviour<kad::store::MemoryStore> {
     let store = kad::store::MemoryStoreConfig { max_records: 0, max_provided_keys: 0, ..Default::default() };
     let store = kad::store::MemoryStore::with_config(local, store);
     let mut kad = kad::Behaviour::with_config(local, store, config);
-    // A server always: without a probe of our reachability nothing would ever confirm an external address, and a
-    // network of clients knows nobody.
+    // A server until it is known that nobody can dial us. Kademlia's own way is the other one round, a client until an
+    // external address is confirmed; but on one machine, or in one site, nobody ever confirms one, and a network of
+    // clients knows nobody.
     kad.set_mode(Some(kad::Mode::Server));
     kad
 }

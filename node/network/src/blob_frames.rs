@@ -7,7 +7,7 @@
 //! holder    0 | size u64                                         holds all of it
 //!           1 | size u64 | one bit a piece                       holds these pieces, lowest bit first
 //!           2                                                    does not hold it; ends
-//!           3                                                    busy, ask again later; ends
+//!           3                                                    busy, ask again later; ends, at any time
 //!           4 | count u16 | count times piece u32                holds these pieces as well
 //!           5 | start u64 | bao encoding                         one block of what is wanted
 //!           6                                                    wait: others are served first

@@ -18,14 +18,19 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::blob_frames::{Ask, BLOCK_HEAD_BYTES, BLOCK_WIRE_BYTES_MAX, Tell, first_chunk, read_hash};
-use crate::blob_streams::Inbound;
+use crate::blob_streams::{Inbound, Stream};
+use crate::guard::{Guard, Offence};
 use crate::limits::{BLOB_BUFFER_BYTES, BLOB_OPEN_TIMEOUT, CONVERSATION_IDLE, Limits, WAIT_INTERVAL, WANTS_MAX};
 use crate::pieces::{Holds, Pieces};
+use crate::quotas::Quota;
 use crate::service::Report;
-use crate::store::{ChunkRanges, ServeError, Shared, Store, StoreError, all_chunks};
+use crate::store::{ChunkRanges, ServeError, Shared, Store, StoreError, all_chunks, byte_count};
 use crate::transfers::Board;
 use crate::turns::{Bucket, Turn, Turns};
 use crate::watched::Watched;
+
+/// A want of less than this counts as a question of its own.
+const SMALL_WANT_KIB: u32 = 256;
 
 /// What every conversation shares.
 #[derive(Clone)]
@@ -36,19 +41,31 @@ pub struct Server {
     limits: Limits,
     stop: CancellationToken,
     reports: mpsc::Sender<Report>,
+    guard: Arc<Guard>,
     board: Board,
 }
 
 impl Server {
-    pub fn new(store: Store, limits: Limits, stop: CancellationToken, reports: mpsc::Sender<Report>, board: Board) -> Self {
+    pub fn new(
+        store: Store,
+        limits: Limits,
+        stop: CancellationToken,
+        reports: mpsc::Sender<Report>,
+        guard: Arc<Guard>,
+        board: Board,
+    ) -> Self {
         let bucket = Arc::new(Bucket::new(limits.upload_bytes_per_second));
-        Self { store, turns: Turns::default(), bucket, limits, stop, reports, board }
+        Self { store, turns: Turns::default(), bucket, limits, stop, reports, guard, board }
     }
 
     /// Holds one conversation; what goes wrong is the other side's to notice, ours to log.
     pub async fn serve(self, inbound: Inbound) {
         let peer = inbound.peer;
+        let guard = self.guard.clone();
         if let Err(error) = self.answer(inbound).await {
+            if error.kind() == io::ErrorKind::InvalidData {
+                guard.offence(&peer, Offence::Malformed);
+            }
             tracing::debug!(%peer, %error, "a conversation about a blob ended early");
         }
     }
@@ -57,6 +74,11 @@ impl Server {
         let Inbound { peer, stream, places } = inbound;
         let mut stream = Watched::new(stream.compat(), self.limits.stall_window, &self.stop);
         let hash = timeout(BLOB_OPEN_TIMEOUT, read_hash(&mut stream)).await??;
+        self.guard.count(&peer, |counts| counts.blob_requests += 1);
+        if !self.guard.spend(&peer, Quota::BlobRequests, 1) {
+            stream.write_all(&Tell::Busy.to_bytes()).await?;
+            return stream.shutdown().await;
+        }
         if self.store.is_downloading(hash) {
             // Who wants it too may come to hold what we lack.
             let _ = self.reports.try_send(Report::Interest { hash, peer });
@@ -103,7 +125,7 @@ struct Conversation {
     server: Server,
     peer: PeerId,
     pieces: Pieces,
-    stream: Watched<Compat<libp2p::Stream>>,
+    stream: Watched<Compat<Stream>>,
     shared: Shared,
     /// What the asker knows that we hold.
     told: Holds,
@@ -190,10 +212,22 @@ impl Conversation {
                 if !here {
                     return self.write(&Tell::Cannot(first).to_bytes()).await;
                 }
+                if !self.within_quota(byte_count(&ranges, self.shared.blob.size)) {
+                    self.write(&Tell::Busy.to_bytes()).await?;
+                    return Err(io::Error::other("the asker is beyond its quota"));
+                }
                 self.wants.push_back(Want { first, blocks: Pieces::blocks(&ranges).into() });
                 Ok(())
             }
         }
+    }
+
+    /// Whether the peer may have so much, as far as its quotas go. Small wants count, or they would be free.
+    fn within_quota(&self, bytes: u64) -> bool {
+        let guard = &self.server.guard;
+        guard.count(&self.peer, |counts| counts.blob_bytes += bytes);
+        let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).max(1);
+        (kib >= SMALL_WANT_KIB || guard.spend(&self.peer, Quota::BlobRequests, 1)) && guard.spend(&self.peer, Quota::BlobServedKib, kib)
     }
 
     /// Tells what has come since.

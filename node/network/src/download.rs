@@ -288,8 +288,10 @@ impl Download {
             Err(LinkError::Store(error)) => return Some(Ended::Failed(error.to_string())),
             outcome => self.providers.ended(peer, outcome, Instant::now()),
         };
-        if let Some(Verdict { misconduct, close }) = verdict {
-            let _ = self.context.reports.send(Report::Misbehaved { peer, why: misconduct }).await;
+        if let Some(Verdict { offence, close }) = verdict {
+            if let Some(offence) = offence {
+                let _ = self.context.reports.send(Report::Misbehaved { peer, offence }).await;
+            }
             if let Some(connection) = close {
                 // The watchdog's second half: a connection that carries nothing blocks whoever shares it.
                 let _ = self.context.reports.send(Report::Close(connection)).await;

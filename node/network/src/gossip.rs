@@ -12,7 +12,7 @@ use libp2p::gossipsub::{
     PublishError, TopicHash, TopicScoreParams, ValidationMode, score_parameter_decay,
 };
 
-use super::limits::{GOSSIP_BYTES_MAX, OUTBOX_MAX};
+use super::limits::{GOSSIP_BYTES_MAX, OUTBOX_MAX, Scoring};
 use super::{NetworkError, Verdict};
 
 /// Neighbours in the mesh: wanted, least, most, and of those opened by us (so that nobody can surround us).
@@ -121,6 +121,14 @@ pub fn acceptance(verdict: Verdict) -> MessageAcceptance {
     }
 }
 
+/// While scores are only observed, every peer has so much to its credit that nothing it does brings it below zero.
+pub fn offset(scoring: Scoring) -> f64 {
+    match scoring {
+        Scoring::Observe => 1e9,
+        Scoring::On => 0.0,
+    }
+}
+
 /// Scores that only invalid messages and broken mesh rules can make negative: rates say nothing where a member
 /// announces a few times a round, and institutions may share an address.
 fn scores(topic: TopicHash) -> (PeerScoreParams, PeerScoreThresholds) {
@@ -144,6 +152,8 @@ fn scores(topic: TopicHash) -> (PeerScoreParams, PeerScoreThresholds) {
     let of_peer = PeerScoreParams {
         topics: [(topic, of_topic)].into(),
         topic_score_cap: 20.0,
+        // What blobs and frames have shown, as points.
+        app_specific_weight: 1.0,
         ip_colocation_factor_weight: 0.0,
         behaviour_penalty_weight: -10.0,
         behaviour_penalty_threshold: 6.0,

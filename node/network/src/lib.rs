@@ -7,6 +7,7 @@
 //!
 //! A peer's libp2p identity is its member key, so a [`PeerId`] and a [`MemberKey`] name the same institution.
 
+mod bars;
 mod behaviour;
 mod blob_frames;
 mod blob_serve;
@@ -14,36 +15,55 @@ mod blob_streams;
 mod dialer;
 mod download;
 mod downloads;
+mod gate;
 mod gossip;
+mod guard;
 mod limits;
 mod link;
+mod memory;
+mod metered;
+mod paths;
+mod peers;
 mod pieces;
 mod providers;
+mod questions;
+mod quotas;
 mod rate;
+mod reach;
+mod round_codec;
+pub mod rounds;
 mod schedule;
 mod service;
 pub mod store;
 mod sync_codec;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod transfers;
 mod turns;
 mod watched;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use libp2p::identity::{Keypair, PublicKey, ed25519};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
+use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use libp2p::{Multiaddr, PeerId};
-pub use limits::Limits;
+pub use limits::{Limits, Scoring};
+pub use paths::Link;
+pub use peers::{Counts, PeerStatus};
+pub use reach::{ReachConfig, Reachability, Role};
+pub use traffic::Traffic;
 pub use transfers::{ProviderState, ProviderStatus, Transfer, Upload};
 
 use crate::store::Store;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
 use service::Command;
+use traffic::Meter;
 use transfers::Board;
 
 /// What a peer's network needs to know.
@@ -61,6 +81,8 @@ pub struct NetworkConfig {
     pub topic: String,
     /// When given, connections from and to all other keys are refused.
     pub allowed: Option<BTreeSet<MemberKey>>,
+    /// How this peer is reached from outside.
+    pub reach: ReachConfig,
     /// Bounds and pauses; `Limits::default()` outside tests.
     pub limits: Limits,
 }
@@ -84,6 +106,22 @@ pub enum Verdict {
     Ignore,
 }
 
+/// Where a neighbour that we dialled sees us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    pub by: PeerId,
+    pub address: Multiaddr,
+}
+
+/// How this peer and the others reach each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReachStatus {
+    pub reachability: Reachability,
+    /// One a neighbour.
+    pub links: Vec<Link>,
+    pub observed: Vec<Observed>,
+}
+
 /// What the network tells the driver.
 #[derive(Debug)]
 pub enum NetworkEvent {
@@ -93,6 +131,16 @@ pub enum NetworkEvent {
     PeerConnected(PeerId),
     /// The last connection to the peer is gone.
     PeerDisconnected(PeerId),
+    /// A peer that may not connect tried to; told once a minute for each.
+    Refused {
+        peer: PeerId,
+        why: String,
+    },
+    /// How a peer is connected now: told of its first connection, and when a direct one replaces a relayed one or the
+    /// other way round.
+    Path(Link),
+    /// Whether we can be dialled is known, or has changed.
+    Reachability(Reachability),
     /// A message to be judged with `report` within ten seconds, or it is not passed on.
     Gossip {
         message_id: MessageId,
@@ -129,26 +177,10 @@ pub enum NetworkEvent {
         hash: ContentHash,
         why: String,
     },
-    /// A peer did what no honest one does. It is out for the blob in question; more is for whoever judges peers.
-    Misbehaved {
-        peer: PeerId,
-        why: Misconduct,
-    },
     /// A stored blob was found damaged while it was served and is out of the store: fetch it again.
     BlobDamaged {
         hash: ContentHash,
     },
-}
-
-/// What a peer did.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Misconduct {
-    /// Sent bytes that do not belong to the blob, or what nobody asked for.
-    WrongBytes,
-    /// Said that the blob has another size than its announcement, which the hash contradicts.
-    WrongSize,
-    /// Promised bytes and sent next to none. A bad line looks the same.
-    Stalled,
 }
 
 /// Why a command was not taken.
@@ -178,11 +210,14 @@ impl Network {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (outbox, events) = mpsc::channel(EVENTS_MAX);
         let (peers, connected) = watch::channel(Vec::new());
+        let (show, shown) = watch::channel(Vec::new());
+        let (reached, reach) = watch::channel(ReachStatus::default());
         let board = Board::new();
-        let service = service::Service::new(config, store, outbox, peers, board.clone())?;
-        let local = service.local_peer();
+        let shows = service::Shown { connected: peers, peers: show, reach: reached, board: board.clone() };
+        let service = service::Service::new(config, store, outbox, shows)?;
+        let (local, meter) = (service.local_peer(), service.meter());
         tokio::spawn(service.run(inbox));
-        Ok((NetworkHandle { commands, connected, local, board }, events))
+        Ok((NetworkHandle { commands, connected, shown, reach, meter, local, board }, events))
     }
 }
 
@@ -191,6 +226,9 @@ impl Network {
 pub struct NetworkHandle {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<Vec<PeerId>>,
+    shown: watch::Receiver<Vec<PeerStatus>>,
+    reach: watch::Receiver<ReachStatus>,
+    meter: Meter,
     local: PeerId,
     board: Board,
 }
@@ -241,6 +279,12 @@ impl NetworkHandle {
         self.connected.borrow().clone()
     }
 
+    /// Hands this round file to whoever asks for the round, from now on.
+    pub fn offer_round(&self, round: RoundId, file: Arc<[u8]>) -> Result<(), NetworkError> {
+        check("a round file", file.len(), MANIFEST_BYTES_MAX)?;
+        self.send(Command::OfferRound(round, file))
+    }
+
     /// The blobs on their way here, with what each provider brings.
     pub fn transfers(&self) -> Vec<Transfer> {
         self.board.transfers()
@@ -249,6 +293,27 @@ impl NetworkHandle {
     /// What was sent of blobs, by peer.
     pub fn uploads(&self) -> Vec<Upload> {
         self.board.uploads()
+    }
+
+    /// Every connected peer with its score and what it has done.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.shown.borrow().clone()
+    }
+
+    /// Bytes read and written since the start.
+    pub fn traffic(&self) -> Traffic {
+        self.meter.traffic()
+    }
+
+    /// From now on only these keys may be connected (`None`: all). Others are disconnected at once and forgotten.
+    pub fn set_allowed(&self, allowed: Option<BTreeSet<MemberKey>>) -> Result<(), NetworkError> {
+        self.send(Command::SetAllowed(allowed))
+    }
+
+    /// Whether and where this peer can be dialled, and how its neighbours are connected. It changes; each clone of the
+    /// receiver can wait for that.
+    pub fn reachability(&self) -> watch::Receiver<ReachStatus> {
+        self.reach.clone()
     }
 
     /// Dials an address once.

@@ -12,6 +12,15 @@ pub const SYNC_RESPONSE_BYTES_MAX: usize = mingle_protocol::sync::RESPONSE_BYTES
 pub const SYNC_STREAMS_MAX: usize = 4;
 /// Sync requests that wait for the driver's answer; beyond it, requests are dropped and the peer asks again.
 pub const SYNC_WAITING_MAX: usize = 128;
+/// Of those, from one peer: honest ones ask one thing at a time.
+pub const SYNC_WAITING_PER_PEER_MAX: usize = 4;
+/// Bytes of all requests that wait for an answer.
+pub const SYNC_WAITING_BYTES_MAX: usize = 8 << 20;
+/// KiB of requests being read from all peers together; beyond it, further ones fail. Many strangers can each have four
+/// requests under way, and what they promise must not become our memory.
+pub const SYNC_READING_KIB_MAX: usize = 8 << 10;
+/// The next 64 KiB of a message must arrive within so long, or a trickle would keep its place.
+pub const SYNC_STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The driver answers from memory; a peer that hears nothing for so long asks someone else.
 pub const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -32,15 +41,48 @@ pub const INBOUND_CONNECTIONS_MAX: u32 = 300;
 pub const OUTBOUND_CONNECTIONS_MAX: u32 = 100;
 /// Never 1: two peers that dial each other at once would both be refused.
 pub const CONNECTIONS_PER_PEER_MAX: u32 = 4;
+/// Connections are let in beyond `INBOUND_CONNECTIONS_MAX` while the one that makes room is being closed.
+pub const INBOUND_CONNECTIONS_SLACK: u32 = 64;
+/// Of the inbound ones, from one address: an institution shares one, but it must not be all there is.
+pub const INBOUND_PER_ADDRESS_MAX: usize = 200;
+/// Handshakes under way with one address, so that silence from one place does not take every half-open place.
+pub const PENDING_PER_ADDRESS_MAX: usize = 24;
+/// Nine seconds: identify takes two round trips, and who says nothing is gone within ten.
+pub const SILENT_PATIENCE: Duration = Duration::from_secs(9);
+/// How often silent connections are looked for, and what is shown of peers is renewed.
+pub const WATCH_TICK: Duration = Duration::from_millis(500);
 /// A connection without a stream for so long is closed.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// yamux streams per connection: gossip 2, sync 16, blobs 16, and the small protocols.
 pub const YAMUX_STREAMS_MAX: usize = 256;
 
+/// Connections that others opened to a seed, which a whole round may know.
+pub const SEED_CONNECTIONS_MAX: u32 = 2_000;
+/// A reservation with a second relay, so that one relay may go.
+pub const RELAYS_AT_ONCE: usize = 2;
+/// Neighbours remembered as relays.
+pub const RELAYS_KNOWN_MAX: usize = 32;
+/// The first pause before a relay that let go of us is asked again; it doubles up to the longest.
+pub const RELAY_BACKOFF_FIRST: Duration = Duration::from_secs(2);
+/// The longest pause between two questions to one relay.
+pub const RELAY_BACKOFF_LONGEST: Duration = Duration::from_secs(256);
+/// Peers that may hold a reservation with one seed.
+pub const RESERVATIONS_MAX: usize = 1_024;
+/// Circuits through one seed, and of one peer through it: they live for minutes, until the two meet directly.
+pub const CIRCUITS_MAX: usize = 256;
+pub const CIRCUITS_PER_PEER_MAX: usize = 16;
+/// 1 MiB, both ways together: signalling and a comparison of records fit, a blob does not (nor is it ever asked for).
+pub const CIRCUIT_BYTES_MAX: u64 = 1 << 20;
+/// Two peers that have not met directly by then are unlikely to; the round's other peers carry between them.
+pub const CIRCUIT_DURATION: Duration = Duration::from_secs(120);
+/// A dial ends before the ten seconds that AutoNAT gives a dial-back, or a router that swallows packets would leave it
+/// without any verdict.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(8);
+
 /// Known peers with their addresses, beyond what Kademlia keeps; the oldest is forgotten.
 pub const ADDRESS_BOOK_MAX: usize = 512;
 /// Addresses believed per peer; identify may list any number.
-pub const ADDRESSES_PER_PEER_MAX: usize = 8;
+pub const ADDRESSES_PER_PEER_MAX: usize = 16;
 /// Dials of known peers begun at once when neighbours are missing.
 pub const DIALS_AT_ONCE_MAX: usize = 8;
 /// A peer that could not be dialled is left alone for so long.
@@ -115,10 +157,36 @@ pub struct Limits {
     pub stall_window: Duration,
     /// What is sent of blobs, to all peers together.
     pub upload_bytes_per_second: Option<u64>,
+    /// A connection whose other end has not introduced itself as a mingle peer for so long is closed.
+    pub silent_patience: Duration,
+    /// Whether the mesh acts on the scores of peers, or only shows them.
+    pub scoring: Scoring,
+    /// How often addresses that may lead here are given to a public peer to dial.
+    pub probe_interval: Duration,
+    /// How long after a failed dial-back another one may still succeed before relays are reserved.
+    pub settle: Duration,
+}
+
+/// What becomes of a peer's score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Scoring {
+    /// It is computed and shown, and nothing is done because of it.
+    Observe,
+    /// Peers below zero leave the mesh, and those far below are not heard.
+    #[default]
+    On,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { peers_target: 12, stall_window: Duration::from_secs(8), upload_bytes_per_second: None }
+        Self {
+            peers_target: 12,
+            stall_window: Duration::from_secs(8),
+            upload_bytes_per_second: None,
+            silent_patience: SILENT_PATIENCE,
+            scoring: Scoring::default(),
+            probe_interval: Duration::from_secs(5),
+            settle: Duration::from_secs(5),
+        }
     }
 }

@@ -18,6 +18,7 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::blob_frames::{Ask, BLOCK_WIRE_BYTES_MAX, Tell, encoded_length, first_chunk};
+use crate::blob_streams::Stream;
 use crate::download::Context;
 use crate::limits::{BLOB_OPEN_TIMEOUT, OPEN_GRACE, WAITS_MAX};
 use crate::pieces::{Holds, Pieces};
@@ -134,7 +135,7 @@ struct Link {
     pieces: Pieces,
     peer: PeerId,
     connection: ConnectionId,
-    stream: Watched<Compat<libp2p::Stream>>,
+    stream: Watched<Compat<Stream>>,
     heard: mpsc::Sender<(PeerId, Heard)>,
     wants: VecDeque<Want>,
     absorbing: VecDeque<Absorbing>,
@@ -219,7 +220,8 @@ impl Link {
                     _ => Ok(()),
                 }
             }
-            Tell::Holds { .. } | Tell::NotFound | Tell::Busy => Err(self.lie("it says twice what it holds")),
+            Tell::Busy => Err(LinkError::Busy { peer: self.peer }),
+            Tell::Holds { .. } | Tell::NotFound => Err(self.lie("it says twice what it holds")),
         }
     }
 
@@ -329,7 +331,7 @@ impl Link {
     }
 }
 
-async fn open(context: &Context, peer: PeerId) -> Result<(ConnectionId, libp2p::Stream), LinkError> {
+async fn open(context: &Context, peer: PeerId) -> Result<(ConnectionId, Stream), LinkError> {
     let failed = |what: String| LinkError::Connection { peer, what };
     let (reply, answer) = oneshot::channel();
     let asked = context.reports.send(Report::Open { peer, reply }).await;

@@ -7,7 +7,7 @@ use libp2p::swarm::ConnectionId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::Misconduct;
+use crate::guard::Offence;
 use crate::limits::{BUSY_DOUBLINGS, BUSY_MAX, BUSY_PAUSE, PROVIDERS_MAX};
 use crate::link::{LinkError, Order};
 use crate::pieces::Holds;
@@ -48,7 +48,7 @@ struct Provider {
 
 /// What is to be said about a provider's end, beyond the download.
 pub struct Verdict {
-    pub misconduct: Misconduct,
+    pub offence: Option<Offence>,
     pub close: Option<ConnectionId>,
 }
 
@@ -190,11 +190,11 @@ impl Providers {
             }
             LinkError::SizeMismatch { .. } => {
                 provider.out = Some(why);
-                Some(Verdict { misconduct: Misconduct::WrongSize, close: None })
+                Some(Verdict { offence: Some(Offence::Malformed), close: None })
             }
             LinkError::Mismatch { .. } => {
                 provider.out = Some(why);
-                Some(Verdict { misconduct: Misconduct::WrongBytes, close: None })
+                Some(Verdict { offence: Some(Offence::BadProof), close: None })
             }
             LinkError::Connection { .. } | LinkError::Truncated { .. } | LinkError::Stalled { .. } | LinkError::Store(_) => {
                 provider.not_before = now + FAILURE_PAUSE * (1 << provider.failures.min(FAILURES_MAX));
@@ -203,7 +203,8 @@ impl Providers {
                     provider.out = Some(why);
                 }
                 match error {
-                    LinkError::Stalled { connection, .. } => Some(Verdict { misconduct: Misconduct::Stalled, close: Some(connection) }),
+                    // A bad line looks the same: it is cut, and nothing is held against it.
+                    LinkError::Stalled { connection, .. } => Some(Verdict { offence: None, close: Some(connection) }),
                     _ => None,
                 }
             }

@@ -3,16 +3,19 @@
 //! It never waits for the driver. Events that the driver does not take are kept up to a bound; beyond it the sockets are
 //! not read until it does, while commands still are, so that neither side can wait for the other.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod guarded;
+mod reaching;
+
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use libp2p::multiaddr::Protocol;
-use libp2p::request_response::{InboundRequestId, Message, OutboundRequestId, ResponseChannel};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping, request_response};
+use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping};
 use mingle_protocol::hash::ContentHash;
+use mingle_protocol::identity::MemberKey;
+use mingle_protocol::round::RoundId;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -21,17 +24,20 @@ use tokio_util::sync::CancellationToken;
 use super::behaviour::{Net, NetEvent, swarm};
 use super::blob_serve::Server;
 use super::blob_streams::Opened;
-use super::dialer::{Dialer, believable};
+use super::dialer::Dialer;
 use super::download::{Context, Ended};
 use super::downloads::Downloads;
-use super::gossip::{Gossip, acceptance};
-use super::limits::{
-    ADDRESSES_PER_PEER_MAX, BUFFERS_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, SYNC_WAITING_MAX,
-};
-use super::sync_codec::SYNC_PROTOCOL;
-use super::{MessageId, Misconduct, NetworkConfig, NetworkError, NetworkEvent, SyncToken, Verdict, keypair_of};
+use super::gossip::Gossip;
+use super::guard::{Guard, Offence};
+use super::limits::{BUFFERS_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, WATCH_TICK};
+use super::peers::PeerStatus;
+use super::questions::Questions;
+use super::rounds::Offer;
+use super::traffic::Meter;
+use super::transfers::Board;
+use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, ReachStatus, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
-use crate::transfers::Board;
+use reaching::Reaching;
 
 /// How long `shutdown` waits for connections and tasks to end.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -45,26 +51,57 @@ pub enum Command {
     Fetch { hash: ContentHash, size: u64, providers: Vec<PeerId> },
     CancelFetch(ContentHash),
     Dial(Multiaddr),
+    OfferRound(RoundId, Arc<[u8]>),
+    SetAllowed(Option<BTreeSet<MemberKey>>),
     Shutdown(oneshot::Sender<()>),
 }
 
 /// From downloads and servers.
 pub enum Report {
-    Open { peer: PeerId, reply: oneshot::Sender<Opened> },
+    Open {
+        peer: PeerId,
+        reply: oneshot::Sender<Opened>,
+    },
     Close(ConnectionId),
-    Progress { hash: ContentHash, have: u64, size: u64, from: PeerId },
-    Ended { hash: ContentHash, ended: Ended },
+    Progress {
+        hash: ContentHash,
+        have: u64,
+        size: u64,
+        from: PeerId,
+    },
+    Ended {
+        hash: ContentHash,
+        ended: Ended,
+    },
     Damaged(ContentHash),
-    Interest { hash: ContentHash, peer: PeerId },
-    Misbehaved { peer: PeerId, why: Misconduct },
+    /// A peer asks us for a blob that we fetch ourselves.
+    Interest {
+        hash: ContentHash,
+        peer: PeerId,
+    },
+    /// What a peer did wrong in a blob stream.
+    Misbehaved {
+        peer: PeerId,
+        offence: Offence,
+    },
+}
+
+/// What every handle can look at.
+pub struct Shown {
+    pub connected: watch::Sender<Vec<PeerId>>,
+    pub peers: watch::Sender<Vec<PeerStatus>>,
+    pub reach: watch::Sender<ReachStatus>,
+    pub board: Board,
 }
 
 pub struct Service {
     swarm: Swarm<Net>,
     gossip: Gossip,
     dialer: Dialer,
+    reaching: Reaching,
     downloads: Downloads,
     server: Server,
+    offer: Offer,
     tasks: JoinSet<()>,
     stop: CancellationToken,
     limits: Limits,
@@ -77,21 +114,23 @@ pub struct Service {
     /// Peers that speak sync, as the driver knows them.
     ready: HashSet<PeerId>,
     connected: watch::Sender<Vec<PeerId>>,
-    asked: HashMap<OutboundRequestId, PeerId>,
-    unanswered: HashMap<InboundRequestId, ResponseChannel<Vec<u8>>>,
+    questions: Questions,
+    guard: Arc<Guard>,
+    /// What is shown of the peers.
+    shown: watch::Sender<Vec<PeerStatus>>,
+    meter: Meter,
 }
 
 impl Service {
-    pub fn new(
-        config: NetworkConfig,
-        store: Store,
-        events: mpsc::Sender<NetworkEvent>,
-        connected: watch::Sender<Vec<PeerId>>,
-        board: Board,
-    ) -> Result<Self, NetworkError> {
+    pub fn new(config: NetworkConfig, store: Store, events: mpsc::Sender<NetworkEvent>, shown: Shown) -> Result<Self, NetworkError> {
+        let Shown { connected, peers: shown, reach, board } = shown;
         let key = keypair_of(config.secret)?;
         let (behaviour, gossip) = Gossip::new(&config.topic)?;
-        let mut swarm = swarm(&key, behaviour, config.mdns, config.allowed.as_ref())?;
+        let guard = Arc::new(Guard::new(config.allowed.as_ref(), config.limits.scoring));
+        let meter = Meter::default();
+        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &config.reach, &meter, &config.limits)?;
+        let reaching = Reaching::new(&config.reach, &config.listen, &config.limits, reach);
+        config.reach.external.iter().for_each(|address| swarm.add_external_address(address.clone()));
         for address in config.listen {
             let failed = |why: String| NetworkError::Listen { address: address.clone(), why };
             swarm.listen_on(address.clone()).map_err(|error| failed(error.to_string()))?;
@@ -109,9 +148,11 @@ impl Service {
         Ok(Self {
             dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),
             downloads: Downloads::new(context, stop.clone()),
-            server: Server::new(store, config.limits.clone(), stop.clone(), report, board),
+            server: Server::new(store, config.limits.clone(), stop.clone(), report, guard.clone(), board),
+            offer: Offer::default(),
             swarm,
             gossip,
+            reaching,
             tasks: JoinSet::new(),
             stop,
             limits: config.limits,
@@ -121,8 +162,10 @@ impl Service {
             reports,
             ready: HashSet::new(),
             connected,
-            asked: HashMap::new(),
-            unanswered: HashMap::new(),
+            questions: Questions::new(),
+            guard,
+            shown,
+            meter,
         })
     }
 
@@ -130,10 +173,16 @@ impl Service {
         *self.swarm.local_peer_id()
     }
 
+    pub fn meter(&self) -> Meter {
+        self.meter.clone()
+    }
+
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        self.warn_of_bootstrap();
         let mut dial = interval(DIAL_TICK);
         let mut discover = interval(DISCOVERY_INTERVAL);
-        for timer in [&mut dial, &mut discover] {
+        let mut watch = interval(WATCH_TICK);
+        for timer in [&mut dial, &mut discover, &mut watch] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         let events = self.events.clone();
@@ -156,8 +205,12 @@ impl Service {
                 Some(ended) = self.tasks.join_next() => if let Err(error) = ended {
                     tracing::error!(%error, "a network task failed");
                 },
-                _ = dial.tick() => self.dial_bootstrap(),
+                _ = dial.tick() => {
+                    self.dial_bootstrap();
+                    self.tend();
+                }
                 _ = discover.tick() => self.discover(),
+                _ = watch.tick() => self.watch_peers(),
                 event = self.swarm.select_next_some(), if may_read => self.swarm_event(event),
             }
         };
@@ -198,23 +251,10 @@ impl Service {
         let behaviour = self.swarm.behaviour_mut();
         match command {
             Command::Publish(bytes) => self.gossip.publish(&mut behaviour.gossip, bytes),
-            Command::Report { message_id, from, verdict } => {
-                let id = gossipsub::MessageId::from(message_id.0);
-                if !behaviour.gossip.report_message_validation_result(&id, &from, acceptance(verdict)) {
-                    tracing::debug!(%from, "a verdict came too late for its message");
-                }
-            }
-            Command::SyncRequest { peer, bytes } if self.ready.contains(&peer) => {
-                let id = behaviour.sync.send_request(&peer, bytes);
-                self.asked.insert(id, peer);
-            }
-            Command::SyncRequest { peer, .. } => self.tell(NetworkEvent::SyncFailed { from: peer, why: "it is not connected".to_owned() }),
-            Command::SyncRespond { token, bytes } => {
-                if let Some(channel) = self.unanswered.remove(&token.0) {
-                    // The peer may have given up: it asks again.
-                    let _ = behaviour.sync.send_response(channel, bytes);
-                }
-            }
+            Command::Report { message_id, from, verdict } => self.judge(message_id, from, verdict),
+            Command::SyncRequest { peer, bytes } => self.ask(peer, bytes),
+            Command::SyncRespond { token, bytes } => self.respond(token, bytes),
+            Command::SetAllowed(allowed) => self.set_allowed(allowed.as_ref()),
             Command::Fetch { hash, size, mut providers } => {
                 let local = self.local_peer();
                 providers.retain(|peer| *peer != local);
@@ -228,6 +268,7 @@ impl Service {
                     tracing::debug!(%error, "a dial was not begun");
                 }
             }
+            Command::OfferRound(round, file) => self.offer.set(round, file),
             // Taken by the loop.
             Command::Shutdown(_) => {}
         }
@@ -236,10 +277,10 @@ impl Service {
     fn report(&mut self, report: Report) {
         match report {
             Report::Open { peer, reply } => {
-                if !self.swarm.is_connected(&peer) {
-                    // The download hears "not connected" now and tries again while this is under way.
-                    let dial = self.dialer.wanted(peer);
-                    let _ = self.swarm.dial(dial);
+                if !self.reaching.paths.is_direct(&peer) {
+                    // The download hears so now, and tries again while this is under way.
+                    let dial = self.dialer.wanted(peer, self.swarm.is_connected(&peer));
+                    let _ = dial.map(|dial| self.swarm.dial(dial));
                 }
                 self.swarm.behaviour_mut().blobs.open(peer, reply);
             }
@@ -248,8 +289,8 @@ impl Service {
             }
             Report::Progress { .. } if self.backlog.len() >= EVENTS_MAX => {}
             Report::Progress { hash, have, size, from } => self.tell(NetworkEvent::BlobProgress { hash, have, size, from }),
+            Report::Misbehaved { peer, offence } => self.guard.offence(&peer, offence),
             Report::Interest { hash, peer } => self.downloads.interest(hash, peer),
-            Report::Misbehaved { peer, why } => self.tell(NetworkEvent::Misbehaved { peer, why }),
             Report::Damaged(hash) => self.tell(NetworkEvent::BlobDamaged { hash }),
             Report::Ended { hash, ended } => {
                 self.downloads.ended(hash, &mut self.tasks);
@@ -290,13 +331,18 @@ impl Service {
     }
 
     fn swarm_event(&mut self, event: SwarmEvent<NetEvent>) {
+        self.hear(&event);
         match event {
             SwarmEvent::Behaviour(event) => self.behaviour_event(event),
             SwarmEvent::NewListenAddr { address, .. } => {
-                let address = address.with(Protocol::P2p(self.local_peer()));
+                // That of a relay has our name already.
+                let address = address.with_p2p(self.local_peer()).unwrap_or_else(|address| address);
                 self.tell(NetworkEvent::Listening(address));
             }
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, .. } => self.dialer.established(connection_id, peer_id),
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, .. } => {
+                self.dialer.established(connection_id, peer_id);
+                self.score(&peer_id);
+            }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
                 self.dialer.disconnected(&peer_id, Instant::now());
                 if self.ready.remove(&peer_id) {
@@ -318,16 +364,17 @@ impl Service {
         match event {
             NetEvent::Identify(identify::Event::Received { connection_id, peer_id, info }) => self.identified(connection_id, peer_id, info),
             NetEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
-                let message_id = MessageId(message_id.0);
-                self.tell(NetworkEvent::Gossip { message_id, from: propagation_source, bytes: message.data });
+                self.gossiped(propagation_source, MessageId(message_id.0), message.data);
             }
+            NetEvent::Gate(knock) => self.tell(NetworkEvent::Refused { peer: knock.peer, why: knock.why.to_string() }),
             NetEvent::Gossip(gossipsub::Event::Subscribed { topic, .. }) => {
                 self.gossip.subscribed(&mut self.swarm.behaviour_mut().gossip, &topic);
             }
-            NetEvent::Kad(kad::Event::RoutingUpdated { peer, addresses, .. }) => {
+            NetEvent::Kad(kad::Event::RoutingUpdated { peer, addresses, .. }) if self.guard.admits(&peer).is_ok() => {
                 self.dialer.learn(peer, addresses.into_vec(), Instant::now());
             }
             NetEvent::Sync(event) => self.sync_event(event),
+            NetEvent::Rounds(event) => self.offer.event(&self.guard, &mut self.swarm.behaviour_mut().rounds, event),
             // A peer that lost its power says nothing; TCP would believe in it for hours.
             NetEvent::Ping(ping::Event { connection, result: Err(ping::Failure::Timeout | ping::Failure::Other { .. }), .. }) => {
                 self.swarm.close_connection(connection);
@@ -336,61 +383,12 @@ impl Service {
                 self.tasks.spawn(self.server.clone().serve(inbound));
             }
             NetEvent::Mdns(mdns::Event::Discovered(found)) => {
-                for (peer, address) in found {
+                for (peer, address) in found.into_iter().filter(|(peer, _)| self.guard.admits(peer).is_ok()) {
                     self.dialer.learn(peer, [address], Instant::now());
                 }
                 self.discover();
             }
             _ => {}
-        }
-    }
-
-    fn identified(&mut self, connection: ConnectionId, peer: PeerId, info: identify::Info) {
-        let Some(remote) = self.swarm.behaviour().blobs.remote(connection).cloned() else { return };
-        let addresses: Vec<Multiaddr> = info.listen_addrs.into_iter().filter(|address| believable(address, &remote)).collect();
-        let news = self.dialer.learn(peer, addresses.clone(), Instant::now());
-        // Routing tables are for peers that speak to us; others are only let in.
-        if !info.protocols.contains(&SYNC_PROTOCOL) {
-            return;
-        }
-        if news || !self.ready.contains(&peer) {
-            let kad = &mut self.swarm.behaviour_mut().kad;
-            // Replaced, not added to: Kademlia itself would keep whatever a peer ever claimed.
-            kad.remove_peer(&peer);
-            for address in addresses.into_iter().take(ADDRESSES_PER_PEER_MAX) {
-                kad.add_address(&peer, address);
-            }
-        }
-        if self.ready.insert(peer) {
-            self.show_connected();
-            self.tell(NetworkEvent::PeerConnected(peer));
-        }
-    }
-
-    fn sync_event(&mut self, event: request_response::Event<Vec<u8>, Vec<u8>>) {
-        use request_response::Event;
-        match event {
-            Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
-                if self.unanswered.len() < SYNC_WAITING_MAX {
-                    self.unanswered.insert(request_id, channel);
-                    self.tell(NetworkEvent::SyncRequest { from: peer, token: SyncToken(request_id), bytes: request });
-                }
-            }
-            Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
-                if self.asked.remove(&request_id).is_some() {
-                    self.tell(NetworkEvent::SyncResponse { from: peer, bytes: response });
-                }
-            }
-            Event::OutboundFailure { peer, request_id, error, .. } => {
-                if self.asked.remove(&request_id).is_some() {
-                    self.tell(NetworkEvent::SyncFailed { from: peer, why: error.to_string() });
-                }
-            }
-            Event::InboundFailure { peer, request_id, error, .. } => {
-                tracing::debug!(%peer, %error, "a sync request failed");
-                self.unanswered.remove(&request_id);
-            }
-            Event::ResponseSent { .. } => {}
         }
     }
 

@@ -1,9 +1,13 @@
 //! Several real networks in one process, over loopback TCP and QUIC, and hostile peers that speak the real protocols.
 
+mod access;
 mod blobs;
 mod hostile;
 mod loud;
 mod peers;
+mod reach;
+mod rounds;
+mod traffic;
 
 use std::time::Duration;
 
@@ -26,8 +30,6 @@ struct Peer {
     folder: TempDir,
     /// With the `/p2p/` ending.
     address: Multiaddr,
-    /// What peers were reported for, in passing.
-    misconduct: Vec<(PeerId, Misconduct)>,
 }
 
 fn config(secret: u8, listen: &str, bootstrap: &[&Multiaddr]) -> NetworkConfig {
@@ -38,11 +40,12 @@ fn config(secret: u8, listen: &str, bootstrap: &[&Multiaddr]) -> NetworkConfig {
         mdns: false,
         topic: "/mingle/records/test/1".to_owned(),
         allowed: None,
+        reach: ReachConfig::default(),
         limits: Limits { stall_window: Duration::from_secs(2), ..Limits::default() },
     }
 }
 
-fn member(secret: u8) -> MemberKey {
+pub(crate) fn member(secret: u8) -> MemberKey {
     member_of(&keypair_of([secret; 32]).unwrap().public().to_peer_id()).unwrap()
 }
 
@@ -55,7 +58,7 @@ async fn start_in(config: NetworkConfig, folder: TempDir) -> Peer {
     let store = Store::open(folder.path()).unwrap();
     let (handle, events) = Network::start(config, store.clone()).unwrap();
     let address = Multiaddr::empty();
-    let mut peer = Peer { handle, events, store, folder, address, misconduct: Vec::new() };
+    let mut peer = Peer { handle, events, store, folder, address };
     peer.address =
         peer.expect("its address", |event| if let NetworkEvent::Listening(address) = event { Some(address) } else { None }).await;
     peer
@@ -71,9 +74,6 @@ impl Peer {
         let found = timeout(PATIENCE, async {
             loop {
                 let event = self.events.recv().await.expect("the network stopped");
-                if let NetworkEvent::Misbehaved { peer, why } = event {
-                    self.misconduct.push((peer, why));
-                }
                 if let Some(found) = wanted(event) {
                     return found;
                 }

@@ -1,10 +1,10 @@
 //! `mingle fetch`: a reader takes the merged adapter and announces nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::EXIT_UNREACHED;
 use super::args::{PeerArgs, seconds};
@@ -15,6 +15,7 @@ const EXAMPLES: &str = "\
 Examples:
   mingle fetch --round round.json --peer /ip4/10.0.0.7/tcp/4001 --adapters 3 --out ./merged
   mingle fetch --round round.json --peer /ip4/10.0.0.7/tcp/4001 --adapters 10 --timeout 3600 --out ./merged
+  mingle fetch --round round.json --offline --out ./merged       from what this home has
 
 Every adapter is fetched, verified against its hash and its member's signature, and merged here: nobody is trusted for it.
 At the deadline what is there is written, and the exit code is 3 if it was fewer than asked for.";
@@ -40,14 +41,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
         bail!("{} exists already; choose another directory to write", args.out.display());
     }
     let peer = args.peer.open()?;
-    if args.peer.network.peers.is_empty() && !args.peer.network.mdns {
+    if args.peer.network.peers.is_empty() && !args.peer.network.mdns && !args.peer.network.offline {
         eprintln!("hint: without --peer or --mdns this waits until somebody dials it");
     }
-    let goal = Goal { adapters: Some(args.adapters.max(1)), deadline: args.timeout };
+    let goal = Goal { adapters: Some(args.adapters.max(1)), deadline: args.timeout, ..Goal::default() };
     let outcome = peer.run(Work::Read, goal)?;
     let merged = outcome.merged.as_ref();
     if let Some((_, folder)) = merged {
-        copy_folder(folder, &args.out)?;
+        files::copy_folder(folder, &args.out)?;
     }
     let adapters = merged.map_or(0, |(receipt, _)| receipt.admitted.len());
     if args.peer.output.json {
@@ -61,15 +62,4 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     eprintln!("stopped with {adapters} of {} adapters", args.adapters);
     Ok(ExitCode::from(EXIT_UNREACHED))
-}
-
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
-    let copy = files::unfinished_folder(to)?;
-    for entry in std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
-        let entry = entry?;
-        let target = copy.join(entry.file_name());
-        std::fs::copy(entry.path(), &target).with_context(|| format!("cannot write {}", target.display()))?;
-        std::fs::File::open(&target)?.sync_all()?;
-    }
-    files::replace_folder(&copy, to)
 }

@@ -13,6 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   mingle publish ./my-peft-adapter --round round.json --examples 1200
   mingle publish ./my-peft-adapter --round round.json --examples 1200 --peer /ip4/10.0.0.7/tcp/4001
+  mingle publish ./my-peft-adapter --round round.json --examples 1200 --offline      then `mingle bundle export`
 
 The directory holds adapter_config.json and adapter_model.safetensors, of the round's rank, scale and modules.
 A second adapter published in the same round supersedes the first.";

@@ -149,7 +149,10 @@ fn tell(checked: &CheckedProof, recomputed: &Recomputed) {
         receipt.round,
         manifest.base.digest
     );
-    println!("Each of them was announced by its member: every signature is valid and, where the round has a roster, in it.");
+    println!(
+        "Each of them was announced by its member: every signature is valid, and each member in the roster, where the round has one, \
+         or admitted by founders whose signatures are here."
+    );
     println!("The set root {} follows from that set, and the file here has the merged hash {}.", receipt.set_root, receipt.merged);
     match recomputed {
         Recomputed::Same => println!("Merging the members' adapters again gives the same bytes."),

@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let goal = Goal { adapters: None, deadline: args.timeout };
+    let goal = Goal { deadline: args.timeout, ..Goal::default() };
     let outcome = args.peer.open()?.run(Work::Withdraw, goal)?;
     if outcome.withdrawn {
         return Ok(ExitCode::SUCCESS);

@@ -32,6 +32,9 @@ impl<F: FnMut(&Event)> Driver<F> {
                 (self.observe)(&Event::Disconnected { peer: peer.to_string(), neighbours });
                 self.handle(Input::Disconnected(peer))?;
             }
+            NetworkEvent::Refused { peer, why } => (self.observe)(&Event::Refused { peer: peer.to_string(), why }),
+            NetworkEvent::Path(link) => (self.observe)(&Event::path(&link)),
+            NetworkEvent::Reachability(reachability) => (self.observe)(&Event::reachability(&reachability)),
             NetworkEvent::Gossip { message_id, from, bytes } => {
                 self.handle_from(Input::Gossip { bytes }, Some(Origin::Gossip { message: message_id, from }))?;
             }
@@ -39,7 +42,10 @@ impl<F: FnMut(&Event)> Driver<F> {
                 self.handle_from(Input::SyncRequest { bytes }, Some(Origin::Question(token)))?
             }
             NetworkEvent::SyncResponse { from, bytes } => self.handle(Input::SyncResponse { from, bytes })?,
-            NetworkEvent::SyncFailed { from, why } => tracing::debug!(%from, why, "reconciliation failed"),
+            NetworkEvent::SyncFailed { from, why } => {
+                tracing::debug!(%from, why, "a question had no answer");
+                self.handle(Input::SyncFailed { from })?;
+            }
             NetworkEvent::BlobProgress { hash, have, size, .. } => {
                 self.have.insert(hash, have);
                 (self.observe)(&Event::Fetching { adapter: hash, have, size });
@@ -123,16 +129,23 @@ impl<F: FnMut(&Event)> Driver<F> {
         let record = SignedRecord::sign(&Record::Withdrawal(Withdrawal { round: round.id(), member, sequence }), &self.key, &round)?;
         self.said = Some(record.id());
         self.handle(Input::Publish(record))?;
-        (self.observe)(&Event::Withdrawn { sequence });
+        if let Some(SlotState::Withdrawn) = self.own_slot() {
+            (self.observe)(&Event::Withdrawn { sequence });
+        }
         self.write_status();
         Ok(())
     }
 
     /// Drops blobs, whole or in part, that are neither admitted nor, until the merger has taken them out, in the merged
-    /// adapter.
+    /// adapter. One's own stays even while it does not count: who is admitted again may be the only one to have it.
     pub(super) fn collect_garbage(&mut self) -> Result<()> {
         let in_merge = self.merged.iter().flat_map(|(receipt, _)| &receipt.admitted).map(|entry| entry.adapter);
-        let needed: BTreeSet<ContentHash> = self.machine.ledger().admitted().map(|entry| entry.adapter).chain(in_merge).collect();
+        let own = match self.own_slot() {
+            Some(SlotState::Adapter(said)) => Some(said.adapter),
+            _ => None,
+        };
+        let admitted = self.machine.ledger().admitted().map(|entry| entry.adapter);
+        let needed: BTreeSet<ContentHash> = admitted.chain(in_merge).chain(own).collect();
         let whole = self.store.blobs()?.into_iter().map(|(adapter, _)| adapter);
         for adapter in whole.chain(self.store.partials()?).filter(|adapter| !needed.contains(adapter)) {
             self.store.remove_blob(adapter)?;
@@ -156,6 +169,10 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     /// Stores the adapter, signs for it, and tells the network; in this order.
     pub(super) fn announce(&mut self, prepared: Prepared) -> Result<()> {
+        if !self.is_member() {
+            self.wait_for_admission(prepared);
+            return Ok(());
+        }
         let Self { store, machine, key, .. } = self;
         let round = machine.round().clone();
         let file = std::fs::File::open(&prepared.weights).with_context(|| format!("cannot read {}", prepared.weights.display()))?;

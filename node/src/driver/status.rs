@@ -9,10 +9,12 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::ledger::{Ledger, SlotState};
 use mingle_protocol::receipt::Receipt;
+use mingle_protocol::standing::{Standing, StandingChange};
 use serde::{Deserialize, Serialize};
 
 use super::event::TrainingStatus;
 use crate::files;
+use crate::network::Link;
 
 /// A status older than this belongs to a peer that is gone.
 pub const STALE_MS: u128 = 5_000;
@@ -30,11 +32,48 @@ pub struct Status {
     pub name: String,
     pub listening: Vec<String>,
     pub neighbours: usize,
+    /// `public`, `private` (only through relays) or `unknown`.
+    #[serde(default)]
+    pub reachability: String,
+    /// Where others reach this peer: its own addresses, or those through relays.
+    #[serde(default)]
+    pub reached_at: Vec<String>,
+    /// How each neighbour is connected.
+    #[serde(default)]
+    pub links: Vec<LinkStatus>,
     pub phase: Phase,
     pub training: Option<TrainingStatus>,
     pub slots: Vec<SlotStatus>,
+    /// What founders have changed about who belongs.
+    #[serde(default)]
+    pub standings: Vec<StandingStatus>,
     pub merged: Option<MergedStatus>,
     pub home: PathBuf,
+}
+
+/// How one neighbour is connected.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    pub peer: String,
+    pub address: String,
+    pub relayed: bool,
+    /// The peer that carries the bytes, where it is known.
+    pub relay: Option<String>,
+    #[serde(default)]
+    pub round_trip_ms: Option<f64>,
+}
+
+impl From<&Link> for LinkStatus {
+    fn from(link: &Link) -> Self {
+        let Link { peer, address, relayed, relay, round_trip } = link;
+        Self {
+            peer: peer.to_string(),
+            address: address.to_string(),
+            relayed: *relayed,
+            relay: relay.map(|relay| relay.to_string()),
+            round_trip_ms: round_trip.map(|time| time.as_secs_f64() * 1000.0),
+        }
+    }
 }
 
 /// What the peer itself is at.
@@ -44,6 +83,8 @@ pub enum Phase {
     Training,
     /// Trained or given an adapter, and announced it.
     Announced,
+    /// Has an adapter that it may not announce before founders admit its key.
+    Waiting,
     /// Nothing of its own to announce.
     Following,
     Failed,
@@ -53,7 +94,7 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SlotStatus {
     pub member: MemberKey,
-    /// `adapter`, `withdrawn` or `conflict`.
+    /// `adapter`, `withdrawn` or `conflict`; `reader` or `out` where the key is no member now, and counts for nothing.
     pub state: String,
     pub sequence: u64,
     pub adapter: Option<ContentHash>,
@@ -65,6 +106,22 @@ pub struct SlotStatus {
     /// Whether it is in the merged adapter.
     pub merged: bool,
     pub refused: Option<String>,
+}
+
+/// A change of who belongs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StandingStatus {
+    pub key: MemberKey,
+    pub standing: Standing,
+    pub sequence: u64,
+    pub approved_by: Vec<MemberKey>,
+}
+
+impl From<&StandingChange> for StandingStatus {
+    fn from(change: &StandingChange) -> Self {
+        let approved_by = change.approvals.iter().map(|approval| approval.founder).collect();
+        Self { key: change.subject, standing: change.becomes, sequence: change.sequence, approved_by }
+    }
 }
 
 /// The merged adapter at hand.
@@ -127,7 +184,11 @@ pub fn slots(
             merged: false,
             refused: None,
         };
-        match state {
+        let counts = |slot: SlotStatus| match ledger.standing(&member) {
+            None | Some(Standing::Member) => slot,
+            Some(standing) => SlotStatus { state: standing.name().into(), ..slot },
+        };
+        counts(match state {
             SlotState::Withdrawn => SlotStatus { state: "withdrawn".into(), ..vacant },
             SlotState::Conflict(..) => SlotStatus { state: "conflict".into(), ..vacant },
             SlotState::Adapter(said) => SlotStatus {
@@ -141,7 +202,7 @@ pub fn slots(
                 refused: refused.get(&said.adapter).cloned(),
                 ..vacant
             },
-        }
+        })
     };
     ledger.slots().map(row).collect()
 }

@@ -113,6 +113,21 @@ pub fn replace_folder(filled: &Path, target: &Path) -> Result<()> {
     replaced.with_context(|| format!("cannot write {}", target.display()))
 }
 
+/// Copies the files of one folder as the folder `to`: whole or not at all.
+///
+/// # Errors
+/// What the file system says, with the path.
+pub fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    let copy = unfinished_folder(to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let entry = entry?;
+        let target = copy.join(entry.file_name());
+        fs::copy(entry.path(), &target).with_context(|| format!("cannot write {}", target.display()))?;
+        File::open(&target)?.sync_all()?;
+    }
+    replace_folder(&copy, to)
+}
+
 /// Points the symbolic link `link` at `target` (a name in the same folder) in one step.
 ///
 /// # Errors

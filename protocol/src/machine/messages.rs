@@ -21,6 +21,10 @@ pub enum Input<P> {
         from: P,
         bytes: Vec<u8>,
     },
+    /// A question asked of this neighbour will have no answer. Need not be told: the machine waits only so long.
+    SyncFailed {
+        from: P,
+    },
     /// A record of this peer's own.
     Publish(SignedRecord),
     /// A blob is on disk, verified against its hash, and durable.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::adapter::{FullShape, Module, Scaling, SubspaceShape};
+use crate::adapter::{FullShape, LoraShape, Module, Scaling, SubspaceShape, Tensor};
 use crate::hash::{decode_hex, encode_hex};
 use crate::merge::Accumulator;
 
@@ -30,7 +30,17 @@ pub(crate) fn manifest() -> Manifest {
         member_max: 4,
         roster: Roster::Open,
         parent: None,
+        founders: None,
+        readers: None,
     }
+}
+
+fn keys(numbers: impl IntoIterator<Item = u8>) -> BTreeSet<MemberKey> {
+    numbers.into_iter().map(|number| MemberKey([number; 32])).collect()
+}
+
+fn founders(numbers: impl IntoIterator<Item = u8>, threshold: u32) -> Option<Founders> {
+    Some(Founders { keys: keys(numbers), threshold })
 }
 
 #[test]
@@ -42,7 +52,7 @@ fn a_round_file_comes_back_with_the_same_identity() {
 
 #[test]
 fn every_field_is_part_of_the_identity() {
-    let changes: [fn(&mut Manifest); 26] = [
+    let changes: [fn(&mut Manifest); 33] = [
         |m| m.name.push('x'),
         |m| m.base.name.push('x'),
         |m| m.base.digest = ContentHash::of(b"other"),
@@ -69,6 +79,13 @@ fn every_field_is_part_of_the_identity() {
         |m| m.member_max = 5,
         |m| m.roster = Roster::Members(BTreeSet::from([MemberKey([1; 32])])),
         |m| m.parent = Some(Parent { round: RoundId(ContentHash::of(b"r")), merged: ContentHash::of(b"m") }),
+        |m| m.founders = founders([1], 1),
+        |m| m.founders = founders([1, 2], 1),
+        |m| m.founders = founders([1, 2], 2),
+        |m| m.readers = Some(Readers::Open),
+        |m| (m.roster, m.readers) = (Roster::Members(keys([1])), Some(Readers::Open)),
+        |m| (m.roster, m.readers) = (Roster::Members(keys([1])), Some(Readers::Listed(keys([])))),
+        |m| (m.roster, m.readers) = (Roster::Members(keys([1])), Some(Readers::Listed(keys([2])))),
     ];
     let mut ids = BTreeSet::from([Round::new(manifest()).unwrap().id()]);
     for change in changes {
@@ -87,7 +104,7 @@ fn lora(manifest: &mut Manifest) -> &mut LoraShape {
 
 #[test]
 fn a_manifest_outside_its_bounds_is_refused() {
-    let changes: [fn(&mut Manifest); 24] = [
+    let changes: [fn(&mut Manifest); 29] = [
         |m| m.version = 2,
         |m| m.name.clear(),
         |m| m.name = "line\nbreak".into(),
@@ -96,6 +113,11 @@ fn a_manifest_outside_its_bounds_is_refused() {
         |m| m.weight = WeightRule::Examples { cap: 0 },
         |m| m.weight = WeightRule::Examples { cap: 1 << 30 },
         |m| m.roster = Roster::Members(BTreeSet::new()),
+        |m| m.founders = founders([], 1),
+        |m| m.founders = founders([1, 2], 0),
+        |m| m.founders = founders([1, 2], 3),
+        |m| m.founders = founders(0..17, 1),
+        |m| m.readers = Some(Readers::Listed(keys([1]))),
         |m| lora(m).saved = vec![Tensor::new("head.weight", [])],
         |m| lora(m).saved = vec![Tensor::new("head.weight", [1, 1, 1, 1, 1])],
         |m| lora(m).saved = vec![Tensor::new("head.weight", [1, 0])],
@@ -119,6 +141,35 @@ fn a_manifest_outside_its_bounds_is_refused() {
         assert!(Round::new(changed).is_err(), "change {index} was accepted");
     }
     assert!(matches!(Round::from_json(b"{\"version\":1}"), Err(RoundError::Syntax(_))));
+}
+
+#[test]
+fn a_round_is_private_when_members_and_readers_are_listed() {
+    let listed = Roster::Members(keys([1]));
+    for (roster, readers, private) in [
+        (Roster::Open, None, false),
+        (Roster::Open, Some(Readers::Open), false),
+        (listed.clone(), None, false),
+        (listed.clone(), Some(Readers::Open), false),
+        (listed.clone(), Some(Readers::Listed(keys([]))), true),
+        (listed, Some(Readers::Listed(keys([2]))), true),
+    ] {
+        let round = Round::new(Manifest { roster, readers, founders: founders([3], 1), ..manifest() }).unwrap();
+        assert_eq!(round.is_private(), private, "{:?}", round.manifest());
+    }
+}
+
+#[test]
+fn the_manifest_says_what_a_key_is_before_any_change() {
+    let manifest = Manifest {
+        roster: Roster::Members(keys([1])),
+        readers: Some(Readers::Listed(keys([1, 2]))),
+        founders: founders([1, 3], 1),
+        ..manifest()
+    };
+    let standing = |number| manifest.standing(&MemberKey([number; 32]));
+    assert_eq!([1, 2, 3, 4].map(standing), [Some(Standing::Member), Some(Standing::Reader), Some(Standing::Reader), None]);
+    assert_eq!(manifest.named(), keys([1, 2, 3]));
 }
 
 #[derive(Deserialize)]

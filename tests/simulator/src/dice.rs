@@ -1,4 +1,4 @@
-//! Numbers drawn from a seed, so that a failing test can be run again as it was.
+//! Numbers drawn from a seed, so that what fails can be run again as it was.
 
 use std::time::Duration;
 
@@ -40,6 +40,11 @@ impl Dice {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last + 1));
         }
+    }
+
+    /// Uniform in [0, 1).
+    pub fn fraction(&mut self) -> f64 {
+        (self.number() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Uniform in (-1, 1).
