@@ -9,9 +9,11 @@ mod belonging;
 mod effects;
 mod event;
 mod goal;
+mod refusals;
 mod reports;
 mod signals;
 mod status;
+mod vouching;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +39,8 @@ pub use event::{Event, TrainingStatus};
 pub use goal::{Goal, Outcome};
 pub(crate) use signals::Signals;
 pub use status::{LinkStatus, MergedStatus, Phase, SlotStatus, StandingStatus, Status};
+pub use vouching::FaultStatus;
+use vouching::Vouching;
 pub use work::{Prepared, Training, TrainingDesk, Work};
 
 /// Reports of the merger and the training that may wait for the loop.
@@ -63,6 +67,7 @@ enum Job {
     Training(TrainingStatus),
     Prepared(Result<Prepared>),
     Averaged(Result<averaging::Report>),
+    Served(Result<vouching::Stored>),
 }
 
 /// Runs the peer until its goal is reached or it is told to stop.
@@ -86,6 +91,7 @@ struct Driver<F> {
     events: mpsc::Receiver<NetworkEvent>,
     jobs: mpsc::Receiver<Job>,
     orders: watch::Sender<averaging::Order>,
+    vouching: Vouching,
     stop: Arc<AtomicBool>,
     training: Option<std::thread::JoinHandle<()>>,
     /// Records to be made durable before the next effect that depends on them.
@@ -135,7 +141,10 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Err(error) => tracing::warn!(%error, "dropping a stored record"),
             }
         }
-        let machine = Machine::new(round.clone(), records);
+        let mut machine = Machine::new(round.clone(), records).remember_refused(refusals::remembered(&store)?);
+        if let Work::Believe(quorum) = work {
+            machine = machine.believing(quorum);
+        }
         let access = machine.ledger().access();
         let network = NetworkConfig {
             secret: key.to_bytes(),
@@ -166,6 +175,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         if !left.is_empty() {
             store.remove_records(&left)?;
         }
+        let vouching = Vouching::open(&store, &home.evidence(), job_sender.clone())?;
         let mut driver = Self {
             machine,
             key,
@@ -175,6 +185,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             events,
             jobs,
             orders,
+            vouching,
             stop: Arc::default(),
             training: None,
             unsaved: Vec::new(),
@@ -201,11 +212,12 @@ impl<F: FnMut(&Event)> Driver<F> {
             driver.have.insert(adapter, size);
             driver.handle(Input::BlobStored { adapter, size })?;
         }
-        if driver.machine.merge_set().is_empty() {
+        if driver.machine.merge_set().is_empty() && !matches!(work, Work::Believe(_)) {
             // Killed between the last withdrawal and its effect.
             crate::merged::unpublish(&driver.home.merged())?;
         }
         driver.begin(work, job_sender)?;
+        driver.take_vouched()?;
         driver.collect_garbage()?;
         Ok(driver)
     }
@@ -225,7 +237,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             self.store_again(&trained)?;
         }
         match work {
-            Work::Read | Work::Seed | Work::Serve => {}
+            Work::Read | Work::Believe(_) | Work::Seed | Work::Serve => {}
             Work::Tell(records) => self.tell(records)?,
             Work::Publish(prepared) => self.announce(prepared)?,
             Work::Train(_) if stands => {
@@ -265,6 +277,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 _ = tick.tick() => {
                     self.take_inbox()?;
                     self.handle(Input::Tick)?;
+                    self.vouch()?;
                     self.write_status();
                 }
             }

@@ -11,6 +11,7 @@
 //!     training/            checkpoints of an unfinished training
 //!     adapter/             this member's own adapter, a PEFT directory
 //!     merged/current/      the merged adapter with its receipt, a PEFT directory
+//!     evidence/            contradictions among members: two signed attestations each
 //!     status.json          what `mingle status` shows
 //! ```
 
@@ -153,6 +154,11 @@ impl RoundHome {
     /// The merged adapter, where there is one.
     pub fn merged_current(&self) -> PathBuf {
         self.merged().join("current")
+    }
+
+    /// Contradictions among members, one file each.
+    pub fn evidence(&self) -> PathBuf {
+        self.0.join("evidence")
     }
 
     pub fn status_path(&self) -> PathBuf {

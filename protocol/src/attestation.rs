@@ -134,3 +134,71 @@ impl Fault {
         (same_set && (left.merged, left.size) != (right.merged, right.size)).then(|| Self { one: one.clone(), other: other.clone() })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+mod tests {
+    use super::*;
+    use crate::record::tests::{key, round};
+
+    fn attestation() -> Attestation {
+        Attestation {
+            round: round().id(),
+            member: key(1).member(),
+            set_root: ContentHash::of(b"set"),
+            merged: ContentHash::of(b"merged"),
+            size: 900,
+            excluded: vec![],
+        }
+    }
+
+    fn refused(change: impl Fn(&mut Attestation)) -> AttestationError {
+        let mut attestation = attestation();
+        change(&mut attestation);
+        SignedAttestation::sign(&attestation, &key(1), &round()).unwrap_err()
+    }
+
+    fn left_out(count: usize) -> Vec<RecordId> {
+        let mut ids: Vec<RecordId> = (0..count).map(|number| RecordId(ContentHash::of(&number.to_le_bytes()))).collect();
+        ids.sort();
+        ids
+    }
+
+    #[test]
+    fn an_attestation_comes_back_as_it_was_signed_and_no_flipped_bit_is_accepted() {
+        let full = Attestation { excluded: left_out(EXCLUDED_MAX), ..attestation() };
+        assert!(SignedAttestation::sign(&full, &key(1), &round()).is_ok());
+        let sent = SignedAttestation::sign(&attestation(), &key(1), &round()).unwrap();
+        assert_eq!(sent.raw().verify(&round()), Ok(sent.clone()));
+        assert!(sent.raw().0.len() < 300, "{} bytes", sent.raw().0.len());
+        for bit in 0..sent.raw().0.len() * 8 {
+            let mut bytes = sent.raw().0.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(RawAttestation(bytes).verify(&round()).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn what_breaks_a_bound_is_refused() {
+        let other = RoundId(ContentHash::of(b"another round"));
+        assert_eq!(refused(|a| a.round = other), AttestationError::WrongRound { found: other, expected: round().id() });
+        assert_eq!(refused(|a| a.excluded = left_out(17)), AttestationError::Excluded { found: 17 });
+        assert_eq!(refused(|a| a.excluded = left_out(3).into_iter().rev().collect()), AttestationError::Excluded { found: 3 });
+        assert_eq!(refused(|a| a.member = key(2).member()), AttestationError::Signature { member: key(2).member() });
+        assert!(matches!(refused(|a| a.size = 0), AttestationError::Size { found: 0, .. }));
+        assert!(matches!(refused(|a| a.size = u64::MAX), AttestationError::Size { .. }));
+        let long = RawAttestation(vec![0; ATTESTATION_BYTES_MAX + 1]).verify(&round()).unwrap_err();
+        assert!(matches!(long, AttestationError::Encoding(EncodingError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn only_two_merges_of_one_set_are_a_fault() {
+        let sign = |attestation: &Attestation| SignedAttestation::sign(attestation, &key(1), &round()).unwrap();
+        let one = sign(&attestation());
+        assert_eq!(Fault::between(&one, &one), None);
+        let elsewhere = sign(&Attestation { set_root: ContentHash::of(b"more"), merged: ContentHash::of(b"x"), ..attestation() });
+        assert_eq!(Fault::between(&one, &elsewhere), None);
+        let lie = sign(&Attestation { merged: ContentHash::of(b"x"), ..attestation() });
+        assert!(Fault::between(&one, &lie).is_some());
+    }
+}

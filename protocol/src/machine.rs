@@ -4,6 +4,7 @@
 //! The order of outputs is part of the contract: a record is kept (durably) before it is passed on, so nothing this
 //! peer has vouched for is lost when it is killed.
 
+mod attested;
 mod fetches;
 mod messages;
 mod reconcile;
@@ -15,6 +16,8 @@ use crate::ledger::{Admitted, Change, Ledger};
 use crate::record::{RecordError, RecordId, SignedRecord, UnverifiedRecord};
 use crate::round::Round;
 use crate::sync::Catalogue;
+use attested::Attested;
+pub use attested::{Quorum, Vouched};
 pub use fetches::FETCHES_MAX;
 use fetches::{TRIES_SETTLED, Want};
 pub use messages::{Input, Notice, Output, Verdict};
@@ -50,6 +53,7 @@ pub struct Machine<P> {
     /// Whether ledger, stored or refused blobs have changed since wants and merge set were brought in step.
     unsettled: bool,
     compared: bool,
+    attested: Attested,
 }
 
 /// A record that is right.
@@ -77,7 +81,14 @@ impl<P: Clone + Ord> Machine<P> {
             merged: Vec::new(),
             unsettled: true,
             compared: false,
+            attested: Attested::default(),
         }
+    }
+
+    /// Remembers adapters that were found not to fit the round before this start.
+    pub fn remember_refused(mut self, refused: impl IntoIterator<Item = (ContentHash, String)>) -> Self {
+        self.refused.extend(refused);
+        self
     }
 
     pub fn round(&self) -> &Round {
@@ -126,10 +137,8 @@ impl<P: Clone + Ord> Machine<P> {
             Input::SyncRequest { bytes } => self.sync_request(&bytes, now, out),
             Input::SyncResponse { from, bytes } => self.sync_response(&from, &bytes, now, out),
             Input::SyncFailed { from } => self.unanswered(&from, SILENT_MS_MAX, now),
-            Input::Publish(record) => {
-                self.admit(record.clone(), now, out);
-                out.push(Output::Gossip(record.bytes().to_vec()));
-            }
+            Input::Publish(record) => self.publish(record, now, out),
+            Input::Attest(attestation) => self.attest(attestation, now, out),
             Input::BlobStored { adapter, size } => {
                 self.unsettled |= self.stored.insert(adapter, size) != Some(size);
             }
@@ -148,6 +157,16 @@ impl<P: Clone + Ord> Machine<P> {
             Input::Tick => self.reconcile(now, out),
         }
         self.settle(now, out);
+    }
+
+    fn publish(&mut self, record: SignedRecord, now: Millis, out: &mut Vec<Output<P>>) {
+        self.admit(record.clone(), now, out);
+        // What is not kept must not be told: after a restart this peer would say something else in its place.
+        out.push(if self.held.contains_key(&record.id()) {
+            Output::Gossip(record.bytes().to_vec())
+        } else {
+            Output::Notice(Notice::NotKept(record))
+        });
     }
 
     fn gossip(&mut self, bytes: &[u8], now: Millis, out: &mut Vec<Output<P>>) {
@@ -213,7 +232,11 @@ impl<P: Clone + Ord> Machine<P> {
             return;
         }
         let admitted: Vec<Admitted> = self.ledger.admitted().collect();
-        self.settle_wants(&admitted, now, out);
+        if self.attested.quorum().is_some() {
+            self.settle_vouched(&admitted, now, out);
+            return;
+        }
+        self.settle_wants(self.missing(&admitted), now, out);
         self.start_fetches(now, out);
         let set: Vec<Admitted> = admitted.into_iter().filter(|entry| self.stored.get(&entry.adapter) == Some(&entry.size)).collect();
         if set != self.merged {
@@ -223,6 +246,9 @@ impl<P: Clone + Ord> Machine<P> {
     }
 }
 
+#[cfg(test)]
+#[path = "machine/attested_tests.rs"]
+mod attested_tests;
 #[cfg(test)]
 #[path = "machine/pace_tests.rs"]
 mod pace_tests;

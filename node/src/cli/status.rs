@@ -99,6 +99,11 @@ fn show(status: &Status) {
             println!("           merged hash {}", merged.merged_hash);
             println!("           set root    {}", merged.set_root);
             println!("           {}", merged.folder.display());
+            println!("           {} members vouch for these bytes", status.vouching);
         }
+    }
+    for fault in &status.faults {
+        let [one, other] = fault.members.map(|member| member.short());
+        println!("FAULT      members {one} and {other} signed different merges of set {}; see evidence/", fault.set_root.short());
     }
 }

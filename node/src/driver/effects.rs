@@ -69,7 +69,10 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
             Output::Fetch { adapter, size } => {
                 let announcers = self.machine.ledger().admitted().filter(|entry| (entry.adapter, entry.size) == (adapter, size));
-                let providers = announcers.filter_map(|entry| network::peer_of(&entry.member)).collect();
+                let vouched = self.machine.vouched().filter(|vouched| vouched.merged == adapter);
+                let vouching = vouched.iter().flat_map(|vouched| &vouched.attestations).map(|signed| signed.attestation().member);
+                let members = announcers.map(|entry| entry.member).chain(vouching);
+                let providers = members.filter_map(|member| network::peer_of(&member)).collect();
                 if !self.send(|network| network.fetch(adapter, size, providers)) {
                     self.unstarted.push(adapter);
                 }
@@ -133,7 +136,13 @@ impl<F: FnMut(&Event)> Driver<F> {
             Notice::Conflict(record) => Event::Conflict { member: record.record().member(), sequence: record.record().sequence() },
             Notice::RecordRefused(error) => Event::RecordRefused { why: error.to_string() },
             Notice::SyncRefused(why) => Event::Trouble { why },
+            Notice::NotKept(_) => {
+                let why = "what this member says has no place in the round and was told to nobody: the round is full, or its roster does \
+                           not have this member now";
+                Event::Trouble { why: why.into() }
+            }
             Notice::AdapterRefused { adapter, why } => Event::AdapterRefused { adapter, why },
+            Notice::Fault(fault) => return self.fault(&fault),
         };
         (self.observe)(&event);
     }
@@ -161,6 +170,9 @@ impl<F: FnMut(&Event)> Driver<F> {
             slots: status::slots(ledger, receipt, &self.have, self.machine.refused()),
             standings: ledger.standing_records().filter_map(SignedRecord::standing).map(Into::into).collect(),
             merged: self.merged.as_ref().map(|(receipt, folder)| MergedStatus::new(receipt, folder.clone())),
+            vouching: receipt.map_or(0, |receipt| self.machine.vouching(receipt.set_root, receipt.merged)),
+            faults: self.vouching.faults.clone(),
+            traffic: self.network.traffic().into(),
             home: self.home.folder().to_owned(),
         };
         // A status is for looking at: a full disk must not stop the peer for its sake.

@@ -135,6 +135,20 @@ pub enum Event {
         set_root: ContentHash,
         folder: PathBuf,
     },
+    /// A reader has written what enough members vouch for.
+    Believed {
+        adapters: usize,
+        members: usize,
+        merged_hash: ContentHash,
+        set_root: ContentHash,
+    },
+    /// Two members signed different merges of one set.
+    Fault {
+        set_root: ContentHash,
+        one: MemberKey,
+        other: MemberKey,
+        evidence: PathBuf,
+    },
     Trouble {
         why: String,
     },
@@ -228,6 +242,14 @@ impl fmt::Display for Event {
             Self::Merged { adapters, weight, merged_hash, set_root, .. } => {
                 let (hash, root) = (merged_hash.short(), set_root.short());
                 write!(f, "merged {adapters} adapters (total weight {weight}): merged hash {hash}, set root {root}")
+            }
+            Self::Believed { adapters, members, merged_hash, set_root } => {
+                let (hash, root) = (merged_hash.short(), set_root.short());
+                write!(f, "fetched the merge of {adapters} adapters that {members} members vouch for: merged hash {hash}, set root {root}")
+            }
+            Self::Fault { one, other, evidence, .. } => {
+                let (one, other) = (one.short(), other.short());
+                write!(f, "FAULT: members {one} and {other} signed different merges of one set; evidence in {}", evidence.display())
             }
             Self::Trouble { why } => write!(f, "trouble: {why}"),
         }

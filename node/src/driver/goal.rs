@@ -52,7 +52,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             return self.told();
         }
         let wanted = self.goal.adapters?;
-        let current = self.merged.as_ref().is_some_and(|(receipt, _)| receipt.admitted == self.machine.merge_set());
+        let merged = self.merged.as_ref().is_some_and(|(receipt, _)| receipt.admitted == self.machine.merge_set());
+        let current = merged || self.took_vouched();
         // What a home remembers from before may be superseded by now.
         if !self.machine.has_compared() || !current || held < wanted {
             self.enough_since = None;

@@ -10,7 +10,7 @@ use mingle_protocol::machine::Input;
 use mingle_protocol::record::{Announcement, Losses, Record, SignedRecord, Withdrawal};
 
 use super::effects::Origin;
-use super::{Driver, Event, Job, MergedStatus, Phase, Prepared, averaging};
+use super::{Driver, Event, Job, MergedStatus, Phase, Prepared, averaging, refusals};
 use crate::merger::{CheckedAdapter, Unusable, hash_of};
 use crate::network::NetworkEvent;
 
@@ -55,6 +55,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                     self.have.insert(hash, size);
                     (self.observe)(&Event::Fetched { adapter: hash });
                     self.handle(Input::BlobStored { adapter: hash, size })?;
+                    self.take_vouched()?;
                 } else {
                     // Found damaged and dropped before we heard that it had come.
                     self.handle(Input::BlobFailed { adapter: hash })?;
@@ -71,6 +72,9 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     pub(super) fn lost(&mut self, adapter: ContentHash) -> Result<()> {
         self.have.remove(&adapter);
+        if self.vouching.served().contains(&adapter) {
+            self.vouching.changed();
+        }
         (self.observe)(&Event::Trouble { why: format!("the stored file of adapter {adapter} is gone or damaged; fetching it again") });
         self.handle(Input::BlobLost { adapter })
     }
@@ -93,6 +97,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Err(error.context("training failed"))
             }
             Job::Averaged(report) => self.averaged(report),
+            Job::Served(stored) => self.served(stored),
         }
     }
 
@@ -104,6 +109,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             (self.observe)(&Event::Merged { adapters, weight, merged_hash, set_root, folder });
         }
         self.merged = merged;
+        self.vouching.changed();
+        let refuses = unusable.iter().any(|unusable| matches!(unusable, Unusable::Refused { .. }));
         for unusable in unusable {
             match unusable {
                 Unusable::Refused { adapter, why } => {
@@ -113,6 +120,10 @@ impl<F: FnMut(&Event)> Driver<F> {
                 }
                 Unusable::Lost { adapter } => self.lost(adapter)?,
             }
+        }
+        if refuses {
+            let admitted: BTreeSet<ContentHash> = self.machine.ledger().admitted().map(|entry| entry.adapter).collect();
+            refusals::remember(&self.store, self.machine.refused().iter().filter(|(adapter, _)| admitted.contains(adapter)))?;
         }
         self.collect_garbage()?;
         self.write_status();
@@ -140,12 +151,13 @@ impl<F: FnMut(&Event)> Driver<F> {
     /// adapter. One's own stays even while it does not count: who is admitted again may be the only one to have it.
     pub(super) fn collect_garbage(&mut self) -> Result<()> {
         let in_merge = self.merged.iter().flat_map(|(receipt, _)| &receipt.admitted).map(|entry| entry.adapter);
+        let served = self.vouching.served().iter().copied().chain(self.machine.vouched().map(|vouched| vouched.merged));
         let own = match self.own_slot() {
             Some(SlotState::Adapter(said)) => Some(said.adapter),
             _ => None,
         };
         let admitted = self.machine.ledger().admitted().map(|entry| entry.adapter);
-        let needed: BTreeSet<ContentHash> = admitted.chain(in_merge).chain(own).collect();
+        let needed: BTreeSet<ContentHash> = admitted.chain(in_merge).chain(served).chain(own).collect();
         let whole = self.store.blobs()?.into_iter().map(|(adapter, _)| adapter);
         for adapter in whole.chain(self.store.partials()?).filter(|adapter| !needed.contains(adapter)) {
             self.store.remove_blob(adapter)?;

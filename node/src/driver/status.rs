@@ -13,8 +13,9 @@ use mingle_protocol::standing::{Standing, StandingChange};
 use serde::{Deserialize, Serialize};
 
 use super::event::TrainingStatus;
+use super::vouching::FaultStatus;
 use crate::files;
-use crate::network::Link;
+use crate::network::{Link, Traffic};
 
 /// A status older than this belongs to a peer that is gone.
 pub const STALE_MS: u128 = 5_000;
@@ -48,7 +49,32 @@ pub struct Status {
     #[serde(default)]
     pub standings: Vec<StandingStatus>,
     pub merged: Option<MergedStatus>,
+    /// Members that vouch for these merged bytes, as far as this peer has heard.
+    #[serde(default)]
+    pub vouching: usize,
+    /// Contradictions among members: one set, two merges.
+    #[serde(default)]
+    pub faults: Vec<FaultStatus>,
+    #[serde(default)]
+    pub traffic: TrafficStatus,
     pub home: PathBuf,
+}
+
+/// Bytes since the start, as the network counts them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficStatus {
+    /// All that is not a blob.
+    pub control_in: u64,
+    pub control_out: u64,
+    pub blob_in: u64,
+    pub blob_out: u64,
+}
+
+impl From<Traffic> for TrafficStatus {
+    fn from(traffic: Traffic) -> Self {
+        let Traffic { control_in, control_out, blob_in, blob_out } = traffic;
+        Self { control_in, control_out, blob_in, blob_out }
+    }
 }
 
 /// How one neighbour is connected.

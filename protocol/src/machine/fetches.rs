@@ -11,10 +11,14 @@ pub const FETCHES_MAX: usize = 4;
 /// First and longest wait before a blob is tried again.
 const FETCH_RETRY_MS: u64 = 1_000;
 const FETCH_RETRY_MS_MAX: u64 = 30_000;
-/// A fetch may take longer than this only while no other waits for its place.
-const FETCH_TURN_MS: u64 = 120_000;
+/// A fetch may take longer than this only while no other waits for its place. Short, because all places may be held by
+/// adapters that nobody hands over; what was verified is kept, so taking turns costs little.
+const FETCH_TURN_MS: u64 = 15_000;
 /// Failed tries after which nobody seems to have a blob.
 pub(super) const TRIES_SETTLED: u32 = 3;
+
+/// Blobs to be had, and the sizes they may have.
+pub(super) type Missing = BTreeMap<ContentHash, BTreeSet<u64>>;
 
 /// A blob this peer wants to have.
 pub(super) struct Want {
@@ -35,15 +39,22 @@ impl<P: Clone + Ord> Machine<P> {
         want.tries = want.tries.saturating_add(1);
         let wait = FETCH_RETRY_MS.checked_shl(want.tries.saturating_sub(1)).unwrap_or(FETCH_RETRY_MS_MAX);
         want.retry_at = now.after(wait.clamp(FETCH_RETRY_MS, FETCH_RETRY_MS_MAX));
+        // A reader that nobody hands the chosen merge may choose another.
+        self.unsettled |= self.attested.quorum().is_some();
     }
 
-    pub(super) fn settle_wants(&mut self, admitted: &[Admitted], now: Millis, out: &mut Vec<Output<P>>) {
-        let mut missing: BTreeMap<ContentHash, BTreeSet<u64>> = BTreeMap::new();
+    /// What is admitted and neither stored nor found unfit, with the sizes that were announced.
+    pub(super) fn missing(&self, admitted: &[Admitted]) -> Missing {
+        let mut missing = Missing::new();
         for entry in admitted {
             if !self.stored.contains_key(&entry.adapter) && !self.refused.contains_key(&entry.adapter) {
                 missing.entry(entry.adapter).or_default().insert(entry.size);
             }
         }
+        missing
+    }
+
+    pub(super) fn settle_wants(&mut self, missing: Missing, now: Millis, out: &mut Vec<Output<P>>) {
         self.wants.retain(|adapter, want| {
             let keep = missing.get(adapter).is_some_and(|sizes| sizes.contains(&want.size));
             if !keep && want.in_flight {

@@ -1,5 +1,6 @@
 //! What goes into the machine, and what comes out of it.
 
+use crate::attestation::{Fault, SignedAttestation};
 use crate::hash::ContentHash;
 use crate::ledger::Admitted;
 use crate::record::{RecordError, RecordId, SignedRecord};
@@ -27,6 +28,8 @@ pub enum Input<P> {
     },
     /// A record of this peer's own.
     Publish(SignedRecord),
+    /// This member's own word for the merge that it has published.
+    Attest(SignedAttestation),
     /// A blob is on disk, verified against its hash, and durable.
     BlobStored {
         adapter: ContentHash,
@@ -89,9 +92,13 @@ pub enum Notice {
     /// A member said two things at one sequence.
     Conflict(SignedRecord),
     RecordRefused(RecordError),
+    /// This peer's own record has no place in the ledger, and was told to nobody.
+    NotKept(SignedRecord),
     SyncRefused(String),
     AdapterRefused {
         adapter: ContentHash,
         why: String,
     },
+    /// Two members vouch for different merges of one set: one of them is wrong, or lies.
+    Fault(Box<Fault>),
 }

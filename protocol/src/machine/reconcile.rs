@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::{Heard, Machine, Millis, Notice, Output};
+use crate::hash::ContentHash;
 use crate::record::RecordId;
 use crate::sync::{Answer, RawRecord, Request, Response, Session, SyncError};
 
@@ -18,6 +19,10 @@ pub(super) const SYNC_FANOUT: usize = 2;
 /// The first wait after a change: gossip is nearly everywhere by then, and comparing earlier would find differences that
 /// are gone a moment later.
 const QUIET_MS: u64 = 1_000;
+/// How often a reader asks that waits for members to vouch for a merge.
+const HURRY_MS: u64 = 2_000;
+/// How many attestations it asks for.
+const ATTESTATIONS_ASKED: u8 = 16;
 /// While changes keep coming, the longest wait.
 const BUSY_MS: u64 = 5_000;
 /// A neighbour that says nothing for so long has not heard the question.
@@ -35,6 +40,10 @@ pub(super) struct Neighbour {
     /// Questions in a row that came to nothing.
     failures: u32,
     retry_at: Millis,
+    /// Which of our attestations it was sent.
+    told: Option<ContentHash>,
+    /// The set root for which it gave us its own.
+    heard: Option<ContentHash>,
 }
 
 /// When the next neighbours are asked, and who.
@@ -59,6 +68,11 @@ impl<P> Pace<P> {
         let since = *self.stirred.get_or_insert(now);
         self.wait = QUIET_MS;
         self.next = now.after(QUIET_MS).min(since.after(BUSY_MS));
+    }
+
+    /// What is waited for may be there at any moment.
+    fn hurry(&mut self, now: Millis) {
+        self.next = self.next.min(now.after(HURRY_MS));
     }
 
     fn turned(&mut self, now: Millis) {
@@ -93,6 +107,9 @@ impl<P: Clone + Ord> Machine<P> {
         }
         if now >= self.pace.next && !self.neighbours.is_empty() {
             self.pace.turned(now);
+            if self.looks_for_vouchers() {
+                self.pace.hurry(now);
+            }
             let idle = |(peer, neighbour): (&P, &Neighbour)| (neighbour.asked.is_none() && neighbour.failures == 0).then(|| peer.clone());
             let idle: Vec<P> = self.neighbours.iter().filter_map(idle).collect();
             let ahead = idle.iter().filter(|peer| self.pace.last.as_ref().is_none_or(|last| *peer > last));
@@ -105,7 +122,19 @@ impl<P: Clone + Ord> Machine<P> {
     }
 
     fn compare_with(&mut self, peer: P, now: Millis, out: &mut Vec<Output<P>>) {
-        let request = Session::compare(self.round.id(), self.catalogue());
+        let mut request = Session::compare(self.round.id(), self.catalogue());
+        if let Request::Compare { attestation, attestations, .. } = &mut request {
+            let own = self.attested.own().map(|own| (own.id(), own.attestation().set_root, own.raw().clone()));
+            let (told, heard) = self.neighbours.get(&peer).map_or((None, None), |neighbour| (neighbour.told, neighbour.heard));
+            *attestations = if self.looks_for_vouchers() { ATTESTATIONS_ASKED } else { 0 };
+            if let Some((id, set_root, raw)) = own {
+                *attestation = (told != Some(id)).then_some(raw);
+                *attestations = u8::from(heard != Some(set_root)).max(*attestations);
+                if let Some(neighbour) = self.neighbours.get_mut(&peer) {
+                    neighbour.told = Some(id);
+                }
+            }
+        }
         self.ask(peer, &request, now, out);
     }
 
@@ -126,14 +155,15 @@ impl<P: Clone + Ord> Machine<P> {
         if let Some(neighbour) = self.neighbours.get_mut(peer) {
             let wait = SILENT_MS.checked_shl(neighbour.failures).unwrap_or(wait).min(wait);
             let failures = neighbour.failures.saturating_add(1);
-            *neighbour = Neighbour { failures, retry_at: now.after(wait), ..Neighbour::default() };
+            // What it was sent with the question may not have come either.
+            *neighbour = Neighbour { failures, retry_at: now.after(wait), heard: neighbour.heard, ..Neighbour::default() };
         }
     }
 
     fn finished(&mut self, peer: &P) {
         self.compared = true;
         if let Some(neighbour) = self.neighbours.get_mut(peer) {
-            *neighbour = Neighbour::default();
+            *neighbour = Neighbour { told: neighbour.told, heard: neighbour.heard, ..Neighbour::default() };
         }
     }
 
@@ -153,12 +183,13 @@ impl<P: Clone + Ord> Machine<P> {
 
     fn answer(&mut self, request: Request, now: Millis, out: &mut Vec<Output<P>>) -> Response {
         match request {
-            Request::Compare { count, fingerprint, .. } => {
+            Request::Compare { count, fingerprint, attestation, attestations, .. } => {
                 let answer = self.catalogue().compare(count, fingerprint);
                 if answer != Answer::Same {
                     self.pace.stir(now);
                 }
-                answer.into()
+                self.hear(attestation.as_slice(), out);
+                Response { answer, attestations: self.vouchers(usize::from(attestations)) }
             }
             Request::Range { message, .. } => self.catalogue().answer(&message).unwrap_or_else(|error| Self::refuse(&error, out)).into(),
             Request::Exchange { wanted, records, .. } => {
@@ -188,6 +219,16 @@ impl<P: Clone + Ord> Machine<P> {
     /// What an answer makes us ask next: nothing when all is done, or why it cannot go on.
     fn follow(&mut self, from: &P, response: Response, now: Millis, out: &mut Vec<Output<P>>) -> Result<Option<Request>, String> {
         // Whoever is no neighbour any more may still hand over what it was asked for.
+        if !response.attestations.is_empty() {
+            let own = self.attested.own().map(|own| own.attestation().set_root);
+            let heard = self.hear(&response.attestations, out);
+            if let Some(neighbour) = self.neighbours.get_mut(from)
+                && own.is_some()
+                && heard == own
+            {
+                neighbour.heard = own;
+            }
+        }
         let mut session = self.neighbours.get_mut(from).map(|neighbour| std::mem::take(&mut neighbour.session)).unwrap_or_default();
         let next = self.proceed(&mut session, response.answer, now, out);
         if let Some(neighbour) = self.neighbours.get_mut(from) {

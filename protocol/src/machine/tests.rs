@@ -334,3 +334,14 @@ fn a_change_of_standing_makes_a_peer_ask_soon_for_what_was_refused() {
     handle(&mut machine, Input::Gossip { bytes }, 8_000);
     assert_eq!(asked(&handle(&mut machine, Input::Tick, 9_000)), [7]);
 }
+
+#[test]
+fn ones_own_record_that_has_no_place_is_told_to_nobody() {
+    use crate::standing::tests::{announce, founded};
+    let mut machine: Machine<u32> = Machine::new(founded(), []);
+    // The founders have not admitted it, as far as this peer knows.
+    let record = announce(7, 1, b"a");
+    let outputs = handle(&mut machine, Input::Publish(record.clone()), 0);
+    assert!(outputs.contains(&Output::Notice(Notice::NotKept(record))), "{outputs:?}");
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Gossip(_) | Output::Keep(_))), "{outputs:?}");
+}

@@ -92,7 +92,7 @@ pub enum Request {
         attestation: Option<RawAttestation>,
         /// How many attestations of its current set the other shall answer with.
         #[serde(default, skip_serializing_if = "is_zero")]
-        attestations_wanted: u8,
+        attestations: u8,
     },
     Range {
         round: RoundId,

@@ -26,13 +26,7 @@ pub struct Session {
 impl Session {
     /// The question that begins it.
     pub fn compare(round: RoundId, catalogue: &Catalogue) -> Request {
-        Request::Compare {
-            round,
-            count: catalogue.count(),
-            fingerprint: catalogue.fingerprint(),
-            attestation: None,
-            attestations_wanted: 0,
-        }
+        Request::Compare { round, count: catalogue.count(), fingerprint: catalogue.fingerprint(), attestation: None, attestations: 0 }
     }
 
     /// The neighbour lists what it holds.

@@ -64,6 +64,8 @@ impl World {
             Notice::RecordRefused(_) => "refuses a record",
             Notice::SyncRefused(_) => "refuses an answer",
             Notice::AdapterRefused { .. } => "refuses an adapter",
+            Notice::NotKept(_) => "has no place for its own record",
+            Notice::Fault(_) => "finds a contradiction",
         };
         self.note(at, what, 0);
     }
@@ -92,7 +94,7 @@ impl World {
         }
         if let Some(said) = self.ground.said(bytes) {
             self.checks.acknowledged.let_out(at, said);
-            if self.voices.get(&said.member) == Some(&at) {
+            if !said.standing && self.voices.get(&said.member) == Some(&at) {
                 self.checks.convergence.said(said);
             }
         }

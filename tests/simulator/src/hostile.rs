@@ -94,7 +94,7 @@ impl World {
 
     /// A key that a hostile peer may speak with: its own, or one of the sybils'.
     fn false_key(&mut self, at: Name) -> Option<usize> {
-        let sybils: Vec<usize> = (self.setting.members..self.ground.keys.len()).collect();
+        let sybils: Vec<usize> = (self.setting.speakers()..self.ground.keys.len()).collect();
         match self.peers[at].key {
             Some(key) if sybils.is_empty() || self.dice.once_in(2) => Some(key),
             _ if sybils.is_empty() => None,
@@ -154,13 +154,13 @@ impl World {
         let round = self.ground.round.id();
         let fingerprint = ContentHash::of(&self.drawn(8));
         let request = match self.dice.below(5) {
-            0 => sync::Request::Compare { round, count: self.dice.number(), fingerprint, attestation: None, attestations_wanted: 3 },
+            0 => sync::Request::Compare { round, count: self.dice.number(), fingerprint, attestation: None, attestations: 3 },
             1 => sync::Request::Compare {
                 round: RoundId(fingerprint),
                 count: 0,
                 fingerprint,
                 attestation: Some(RawAttestation(self.drawn(300))),
-                attestations_wanted: 0,
+                attestations: 0,
             },
             2 => sync::Request::Exchange { round, wanted: self.names(sync::BATCH_MAX), records: self.old_records() },
             3 => sync::Request::Range { round, message: sync::RangeMessage(self.drawn(300)) },
