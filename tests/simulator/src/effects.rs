@@ -63,6 +63,8 @@ impl World {
             Notice::Conflict(_) => "sees a conflict",
             Notice::RecordRefused(_) => "refuses a record",
             Notice::SyncRefused(_) => "refuses an answer",
+            Notice::NotKept(_) => "has no place for its own record",
+            Notice::Fault(fault) => return self.found_fault(at, fault),
             Notice::AdapterRefused { .. } => "refuses an adapter",
         };
         self.note(at, what, 0);
