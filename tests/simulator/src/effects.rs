@@ -66,8 +66,6 @@ impl World {
             Notice::NotKept(_) => "has no place for its own record",
             Notice::Fault(fault) => return self.found_fault(at, fault),
             Notice::AdapterRefused { .. } => "refuses an adapter",
-            Notice::NotKept(_) => "has no place for its own record",
-            Notice::Fault(_) => "finds a contradiction",
         };
         self.note(at, what, 0);
     }

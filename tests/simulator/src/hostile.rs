@@ -51,7 +51,7 @@ impl World {
 
     pub fn mischief(&mut self, visit: Visit) {
         let at = visit.peer;
-        let wait = 200 + self.dice.below(1_500) as u64;
+        let wait = 500 + self.dice.below(3_000) as u64;
         self.agenda.after(wait, Event::Mischief(visit));
         let neighbours: Vec<Name> = self.peers[at].neighbours.iter().copied().collect();
         if neighbours.is_empty() {
