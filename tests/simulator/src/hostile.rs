@@ -154,7 +154,7 @@ impl World {
         let round = self.ground.round.id();
         let fingerprint = ContentHash::of(&self.drawn(8));
         let request = match self.dice.below(5) {
-            0 => sync::Request::Compare { round, count: self.dice.number(), fingerprint, attestation: None, attestations_wanted: 3 },
+            0 => sync::Request::Compare { round, count: self.dice.number(), fingerprint, attestation: None, attestations: 3 },
             1 => sync::Request::Compare {
                 round: RoundId(fingerprint),
                 count: 0,
