@@ -17,6 +17,8 @@ use tempfile::TempDir;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_mingle-peer");
 const PORT: u16 = 4001;
 const PATIENCE: Duration = Duration::from_secs(400);
+/// What a peer may hear about an adapter, and all that is said besides, in a round that begins: 2 to 5 times what was seen.
+const SAID_MAX: u64 = 32 * 1024;
 /// How long peers that have everything are listened to.
 const IDLE: Duration = Duration::from_secs(20);
 
@@ -112,12 +114,12 @@ fn measure(name: &str, over: Over, peers: usize, members: usize, modules: usize,
 #[test]
 fn adapters_cross_the_wire_once_to_each_peer() {
     let (peers, members, width) = if lab::full() { (24, 6, 32_768) } else { (4, 2, 8_192) };
-    for (name, over) in [("over tcp", Over::Tcp), ("over quic", Over::Quic)] {
+    // QUIC's packets are 3 % headers, tags and acknowledgements, and what the receiver's buffer does not hold comes again.
+    for (name, over, percent) in [("over tcp", Over::Tcp, 105), ("over quic", Over::Quic, 135)] {
         let Some((received, _, needed)) = measure(name, over, peers, members, 8, width) else { return };
         let payload = sum(&received, |flow| flow.payload);
         assert!(payload >= needed, "adapters came past the wire: {payload} of {needed}");
-        // QUIC's packets are 3 % headers, tags and acknowledgements.
-        assert!(payload * 100 <= needed * 110, "{name}: {payload} bytes for {needed}");
+        assert!(payload * 100 <= needed * percent, "{name}: {payload} bytes for {needed}");
     }
 }
 
@@ -125,7 +127,10 @@ fn adapters_cross_the_wire_once_to_each_peer() {
 fn what_is_said_about_an_adapter_is_small() {
     let (peers, members) = if lab::full() { (24, 24) } else { (6, 6) };
     for (name, over) in [("small over tcp", Over::Tcp), ("small over quic", Over::Quic)] {
-        let Some((received, ..)) = measure(name, over, peers, members, 1, 8) else { return };
-        assert_eq!(received.len(), peers);
+        let Some((received, _, needed)) = measure(name, over, peers, members, 1, 8) else { return };
+        let said = sum(&received, |flow| flow.payload).saturating_sub(needed);
+        let each = said / (peers * members) as u64;
+        // Handshakes of every peer with every other are most of it.
+        assert!(each <= SAID_MAX, "{name}: {each} bytes an adapter and peer");
     }
 }

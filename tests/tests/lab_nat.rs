@@ -4,7 +4,7 @@
 #![cfg(target_os = "linux")]
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mingle_protocol::round::Round;
 use mingle_tests::lab::{self, Flow, Host, Lab, Nat, Shape};
@@ -31,7 +31,7 @@ struct Scene {
 
 impl Scene {
     /// None where this machine can have no NATs. A seed of `another` round relays and keeps no adapter of this one.
-    fn new(name: &str, nat: Nat, another: bool) -> Option<Self> {
+    fn new(name: &str, nat: Nat, over: &[Over], another: bool) -> Option<Self> {
         let mut lab = Lab::open_with_nat(6)?;
         let line = Shape::delayed(10);
         let folder = TempDir::new().expect("a temporary folder");
@@ -49,7 +49,7 @@ impl Scene {
         let outside = lab.host("seed", line, line);
         let mut seed = Peer::new(&lab::program(PROGRAM), folder.path(), "seed", of_seed.id(), ["seed"]);
         seed.argue(["--round".into(), seed_file.into_os_string()]);
-        seed.argue(listening());
+        seed.argue([Over::Quic, Over::Tcp].map(Over::listening));
         outside.runs(&mut seed);
         seed.start();
         let name_of_seed = seed.wait("the seed's status", |seed| Some(seed.status()?.peer));
@@ -61,9 +61,8 @@ impl Scene {
             let mut peer = Peer::new(&lab::program(PROGRAM), folder.path(), name, round.id(), ["publish"]);
             peer.argue([directory.into_os_string(), "--round".into(), file.clone().into()]);
             peer.argue(["--examples", "100"]);
-            peer.argue(listening());
-            for address in [outside.quic(PORT), outside.tcp(PORT)] {
-                peer.argue(["--peer".into(), format!("{address}/p2p/{name_of_seed}")]);
+            for over in over {
+                peer.argue([over.listening(), format!("--peer={}/p2p/{name_of_seed}", over.address(&outside))]);
             }
             host.runs(&mut peer);
             peer.start();
@@ -110,8 +109,27 @@ fn write_round(folder: &Path, name: &str, round: &Round) -> PathBuf {
     file
 }
 
-fn listening() -> [String; 2] {
-    [format!("--listen=/ip4/0.0.0.0/udp/{PORT}/quic-v1"), format!("--listen=/ip4/0.0.0.0/tcp/{PORT}")]
+/// What members speak.
+#[derive(Clone, Copy)]
+enum Over {
+    Quic,
+    Tcp,
+}
+
+impl Over {
+    fn listening(self) -> String {
+        match self {
+            Self::Quic => format!("--listen=/ip4/0.0.0.0/udp/{PORT}/quic-v1"),
+            Self::Tcp => format!("--listen=/ip4/0.0.0.0/tcp/{PORT}"),
+        }
+    }
+
+    fn address(self, host: &Host) -> String {
+        match self {
+            Self::Quic => host.quic(PORT),
+            Self::Tcp => host.tcp(PORT),
+        }
+    }
 }
 
 /// Whether one of its events of this kind names the other.
@@ -121,9 +139,20 @@ fn told_of(peer: &Peer, kind: &str, other: &str) -> bool {
 
 #[test]
 fn members_behind_nats_meet_through_a_relay_and_then_directly_and_the_relay_carries_no_adapter() {
+    meet("two behind nats", &[Over::Quic, Over::Tcp]);
+}
+
+#[test]
+fn members_behind_nats_that_let_no_udp_through_meet_over_tcp() {
+    meet("two behind nats over tcp", &[Over::Tcp]);
+}
+
+fn meet(name: &str, over: &[Over]) {
     // A seed that keeps nothing of this round: whatever the members exchange came directly, or through the relay.
-    let Some(mut scene) = Scene::new("two behind nats", Nat::PortPreserving, true) else { return };
+    let Some(mut scene) = Scene::new(name, Nat::PortPreserving, over, true) else { return };
+    let began = Instant::now();
     scene.agree();
+    println!("{name}: agreed after {:.1?}", began.elapsed());
     let names: Vec<String> = scene.members.iter().map(|(_, peer)| peer.status().expect("a status").peer).collect();
     for (own, other) in [(0, 1), (1, 0)] {
         let peer = &scene.members[own].1;
@@ -146,7 +175,7 @@ fn members_behind_nats_meet_through_a_relay_and_then_directly_and_the_relay_carr
 
 #[test]
 fn members_that_cannot_meet_have_each_others_adapters_from_the_seed() {
-    let Some(mut scene) = Scene::new("two behind symmetric nats", Nat::Symmetric, false) else { return };
+    let Some(mut scene) = Scene::new("two behind symmetric nats", Nat::Symmetric, &[Over::Quic, Over::Tcp], false) else { return };
     scene.agree();
     for (own, other) in [(0, 1), (1, 0)] {
         let flow = scene.between(own, other);

@@ -94,7 +94,7 @@ impl World {
         }
         if let Some(said) = self.ground.said(bytes) {
             self.checks.acknowledged.let_out(at, said);
-            if self.voices.get(&said.member) == Some(&at) {
+            if !said.standing && self.voices.get(&said.member) == Some(&at) {
                 self.checks.convergence.said(said);
             }
         }

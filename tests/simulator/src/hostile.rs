@@ -94,7 +94,7 @@ impl World {
 
     /// A key that a hostile peer may speak with: its own, or one of the sybils'.
     fn false_key(&mut self, at: Name) -> Option<usize> {
-        let sybils: Vec<usize> = (self.setting.members..self.ground.keys.len()).collect();
+        let sybils: Vec<usize> = (self.setting.speakers()..self.ground.keys.len()).collect();
         match self.peers[at].key {
             Some(key) if sybils.is_empty() || self.dice.once_in(2) => Some(key),
             _ if sybils.is_empty() => None,

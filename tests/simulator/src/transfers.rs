@@ -14,6 +14,7 @@ use crate::world::{Event, World};
 pub struct Transfer {
     ticket: u64,
     size: u64,
+    begun: u64,
     providers: BTreeMap<Name, Provider>,
     step: Step,
 }
@@ -53,7 +54,7 @@ impl World {
         let named: Vec<Name> = announcers.filter_map(|entry| self.voices.get(&entry.member).copied()).filter(|name| *name != at).collect();
         let providers = named.into_iter().map(|name| (name, Provider::new(true))).collect();
         self.tickets += 1;
-        let transfer = Transfer { ticket: self.tickets, size, providers, step: Step::Choosing };
+        let transfer = Transfer { ticket: self.tickets, size, begun: self.agenda.now(), providers, step: Step::Choosing };
         let ticket = transfer.ticket;
         self.peers[at].transfers.insert(adapter, transfer);
         self.transfer_later(at, adapter, ticket, 0);
@@ -137,6 +138,8 @@ impl World {
         let order = |name: &Name| salt.wrapping_mul(*name as u64 + 1).rotate_left(17);
         let chosen = transfer.providers.iter().filter(|(_, provider)| ready(provider));
         let chosen = chosen.min_by_key(|(name, provider)| (!provider.named, provider.failures, order(name))).map(|(name, _)| *name);
+        // While nothing comes, more and more are asked beside each other.
+        let beside = 1 + (now - transfer.begun) / PATIENCE;
         let later = transfer.providers.values().filter(|provider| !provider.out).map(|provider| provider.not_before).min();
         for provider in given_up {
             // The watchdog's second half: a connection that carries nothing blocks whoever shares it.
@@ -144,7 +147,7 @@ impl World {
         }
         match (chosen, later) {
             (Some(provider), _) => {
-                let wait = self.way(at, provider) + self.way(provider, at);
+                let wait = (self.way(at, provider) + self.way(provider, at)) / beside;
                 self.step(at, adapter, Step::Asking(provider), wait);
             }
             (None, Some(until)) => self.step(at, adapter, Step::Choosing, until - now),
