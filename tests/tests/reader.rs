@@ -192,7 +192,6 @@ fn liar(scene: &Scene, number: u8, target: &Status, blob: &[u8]) -> Liar {
         reach: Default::default(),
         topic: format!("/mingle/records/1/{}", scene.round.id()),
         allowed: None,
-        reach: mingle::network::ReachConfig::default(),
         limits: Limits::default(),
     };
     let (handle, mut events) = Network::start(config, store).expect("a network");
