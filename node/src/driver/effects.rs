@@ -121,6 +121,9 @@ impl<F: FnMut(&Event)> Driver<F> {
     }
 
     pub(super) fn notice(&mut self, notice: Notice) {
+        if let Notice::Recorded(_) | Notice::Conflict(_) = notice {
+            self.vouching.changed();
+        }
         let event = match notice {
             // Its own record is told of when it is made.
             Notice::Recorded(record) if Some(record.id()) == self.said => return,
