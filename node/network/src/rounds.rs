@@ -203,6 +203,7 @@ fn swarm(secret: [u8; 32]) -> Result<Swarm<Behaviour>, NetworkError> {
         .map_err(|error| setup(&error))?
         .with_behaviour(|_| behaviour(ProtocolSupport::Outbound))
         .map_err(|error| setup(&error))?
+        .with_swarm_config(|config| config)
         .with_connection_timeout(DIAL_TIMEOUT)
         .build();
     Ok(swarm)
