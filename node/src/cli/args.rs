@@ -1,6 +1,6 @@
 //! Groups of options that several verbs share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -129,6 +129,18 @@ impl From<TemplateArg> for Template {
     }
 }
 
+/// The peers to dial: those that were given, and those that the round file names.
+pub fn peers_of(round: &Path, file: &RoundFile, given: &NetworkArgs) -> Result<Vec<Multiaddr>> {
+    let mut peers = given.peers.clone();
+    for peer in &file.peers {
+        let address = peer.parse().with_context(|| format!("{} names {peer:?} as a peer, which is no address", round.display()))?;
+        if !peers.contains(&address) {
+            peers.push(address);
+        }
+    }
+    Ok(peers)
+}
+
 /// Seconds as people write them.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
@@ -163,13 +175,7 @@ impl PeerArgs {
         let home = self.home.open()?;
         let mut network = self.network.clone();
         let file = source::read_signed(&self.round, &home, &network)?;
-        for peer in &file.peers {
-            let address =
-                peer.parse().with_context(|| format!("{} names {peer:?} as a peer, which is no address", self.round.display()))?;
-            if !network.peers.contains(&address) {
-                network.peers.push(address);
-            }
-        }
+        network.peers = peers_of(&self.round, &file, &network)?;
         Ok(OpenedPeer { round: file.round.clone(), home, file, network, output: self.output })
     }
 }
