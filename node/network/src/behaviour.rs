@@ -1,5 +1,6 @@
 //! Which protocols a peer speaks, and the swarm that carries them: TCP with noise and yamux, and QUIC.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use super::limits::{
     CONNECTIONS_PER_PEER_MAX, IDLE_TIMEOUT, INBOUND_CONNECTIONS_MAX, INBOUND_CONNECTIONS_SLACK, Limits, OUTBOUND_CONNECTIONS_MAX,
     PENDING_CONNECTIONS_MAX, SYNC_STREAMS_MAX, SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
 };
+use super::lookups::Lookups;
 use super::metered::Metered;
 use super::quotas::Quota;
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
@@ -28,6 +30,8 @@ const AGENT: &str = concat!("mingle/", env!("CARGO_PKG_VERSION"));
 
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Peers told of in one answer: a few hundred bytes, and three answers name a whole neighbourhood.
+const KAD_ANSWER: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Looks for peers that joined since.
 const KAD_BOOTSTRAP_INTERVAL: Duration = Duration::from_secs(300);
@@ -44,7 +48,7 @@ pub struct Net {
     pub identify: Metered<identify::Behaviour>,
     pub ping: ping::Behaviour,
     pub gossip: Metered<gossipsub::Behaviour>,
-    pub kad: Metered<kad::Behaviour<kad::store::MemoryStore>>,
+    pub kad: Metered<Lookups>,
     pub sync: request_response::Behaviour<SyncCodec>,
     pub blobs: blob_streams::Behaviour,
     pub mdns: Toggle<mdns::tokio::Behaviour>,
@@ -77,9 +81,9 @@ pub fn swarm(
             guard,
             Quota::Introductions,
         ),
-        ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
+        ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(crate::gossip::tune("PING",15))).with_timeout(PING_TIMEOUT)),
         gossip: Metered::new(gossip, guard, Quota::GossipFrames),
-        kad: Metered::new(kademlia(local), guard, Quota::Lookups),
+        kad: Metered::new(Lookups::new(kademlia(local)), guard, Quota::Lookups),
         sync: request_response::Behaviour::with_codec(
             SyncCodec::new(),
             [(SYNC_PROTOCOL, request_response::ProtocolSupport::Full)],
@@ -124,6 +128,7 @@ fn kademlia(local: libp2p::PeerId) -> kad::Behaviour<kad::store::MemoryStore> {
     let mut config = kad::Config::new(KAD_PROTOCOL);
     config
         .set_query_timeout(KAD_QUERY_TIMEOUT)
+        .set_replication_factor(NonZeroUsize::new(crate::gossip::tune("K",3) as usize).unwrap())
         .set_record_filtering(kad::StoreInserts::FilterBoth)
         .set_periodic_bootstrap_interval(Some(KAD_BOOTSTRAP_INTERVAL));
     let store = kad::store::MemoryStoreConfig { max_records: 0, max_provided_keys: 0, ..Default::default() };

@@ -82,6 +82,13 @@ impl Dialer {
         true
     }
 
+    /// Remembers where others say a peer listens, unless it has told us itself.
+    pub fn hear_of(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, now: Instant) {
+        if !self.book.contains_key(&peer) {
+            self.learn(peer, addresses, now);
+        }
+    }
+
     /// The dials of bootstrap peers that are due; each is to be reported with `established` or `failed`.
     pub fn due(&mut self, now: Instant, connected: impl Fn(&PeerId) -> bool) -> Vec<DialOpts> {
         let local = self.local;

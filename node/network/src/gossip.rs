@@ -52,10 +52,17 @@ fn message_id(message: &Message) -> MessageId {
     MessageId::from(id.to_vec())
 }
 
+/// The topic on the wire: it goes with every message and every offer of one, so it is 16 letters whatever its name.
+/// Should two rounds ever share them, records of the other are refused as what they are.
+fn short_name(topic: &str) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("mingle 2026 gossip topic v1");
+    hasher.update(topic.as_bytes()).finalize().to_hex().chars().take(16).collect()
+}
+
 impl Gossip {
     /// The behaviour, subscribed to `topic`, and the outbox for it.
     pub fn new(topic: &str) -> Result<(Behaviour, Self), NetworkError> {
-        let topic = IdentTopic::new(topic);
+        let topic = IdentTopic::new(short_name(topic));
         let setup = |error: &dyn std::fmt::Display| NetworkError::Setup(error.to_string());
         let config = ConfigBuilder::default()
             .max_transmit_size(GOSSIP_BYTES_MAX)
@@ -64,17 +71,20 @@ impl Gossip {
             .validation_mode(ValidationMode::Anonymous)
             .validate_messages()
             .message_id_fn(message_id)
-            .mesh_n_low(MESH_LOW)
-            .mesh_n(MESH)
-            .mesh_n_high(MESH_HIGH)
-            .mesh_outbound_min(MESH_OUTBOUND_MIN)
-            .gossip_lazy(MESH)
+            .mesh_n_low(tune("LOW", 2) as usize)
+            .mesh_n(tune("N", 3) as usize)
+            .mesh_n_high(tune("HIGH", 4) as usize)
+            .mesh_outbound_min(tune("OUT", 1) as usize)
+            .gossip_lazy(tune("LAZY", 2) as usize)
+            .gossip_factor(0.0)
+            .idontwant_message_size_threshold(tune("IDW", 100) as usize)
+            .iwant_followup_time(Duration::from_secs(tune("FOLLOW", 10)))
             .history_length(HISTORY)
-            .history_gossip(HISTORY_OFFERED)
+            .history_gossip(tune("HIST", 3) as usize)
             .heartbeat_interval(HEARTBEAT)
             .heartbeat_initial_delay(HEARTBEAT_FIRST)
             .duplicate_cache_time(DUPLICATES_REMEMBERED)
-            .flood_publish(FLOOD_PUBLISH)
+            .flood_publish(tune("FLOOD", 0) == 1)
             .max_control_message_size(CONTROL_BYTES_MAX)
             .connection_handler_queue_len(HANDLER_QUEUE)
             .publish_queue_duration(PUBLISH_PATIENCE)
@@ -112,6 +122,8 @@ impl Gossip {
         }
     }
 }
+
+pub fn tune(name: &str, default: u64) -> u64 { std::env::var(name).ok().and_then(|t| t.parse().ok()).unwrap_or(default) }
 
 pub fn acceptance(verdict: Verdict) -> MessageAcceptance {
     match verdict {

@@ -19,6 +19,7 @@ mod gate;
 mod gossip;
 mod guard;
 mod limits;
+mod lookups;
 mod metered;
 mod peers;
 mod questions;

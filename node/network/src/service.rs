@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping};
+use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, mdns, ping};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,6 +29,7 @@ use super::downloads::Downloads;
 use super::gossip::Gossip;
 use super::guard::{Guard, Offence};
 use super::limits::{ADDRESSES_PER_PEER_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, WATCH_TICK};
+use super::lookups::Looked;
 use super::peers::PeerStatus;
 use super::questions::Questions;
 use super::sync_codec::SYNC_PROTOCOL;
@@ -339,8 +340,8 @@ impl Service {
             NetEvent::Gossip(gossipsub::Event::Subscribed { topic, .. }) => {
                 self.gossip.subscribed(&mut self.swarm.behaviour_mut().gossip, &topic);
             }
-            NetEvent::Kad(kad::Event::RoutingUpdated { peer, addresses, .. }) if self.guard.admits(&peer).is_ok() => {
-                self.dialer.learn(peer, addresses.into_vec(), Instant::now());
+            NetEvent::Kad(Looked::Found { peer, addresses }) if self.guard.admits(&peer).is_ok() => {
+                self.dialer.hear_of(peer, addresses, Instant::now());
             }
             NetEvent::Sync(event) => self.sync_event(event),
             // A peer that lost its power says nothing; TCP would believe in it for hours.
