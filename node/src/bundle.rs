@@ -55,12 +55,12 @@ impl BundleError {
 /// # Errors
 /// What the store says.
 pub fn ledger_of(store: &Store, round: &Round) -> Result<Ledger, crate::store::StoreError> {
-    let mut ledger = Ledger::new(round);
+    let mut records = Vec::new();
     for (id, bytes) in store.records()? {
         match UnverifiedRecord(&bytes).verify(round) {
-            Ok(record) => _ = ledger.insert(record),
+            Ok(record) => records.push(record),
             Err(error) => tracing::warn!(%error, id = mingle_protocol::hash::encode_hex(&id), "leaving out a stored record"),
         }
     }
-    Ok(ledger)
+    Ok(Ledger::holding(round, records))
 }

@@ -8,14 +8,18 @@ mod bundle;
 mod eval;
 mod export;
 mod fetch;
+mod founding;
 mod hint;
 mod interrupt;
 mod key;
 mod merge;
 mod method;
+mod probe;
 mod publish;
+mod roster;
 mod round;
 mod run;
+mod seed;
 mod status;
 mod train;
 mod training;
@@ -56,8 +60,15 @@ enum Verb {
     /// Make or show a round: what its members agree on
     #[command(subcommand)]
     Round(round::Verb),
+    /// Change who belongs to a round while it runs
+    #[command(subcommand)]
+    Roster(roster::Verb),
     /// Run a member: train, announce, fetch, merge, and keep serving
     Run(run::Args),
+    /// Check before joining: data, base, memory, disk, GPU, and what the network lets through
+    Probe(probe::Args),
+    /// Run a public peer that others meet at: it relays their signalling, dials them back, keeps and serves the adapters
+    Seed(seed::Args),
     /// Train here only and write a PEFT directory
     Train(train::Args),
     /// Announce a PEFT directory made by any trainer, and keep serving it
@@ -101,7 +112,10 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match cli.verb {
         Verb::Key(verb) => key::run(verb),
         Verb::Round(verb) => round::run(verb),
+        Verb::Roster(verb) => roster::run(verb),
         Verb::Run(args) => run::run(args),
+        Verb::Probe(args) => probe::run(args),
+        Verb::Seed(args) => seed::run(args),
         Verb::Train(args) => train::run(args),
         Verb::Publish(args) => publish::run(args),
         Verb::Withdraw(args) => withdraw::run(args),

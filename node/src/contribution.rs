@@ -9,6 +9,7 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::number::{Spread, seeded};
 use mingle_protocol::round::{Parent, Round};
 
+use crate::bases::Digests;
 use crate::data::{self, Template, TokenizedExample, Tokens};
 use crate::driver::{Prepared, TrainingDesk, TrainingStatus};
 use crate::home::Home;
@@ -16,7 +17,7 @@ use crate::merged::{config_of, module_of};
 use crate::merger::hash_of;
 use crate::models::device::{DeviceChoice, OpenedDevice};
 use crate::models::weights::Weights;
-use crate::models::{BaseModel, ModelConfig, base_digest};
+use crate::models::{BaseModel, ModelConfig};
 use crate::peft::{self, Difference, Update};
 use crate::sent::{merged_file, sent_file, write_sent};
 use crate::train::diagnostics::{Diagnostics, Ends};
@@ -142,14 +143,14 @@ impl TrainingPlan {
     }
 
     /// Trains for a round and leaves the adapter as a PEFT directory. The checkpoint stays until the adapter is announced.
+    /// That the base is the round's was checked before ([`check_base`]): reading all of it once is enough.
     ///
     /// # Errors
-    /// Another base than the round's, a start that is not the round's parent, data that cannot be used, or a training
+    /// A start that is not the round's parent, data that cannot be used, or a training
     /// that was stopped.
     pub fn prepare(self, round: &Round, home: &Home, desk: &TrainingDesk) -> Result<Prepared> {
         let round_home = home.round(round.id());
         let plan = self.for_round(round);
-        check_base(&plan.base, round)?;
         let start = match (&round.manifest().parent, &plan.start_from) {
             (Some(parent), from) => Some(parent_update(parent, round.kind(), from.as_deref(), home)?),
             (None, Some(from)) => {
@@ -294,8 +295,8 @@ fn trainable(config: &ModelConfig, parameters: u64, settings: &TrainSettings) ->
 ///
 /// # Errors
 /// Both digests.
-pub fn check_base(folder: &Path, round: &Round) -> Result<()> {
-    let (found, expected) = (base_digest(folder)?, round.manifest().base.digest);
+pub fn check_base(folder: &Path, round: &Round, digests: &Digests) -> Result<()> {
+    let (found, expected) = (digests.digest(folder)?, round.manifest().base.digest);
     anyhow::ensure!(
         found == expected,
         "{} holds a base with digest {found}, but round \"{}\" needs {expected} ({})",

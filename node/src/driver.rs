@@ -5,11 +5,16 @@
 //! and a record is on disk before anybody is told of it.
 
 mod averaging;
+mod belonging;
 mod effects;
 mod event;
+mod goal;
+mod refusals;
 mod reports;
 mod signals;
 mod status;
+mod vouching;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -19,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
-use mingle_protocol::identity::SecretKey;
+use mingle_protocol::identity::{MemberKey, SecretKey};
 use mingle_protocol::ledger::SlotState;
 use mingle_protocol::machine::{Input, Machine};
 use mingle_protocol::receipt::Receipt;
@@ -31,15 +36,17 @@ use crate::home::RoundHome;
 use crate::network::{self, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId};
 use crate::store::Store;
 pub use event::{Event, TrainingStatus};
+pub use goal::{Goal, Outcome};
 pub(crate) use signals::Signals;
-pub use status::{MergedStatus, Phase, SlotStatus, Status};
+pub use status::{LinkStatus, MergedStatus, Phase, SlotStatus, StandingStatus, Status};
+pub use vouching::FaultStatus;
+use vouching::Vouching;
+pub use work::{Prepared, Training, TrainingDesk, Work};
 
 /// Reports of the merger and the training that may wait for the loop.
 const JOBS_MAX: usize = 64;
 /// How often the machine is told the time and the status is written.
 const TICK: Duration = Duration::from_millis(250);
-/// With enough adapters merged, those still missing are waited for no longer than this.
-const SETTLE_MAX: Duration = Duration::from_secs(120);
 /// A training that is told to stop writes a checkpoint first; after this it is left behind.
 const TRAINING_STOP: Duration = Duration::from_secs(20);
 
@@ -51,81 +58,16 @@ pub struct Peer {
     pub listen: Vec<Multiaddr>,
     pub bootstrap: Vec<Multiaddr>,
     pub mdns: bool,
+    pub reach: network::ReachConfig,
     pub work: Work,
     pub goal: Goal,
-}
-
-/// What this peer contributes.
-pub enum Work {
-    /// Nothing: it may not announce.
-    Read,
-    /// Nothing new: it serves what it has announced before.
-    Serve,
-    /// That what it announced counts no more.
-    Withdraw,
-    /// An adapter made elsewhere.
-    Publish(Prepared),
-    /// An adapter to be trained now.
-    Train(Training),
-}
-
-/// What makes an adapter when it is called, on a thread of its own.
-pub type Training = Box<dyn FnOnce(&TrainingDesk) -> Result<Prepared> + Send>;
-
-/// An adapter file ready to be announced.
-#[derive(Clone, Debug)]
-pub struct Prepared {
-    /// `adapter_model.safetensors`.
-    pub weights: PathBuf,
-    pub examples: u64,
-    /// Held-out loss before and after, in nats a token.
-    pub losses: Option<(f64, f64)>,
-    pub seconds: f64,
-}
-
-/// A training's line to the loop.
-pub struct TrainingDesk {
-    stop: Arc<AtomicBool>,
-    jobs: mpsc::Sender<Job>,
-}
-
-impl TrainingDesk {
-    /// Whether the training shall write a checkpoint and end.
-    pub fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Progress is for looking at: when the loop is busy it is dropped.
-    pub fn report(&self, status: TrainingStatus) {
-        let _ = self.jobs.try_send(Job::Training(status));
-    }
-}
-
-/// When a run ends by itself. Without a goal it runs until it is stopped.
-#[derive(Clone, Debug, Default)]
-pub struct Goal {
-    /// As soon as the merged adapter holds this many and all that neighbours hand over.
-    pub adapters: Option<usize>,
-    /// At the latest after this.
-    pub deadline: Option<Duration>,
-    /// As soon as this member's own work is done and all that is in its home is merged.
-    pub offline: bool,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    pub merged: Option<(Receipt, PathBuf)>,
-    /// Whether the goal was reached, rather than the deadline or a signal.
-    pub reached: bool,
-    /// Whether this member stands withdrawn.
-    pub withdrawn: bool,
 }
 
 enum Job {
     Training(TrainingStatus),
     Prepared(Result<Prepared>),
     Averaged(Result<averaging::Report>),
+    Served(Result<vouching::Stored>),
 }
 
 /// Runs the peer until its goal is reached or it is told to stop.
@@ -149,6 +91,7 @@ struct Driver<F> {
     events: mpsc::Receiver<NetworkEvent>,
     jobs: mpsc::Receiver<Job>,
     orders: watch::Sender<averaging::Order>,
+    vouching: Vouching,
     stop: Arc<AtomicBool>,
     training: Option<std::thread::JoinHandle<()>>,
     /// Records to be made durable before the next effect that depends on them.
@@ -157,6 +100,13 @@ struct Driver<F> {
     forgotten: Vec<[u8; 32]>,
     /// What this process has said for its member.
     said: Option<RecordId>,
+    /// Whom the network lets in, and whether that has to change.
+    access: Option<BTreeSet<MemberKey>>,
+    access_due: bool,
+    /// An adapter whose member founders have not admitted yet.
+    waiting: Option<Prepared>,
+    /// Whether all it came for is to tell what founders decided.
+    telling: bool,
     /// A withdrawal that waits until neighbours have told what this key said before.
     withdrawing: bool,
     /// Since when the merge has held as much as was asked for.
@@ -176,14 +126,10 @@ struct Driver<F> {
 
 impl<F: FnMut(&Event)> Driver<F> {
     fn start(peer: Peer, mut observe: F) -> Result<Self> {
-        let Peer { home, round, key, listen, bootstrap, mdns, work, goal } = peer;
+        let Peer { home, round, key, listen, bootstrap, mdns, reach, work, goal } = peer;
         let member = key.member();
-        if !matches!(work, Work::Read) {
-            anyhow::ensure!(
-                round.manifest().roster.admits(&member),
-                "member {member} is not in the roster of round \"{}\"",
-                round.manifest().name
-            );
+        if work.announces() {
+            belonging::check_may_announce(&round, &member)?;
         }
         home.prepare(&round)?;
         let store = Store::open(home.store())?;
@@ -195,20 +141,26 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Err(error) => tracing::warn!(%error, "dropping a stored record"),
             }
         }
+        let mut machine = Machine::new(round.clone(), records).remember_refused(refusals::remembered(&store)?);
+        if let Work::Believe(quorum) = work {
+            machine = machine.believing(quorum);
+        }
+        let access = machine.ledger().access();
         let network = NetworkConfig {
             secret: key.to_bytes(),
             listen,
             bootstrap,
             mdns,
+            reach,
             topic: format!("/mingle/records/1/{}", round.id()),
-            allowed: None,
+            allowed: access.clone(),
             limits: network::Limits::default(),
         };
         let (network, events) = Network::start(network, store.clone())?;
         let (job_sender, jobs) = mpsc::channel(JOBS_MAX);
         let (orders, order) = watch::channel(averaging::Order::default());
         start_averaging(&round, &store, &home, order, job_sender.clone());
-        let role = if matches!(work, Work::Read) { "reader" } else { "member" };
+        let role = work.role();
         let manifest = round.manifest();
         observe(&Event::Started {
             role,
@@ -217,13 +169,13 @@ impl<F: FnMut(&Event)> Driver<F> {
             name: manifest.name.clone(),
             home: home.folder().to_owned(),
         });
-        let machine = Machine::new(round, records);
         // Refused ones, and what a kill left behind between keeping a record and forgetting what it displaced.
         let kept: BTreeSet<[u8; 32]> = machine.ledger().records().map(|record| record.id().0.0).collect();
         let left: Vec<[u8; 32]> = stored.into_iter().map(|(id, _)| id).filter(|id| !kept.contains(id)).collect();
         if !left.is_empty() {
             store.remove_records(&left)?;
         }
+        let vouching = Vouching::open(&store, &home.evidence(), job_sender.clone())?;
         let mut driver = Self {
             machine,
             key,
@@ -233,12 +185,17 @@ impl<F: FnMut(&Event)> Driver<F> {
             events,
             jobs,
             orders,
+            vouching,
             stop: Arc::default(),
             training: None,
             unsaved: Vec::new(),
             forgotten: Vec::new(),
             unstarted: Vec::new(),
             said: None,
+            access,
+            access_due: false,
+            waiting: None,
+            telling: false,
             withdrawing: false,
             enough_since: None,
             have: BTreeMap::new(),
@@ -255,11 +212,12 @@ impl<F: FnMut(&Event)> Driver<F> {
             driver.have.insert(adapter, size);
             driver.handle(Input::BlobStored { adapter, size })?;
         }
-        if driver.machine.merge_set().is_empty() {
+        if driver.machine.merge_set().is_empty() && !matches!(work, Work::Believe(_)) {
             // Killed between the last withdrawal and its effect.
             crate::merged::unpublish(&driver.home.merged())?;
         }
         driver.begin(work, job_sender)?;
+        driver.take_vouched()?;
         driver.collect_garbage()?;
         Ok(driver)
     }
@@ -274,12 +232,13 @@ impl<F: FnMut(&Event)> Driver<F> {
         let own = self.own_slot();
         let stands = matches!(own, Some(SlotState::Adapter(_)));
         let withdrawn = matches!(own, Some(SlotState::Withdrawn));
-        if !matches!(work, Work::Read) {
+        if work.announces() {
             let trained = crate::sent::sent_file(&self.home.adapter(), self.machine.round().kind());
             self.store_again(&trained)?;
         }
         match work {
-            Work::Read | Work::Serve => {}
+            Work::Read | Work::Believe(_) | Work::Seed | Work::Serve => {}
+            Work::Tell(records) => self.tell(records)?,
             Work::Publish(prepared) => self.announce(prepared)?,
             Work::Train(_) if stands => {
                 self.phase = Phase::Announced;
@@ -292,7 +251,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             Work::Withdraw => self.withdrawing = true,
             Work::Train(train) => {
                 self.phase = Phase::Training;
-                let desk = TrainingDesk { stop: self.stop.clone(), jobs: jobs.clone() };
+                let desk = TrainingDesk::new(self.stop.clone(), jobs.clone());
                 let run = move || {
                     let trained = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| train(&desk)));
                     let panicked = |_| Err(anyhow::anyhow!("the training panicked; what it printed before says where"));
@@ -316,10 +275,13 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Some(job) = self.jobs.recv() => self.job(job)?,
                 event = self.events.recv() => self.event(event.context("the network has stopped")?)?,
                 _ = tick.tick() => {
+                    self.take_inbox()?;
                     self.handle(Input::Tick)?;
+                    self.vouch()?;
                     self.write_status();
                 }
             }
+            self.follow_changes()?;
             let known = self.machine.has_compared() || self.own_slot().is_some();
             if self.withdrawing && known {
                 self.withdrawing = false;
@@ -343,37 +305,6 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
         }
         let _ = tokio::time::timeout(Duration::from_secs(3), self.network.shutdown()).await;
-    }
-
-    fn outcome(&self, reached: bool) -> Outcome {
-        let withdrawn = matches!(self.own_slot(), Some(SlotState::Withdrawn));
-        Outcome { merged: self.merged.clone(), reached, withdrawn }
-    }
-
-    fn finished(&mut self) -> Option<Outcome> {
-        let held = self.merged.as_ref().map_or(0, |(receipt, _)| receipt.admitted.len());
-        if self.goal.deadline.is_some_and(|deadline| self.started.elapsed() >= deadline) {
-            return Some(self.outcome(self.goal.adapters.is_some_and(|wanted| held >= wanted)));
-        }
-        if self.goal.offline {
-            return self.finished_alone(held);
-        }
-        let wanted = self.goal.adapters?;
-        let current = self.merged.as_ref().is_some_and(|(receipt, _)| receipt.admitted == self.machine.merge_set());
-        // What a home remembers from before may be superseded by now.
-        if !self.machine.has_compared() || !current || held < wanted {
-            self.enough_since = None;
-            return None;
-        }
-        let since = *self.enough_since.get_or_insert_with(Instant::now);
-        (self.machine.is_settled() || since.elapsed() >= SETTLE_MAX).then(|| self.outcome(true))
-    }
-
-    /// Nobody can tell more: what was said is on disk, and the merge holds what it can.
-    fn finished_alone(&self, held: usize) -> Option<Outcome> {
-        let merged = self.merged.as_ref().map_or(&[][..], |(receipt, _)| &receipt.admitted);
-        let done = self.phase != Phase::Training && merged == self.machine.merge_set();
-        done.then(|| self.outcome(held >= self.goal.adapters.unwrap_or_default()))
     }
 }
 

@@ -3,12 +3,15 @@
 //! ```text
 //! HOME/
 //!   key                    the ed25519 secret key, hex, readable by the owner alone
+//!   bases.json             digests of bases that were computed once
 //!   rounds/<round>/        one folder a round, named by the first 16 digits of its identity
-//!     round.json           the manifest
+//!     round.json           the manifest, with its founders' signatures
+//!     inbox/               records that a verb hands to the peer that runs
 //!     store/               records and blobs
 //!     training/            checkpoints of an unfinished training
 //!     adapter/             this member's own adapter, a PEFT directory
 //!     merged/current/      the merged adapter with its receipt, a PEFT directory
+//!     evidence/            contradictions among members: two signed attestations each
 //!     status.json          what `mingle status` shows
 //! ```
 
@@ -16,8 +19,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use mingle_protocol::identity::SecretKey;
-use mingle_protocol::round::{Round, RoundId};
+use mingle_protocol::round::{Round, RoundFile, RoundId};
 
+use crate::bases::Digests;
 use crate::files;
 
 /// A peer's folder.
@@ -35,6 +39,11 @@ impl Home {
 
     pub fn folder(&self) -> &Path {
         &self.0
+    }
+
+    /// What this home remembers of bases.
+    pub fn digests(&self) -> Digests {
+        Digests::new(self.0.join("bases.json"))
     }
 
     pub fn key_path(&self) -> PathBuf {
@@ -104,8 +113,22 @@ impl RoundHome {
         if path.exists() { Ok(()) } else { files::write(&path, round.to_json().as_bytes()) }
     }
 
+    /// Keeps the round file as it was given: signed, so that it can be given on.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn keep(&self, file: &RoundFile) -> Result<()> {
+        std::fs::create_dir_all(&self.0).with_context(|| format!("cannot create {}", self.0.display()))?;
+        let (path, text) = (self.round_file(), file.to_json());
+        if std::fs::read(&path).is_ok_and(|there| there == text.as_bytes()) { Ok(()) } else { files::write(&path, text.as_bytes()) }
+    }
+
     pub fn folder(&self) -> &Path {
         &self.0
+    }
+
+    pub fn inbox(&self) -> PathBuf {
+        self.0.join("inbox")
     }
 
     pub fn round_file(&self) -> PathBuf {
@@ -131,6 +154,11 @@ impl RoundHome {
     /// The merged adapter, where there is one.
     pub fn merged_current(&self) -> PathBuf {
         self.merged().join("current")
+    }
+
+    /// Contradictions among members, one file each.
+    pub fn evidence(&self) -> PathBuf {
+        self.0.join("evidence")
     }
 
     pub fn status_path(&self) -> PathBuf {

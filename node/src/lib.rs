@@ -1,6 +1,7 @@
 //! One mingle peer: all effects (sockets, files, threads, clocks, gradients) live here, every decision that two
 //! peers could take differently lives in `mingle_protocol`.
 
+pub mod bases;
 pub mod bundle;
 pub mod cli;
 pub mod console;
@@ -9,6 +10,7 @@ pub mod driver;
 pub mod home;
 pub mod merged;
 pub mod merger;
+pub mod roster;
 pub mod sent;
 
 pub use mingle_network::{self as network, store};

@@ -10,12 +10,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use mingle_protocol::adapter::{AdapterKind, MergedFile, Scaling};
+use mingle_protocol::attestation::{RawAttestation, SignedAttestation};
 use mingle_protocol::hash::{ContentHash, decode_hex, encode_hex};
-use mingle_protocol::ledger::Admitted;
+use mingle_protocol::identity::{MemberKey, Roster};
+use mingle_protocol::ledger::{Admitted, Ledger};
 use mingle_protocol::merge::{Accumulator, MergeError};
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::{Manifest, Round};
+use mingle_protocol::standing::Standing;
 use serde::{Deserialize, Serialize};
 
 use crate::peft::{self, AdapterConfig};
@@ -34,16 +37,63 @@ pub struct Proof {
     pub receipt: Receipt,
     /// The admitted members' signed announcements as they travelled, in hex, in the receipt's order.
     pub records: Vec<String>,
+    /// The founders' records that made some of them, or of those who vouch, members, in hex.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standings: Vec<String>,
+    /// What members signed who vouch for these bytes, in hex; where the merge was not made here but believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attestations: Vec<String>,
 }
 
 /// A proof whose every signature was checked.
 pub struct CheckedProof {
     pub round: Round,
     pub receipt: Receipt,
+    /// Members that vouch for the merged bytes.
+    pub vouching: Vec<MemberKey>,
 }
 
 impl Proof {
-    /// Checks the proof against itself: manifest, receipt, and one valid announcement for each entry.
+    /// A receipt with the records that admit its set, which are among `records`, and the words of those who vouch for it.
+    ///
+    /// # Errors
+    /// A record that is not among them.
+    pub fn new(round: &Round, receipt: Receipt, records: &[SignedRecord], vouching: &[SignedAttestation]) -> Result<Self> {
+        let by_id: BTreeMap<RecordId, &SignedRecord> = records.iter().map(|record| (record.id(), record)).collect();
+        let record = |entry: &Admitted| by_id.get(&entry.record).map(|record| encode_hex(record.bytes()));
+        let announced = receipt.admitted.iter().map(|entry| record(entry).context("an admitted adapter has no record"));
+        let announced = announced.collect::<Result<_>>()?;
+        let attesters = vouching.iter().map(|signed| signed.attestation().member);
+        let members: BTreeSet<MemberKey> = receipt.admitted.iter().map(|entry| entry.member).chain(attesters).collect();
+        let admits = |record: &&SignedRecord| record.standing().is_some_and(|change| members.contains(&change.subject));
+        let standings = records.iter().filter(admits).map(|record| encode_hex(record.bytes())).collect();
+        let attestations = vouching.iter().map(|signed| encode_hex(&signed.raw().0)).collect();
+        Ok(Self { round: round.manifest().clone(), receipt, records: announced, standings, attestations })
+    }
+
+    /// Who vouches for the receipt's merge of the receipt's set: members, and where anybody may join, of the set itself.
+    fn check_attestations(&self, round: &Round, ledger: &Ledger) -> Result<Vec<MemberKey>> {
+        let open = round.manifest().roster == Roster::Open;
+        let mut members = BTreeSet::new();
+        for text in &self.attestations {
+            let bytes = decode_hex(text).context("an attestation in the receipt is not hex")?;
+            let signed = RawAttestation(bytes).verify(round)?;
+            let said = signed.attestation();
+            let member = said.member;
+            let in_set = self.receipt.admitted.iter().any(|entry| entry.member == member);
+            let counts = ledger.standing(&member) == Some(Standing::Member) && (!open || in_set);
+            anyhow::ensure!(counts, "{member} vouches for the merge, but is no member whose word counts");
+            anyhow::ensure!(
+                (said.set_root, said.merged) == (self.receipt.set_root, self.receipt.merged),
+                "member {member} vouches for another merge than the receipt's"
+            );
+            anyhow::ensure!(members.insert(member), "member {member} vouches twice");
+        }
+        Ok(members.into_iter().collect())
+    }
+
+    /// Checks the proof against itself: manifest, receipt, and for each entry one valid announcement of who is a member by the
+    /// roster or by a founders' record that is there.
     ///
     /// # Errors
     /// The first contradiction, in one sentence.
@@ -56,10 +106,33 @@ impl Proof {
             self.receipt.admitted.len(),
             self.records.len()
         );
-        for (entry, text) in self.receipt.admitted.iter().zip(&self.records) {
+        anyhow::ensure!(
+            self.standings.len() <= self.records.len().saturating_add(self.attestations.len()),
+            "{} changes of the roster are with a receipt of {} adapters",
+            self.standings.len(),
+            self.records.len()
+        );
+        let read = |text: &String| {
             let bytes = decode_hex(text).context("a signed record in the receipt is not hex")?;
-            let record =
-                UnverifiedRecord(&bytes).verify(&round).with_context(|| format!("the record of member {} is refused", entry.member))?;
+            Ok::<_, anyhow::Error>(UnverifiedRecord(&bytes).verify(&round)?)
+        };
+        let mut ledger = Ledger::new(&round);
+        for text in &self.standings {
+            let record = read(text).context("a change of the roster is refused")?;
+            anyhow::ensure!(
+                record.standing().is_some(),
+                "a record of member {} is listed as a change of the roster",
+                record.record().member()
+            );
+            ledger.insert(record);
+        }
+        for (entry, text) in self.receipt.admitted.iter().zip(&self.records) {
+            let record = read(text).with_context(|| format!("the record of member {} is refused", entry.member))?;
+            anyhow::ensure!(
+                ledger.standing(&entry.member) == Some(Standing::Member),
+                "member {} is not in the roster, and no change of it with the receipt admits it",
+                entry.member
+            );
             let said = record.announcement().map(|said| (said.member, record.id(), said.adapter, said.size, said.weight));
             anyhow::ensure!(
                 said == Some((entry.member, entry.record, entry.adapter, entry.size, entry.weight)),
@@ -67,7 +140,8 @@ impl Proof {
                 entry.member
             );
         }
-        Ok(CheckedProof { round, receipt: self.receipt.clone() })
+        let vouching = self.check_attestations(&round, &ledger)?;
+        Ok(CheckedProof { round, receipt: self.receipt.clone(), vouching })
     }
 
     /// Reads `receipt.json` of a merged directory.
@@ -91,12 +165,7 @@ pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admi
     let folder = files::unfinished_folder(target)?;
     let merged = write_adapter(&folder, round, average)?;
     let receipt = Receipt::new(round.id(), held, merged);
-    let mut proof = Proof { round: round.manifest().clone(), receipt, records: Vec::new() };
-    let by_id: BTreeMap<RecordId, &SignedRecord> = records.iter().map(|record| (record.id(), record)).collect();
-    for entry in &proof.receipt.admitted {
-        let record = by_id.get(&entry.record).context("an admitted adapter has no record")?;
-        proof.records.push(encode_hex(record.bytes()));
-    }
+    let proof = Proof::new(round, receipt, records, &[])?;
     write_beside(&folder, round, &proof)?;
     files::replace_folder(&folder, target)?;
     Ok(proof.receipt)
@@ -224,14 +293,30 @@ pub fn publish(
     std::fs::create_dir_all(merged).with_context(|| format!("cannot create {}", merged.display()))?;
     let building = merged.join("next");
     let receipt = write(&building, round, average, held, records)?;
+    let folder = make_current(merged, &building, &receipt)?;
+    Ok((receipt, folder))
+}
+
+/// As [`publish`], for a merged file that members vouch for.
+///
+/// # Errors
+/// Bytes that are not the ones the receipt speaks of, or what the file system says.
+pub fn publish_given(merged: &Path, round: &Round, proof: &Proof, file: impl std::io::Read) -> Result<PathBuf> {
+    std::fs::create_dir_all(merged).with_context(|| format!("cannot create {}", merged.display()))?;
+    let building = merged.join("next");
+    write_given(&building, round, proof, file)?;
+    make_current(merged, &building, &proof.receipt)
+}
+
+fn make_current(merged: &Path, building: &Path, receipt: &Receipt) -> Result<PathBuf> {
     // Named by set as well as bytes: two sets may have the same mean.
     let name: String = [receipt.merged.short(), receipt.set_root.short()].join("-");
     let folder = merged.join(&name);
     if folder.exists() {
         // The same set gave the same bytes, as it must; what is there already stays.
-        std::fs::remove_dir_all(&building)?;
+        std::fs::remove_dir_all(building)?;
     } else {
-        files::replace_folder(&building, &folder)?;
+        files::replace_folder(building, &folder)?;
     }
     files::point(&merged.join("current"), &name)?;
     for entry in std::fs::read_dir(merged)?.flatten() {
@@ -240,7 +325,7 @@ pub fn publish(
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
-    Ok((receipt, folder))
+    Ok(folder)
 }
 
 /// Takes the merged adapter away: nobody's is left in it.

@@ -84,6 +84,16 @@ impl Ledger {
         Self { manifest: round.shared_manifest(), standings: Standings::default(), slots: BTreeMap::new() }
     }
 
+    /// A ledger that was shown these records, changes of standing before all others.
+    pub fn holding(round: &Round, records: impl IntoIterator<Item = SignedRecord>) -> Self {
+        let mut ledger = Self::new(round);
+        let (standings, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.standing().is_some());
+        for record in standings.into_iter().chain(others) {
+            ledger.insert(record);
+        }
+        ledger
+    }
+
     fn member_max(&self) -> usize {
         usize::try_from(self.manifest.member_max).unwrap_or(usize::MAX)
     }
@@ -154,9 +164,8 @@ impl Ledger {
 
     /// Every key that may connect; `None` when all may.
     pub fn access(&self) -> Option<BTreeSet<MemberKey>> {
-        let named = self.manifest.access()?;
-        let named = named.into_iter().chain(self.standings.iter().map(|(key, _)| key));
-        Some(named.filter(|key| self.may_connect(key)).collect())
+        let named = self.manifest.named().into_iter().chain(self.standings.iter().map(|(key, _)| key));
+        self.manifest.is_private().then(|| named.filter(|key| self.may_connect(key)).collect())
     }
 
     pub fn slot(&self, member: &MemberKey) -> Option<SlotState<'_>> {

@@ -12,10 +12,12 @@
 )]
 
 pub mod adapter;
+pub mod attestation;
 pub mod encoding;
 pub mod hash;
 pub mod identity;
 pub mod ledger;
+pub mod link;
 pub mod machine;
 pub mod merge;
 pub mod number;

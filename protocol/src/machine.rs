@@ -4,16 +4,25 @@
 //! The order of outputs is part of the contract: a record is kept (durably) before it is passed on, so nothing this
 //! peer has vouched for is lost when it is killed.
 
+mod attested;
+mod fetches;
 mod messages;
+mod reconcile;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::hash::ContentHash;
 use crate::ledger::{Admitted, Change, Ledger};
-use crate::record::{RecordError, SignedRecord, UnverifiedRecord};
+use crate::record::{RecordError, RecordId, SignedRecord, UnverifiedRecord};
 use crate::round::Round;
-use crate::sync;
+use crate::sync::Catalogue;
+use attested::Attested;
+pub use attested::{Quorum, Vouched};
+pub use fetches::FETCHES_MAX;
+use fetches::{TRIES_SETTLED, Want};
 pub use messages::{Input, Notice, Output, Verdict};
+pub use reconcile::SYNC_INTERVAL_MS;
+use reconcile::{Neighbour, Pace, SILENT_MS_MAX};
 
 /// Milliseconds since a moment of the driver's choosing. Only differences matter, and none enters a decision that two
 /// peers could take differently.
@@ -26,66 +35,60 @@ impl Millis {
     }
 }
 
-/// How often a peer reconciles with some of its neighbours although nothing happened.
-pub const SYNC_INTERVAL_MS: u64 = 30_000;
-/// Neighbours it then reconciles with.
-const SYNC_FANOUT: usize = 4;
-/// Blobs fetched at a time.
-pub const FETCHES_MAX: usize = 4;
-/// First and longest wait before a blob is tried again.
-const FETCH_RETRY_MS: u64 = 1_000;
-const FETCH_RETRY_MS_MAX: u64 = 30_000;
-/// A fetch may take longer than this only while no other waits for its place.
-const FETCH_TURN_MS: u64 = 120_000;
-/// Failed tries after which nobody seems to have a blob.
-const TRIES_SETTLED: u32 = 3;
-
 /// One peer in one round.
 pub struct Machine<P> {
     round: Round,
     ledger: Ledger,
-    neighbours: BTreeSet<P>,
-    /// The neighbour after which the next periodic reconciliation starts.
-    last_synced: Option<P>,
-    next_sync: Millis,
+    /// Signatures of the records in the ledger: what is held already need not be verified again.
+    held: BTreeMap<RecordId, [u8; 64]>,
+    /// The ledger by names; `None` since it changed.
+    catalogue: Option<Catalogue>,
+    neighbours: BTreeMap<P, Neighbour>,
+    pace: Pace<P>,
     /// Stored blobs and their true sizes.
     stored: BTreeMap<ContentHash, u64>,
     refused: BTreeMap<ContentHash, String>,
     wants: BTreeMap<ContentHash, Want>,
     merged: Vec<Admitted>,
+    /// Whether ledger, stored or refused blobs have changed since wants and merge set were brought in step.
+    unsettled: bool,
     compared: bool,
+    attested: Attested,
 }
 
-/// A blob this peer wants to have.
-struct Want {
-    size: u64,
-    in_flight: bool,
-    tries: u32,
-    /// Not asked for before this; while in flight, when that began.
-    retry_at: Millis,
+/// A record that is right.
+enum Heard {
+    /// It is in the ledger.
+    Before(RecordId),
+    Now(SignedRecord),
 }
 
 impl<P: Clone + Ord> Machine<P> {
     /// A peer that remembers `records` and, through later [`Input::BlobStored`], the blobs it stored.
     pub fn new(round: Round, records: impl IntoIterator<Item = SignedRecord>) -> Self {
-        let mut ledger = Ledger::new(&round);
-        // Who belongs first: only then is a member's record of use.
-        let (standings, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.standing().is_some());
-        for record in standings.into_iter().chain(others) {
-            ledger.insert(record);
-        }
+        let ledger = Ledger::holding(&round, records);
+        let held = ledger.records().map(|record| (record.id(), record.signature())).collect();
         Self {
             round,
             ledger,
-            neighbours: BTreeSet::new(),
-            last_synced: None,
-            next_sync: Millis::default(),
+            held,
+            catalogue: None,
+            neighbours: BTreeMap::new(),
+            pace: Pace::default(),
             stored: BTreeMap::new(),
             refused: BTreeMap::new(),
             wants: BTreeMap::new(),
             merged: Vec::new(),
+            unsettled: true,
             compared: false,
+            attested: Attested::default(),
         }
+    }
+
+    /// Remembers adapters that were found not to fit the round before this start.
+    pub fn remember_refused(mut self, refused: impl IntoIterator<Item = (ContentHash, String)>) -> Self {
+        self.refused.extend(refused);
+        self
     }
 
     pub fn round(&self) -> &Round {
@@ -130,18 +133,18 @@ impl<P: Clone + Ord> Machine<P> {
             Input::Disconnected(peer) => {
                 self.neighbours.remove(&peer);
             }
-            Input::Gossip { bytes } => self.gossip(&bytes, out),
-            Input::SyncRequest { bytes } => self.sync_request(&bytes, out),
-            Input::SyncResponse { from, bytes } => self.sync_response(from, &bytes, out),
-            Input::Publish(record) => {
-                self.admit(record.clone(), out);
-                out.push(Output::Gossip(record.bytes().to_vec()));
-            }
+            Input::Gossip { bytes } => self.gossip(&bytes, now, out),
+            Input::SyncRequest { bytes } => self.sync_request(&bytes, now, out),
+            Input::SyncResponse { from, bytes } => self.sync_response(&from, &bytes, now, out),
+            Input::SyncFailed { from } => self.unanswered(&from, SILENT_MS_MAX, now),
+            Input::Publish(record) => self.publish(record, now, out),
+            Input::Attest(attestation) => self.attest(attestation, now, out),
             Input::BlobStored { adapter, size } => {
-                self.stored.insert(adapter, size);
+                self.unsettled |= self.stored.insert(adapter, size) != Some(size);
             }
             Input::BlobFailed { adapter } => self.blob_failed(adapter, now),
             Input::BlobRefused { adapter, why } => {
+                self.unsettled = true;
                 self.stored.remove(&adapter);
                 // A merge that was under way may find it once more before it hears of the first time.
                 if self.refused.insert(adapter, why.clone()).is_none() {
@@ -149,32 +152,33 @@ impl<P: Clone + Ord> Machine<P> {
                 }
             }
             Input::BlobLost { adapter } => {
-                self.stored.remove(&adapter);
+                self.unsettled |= self.stored.remove(&adapter).is_some();
             }
-            Input::Tick => self.periodic_sync(now, out),
+            Input::Tick => self.reconcile(now, out),
         }
         self.settle(now, out);
     }
 
-    fn connected(&mut self, peer: P, now: Millis, out: &mut Vec<Output<P>>) {
-        self.compare_with(peer.clone(), out);
-        self.neighbours.insert(peer);
-        // A new neighbour may hold what nobody had until now.
-        for want in self.wants.values_mut() {
-            want.tries = 0;
-            want.retry_at = want.retry_at.min(now);
-        }
+    fn publish(&mut self, record: SignedRecord, now: Millis, out: &mut Vec<Output<P>>) {
+        self.admit(record.clone(), now, out);
+        // What is not kept must not be told: after a restart this peer would say something else in its place.
+        out.push(if self.held.contains_key(&record.id()) {
+            Output::Gossip(record.bytes().to_vec())
+        } else {
+            Output::Notice(Notice::NotKept(record))
+        });
     }
 
-    fn gossip(&mut self, bytes: &[u8], out: &mut Vec<Output<P>>) {
-        let verdict = match UnverifiedRecord(bytes).verify(&self.round) {
-            Ok(record) => {
-                if self.admit(record, out) {
+    fn gossip(&mut self, bytes: &[u8], now: Millis, out: &mut Vec<Output<P>>) {
+        let verdict = match self.recognise(bytes) {
+            Ok(Heard::Now(record)) => {
+                if self.admit(record, now, out) {
                     Verdict::Accept
                 } else {
                     Verdict::Ignore
                 }
             }
+            Ok(Heard::Before(_)) => Verdict::Ignore,
             Err(error) => {
                 out.push(Output::Notice(Notice::RecordRefused(error)));
                 Verdict::Reject
@@ -183,14 +187,18 @@ impl<P: Clone + Ord> Machine<P> {
         out.push(Output::Verdict(verdict));
     }
 
-    /// Shows the ledger a verified record; whether it was news.
-    fn admit(&mut self, record: SignedRecord, out: &mut Vec<Output<P>>) -> bool {
-        let change = self.ledger.insert(record.clone());
-        if matches!(change, Change::Kept { .. }) && record.standing().is_some() {
-            // What was refused for want of this is asked for again at once.
-            self.next_sync = Millis::default();
+    /// Verifies a record, unless these very bytes were verified before and are held.
+    fn recognise(&self, bytes: &[u8]) -> Result<Heard, RecordError> {
+        let record = UnverifiedRecord(bytes);
+        match record.claims() {
+            Some((id, signature)) if self.held.get(&id) == Some(&signature) => Ok(Heard::Before(id)),
+            _ => record.verify(&self.round).map(Heard::Now),
         }
-        let (displaced, notice) = match change {
+    }
+
+    /// Shows the ledger a verified record; whether it was news.
+    fn admit(&mut self, record: SignedRecord, now: Millis, out: &mut Vec<Output<P>>) -> bool {
+        let (displaced, notice) = match self.ledger.insert(record.clone()) {
             Change::Kept { displaced } => (displaced, Notice::Recorded(record.clone())),
             Change::Conflict { displaced } => (displaced, Notice::Conflict(record.clone())),
             Change::NotInRoster => {
@@ -200,117 +208,35 @@ impl<P: Clone + Ord> Machine<P> {
             }
             Change::Known | Change::Stale { .. } | Change::Redundant | Change::Full => return false,
         };
+        self.held.insert(record.id(), record.signature());
+        for id in &displaced {
+            self.held.remove(id);
+        }
+        self.catalogue = None;
+        self.unsettled = true;
+        self.pace.stir(now);
         out.push(Output::Keep(record));
         out.extend(displaced.into_iter().map(Output::Forget));
         out.push(Output::Notice(notice));
         true
     }
 
-    fn compare_with(&self, peer: P, out: &mut Vec<Output<P>>) {
-        self.request(peer, &sync::Request::compare(self.round.id(), &self.ledger), out);
-    }
-
-    fn request(&self, to: P, request: &sync::Request, out: &mut Vec<Output<P>>) {
-        match request.to_bytes() {
-            Ok(bytes) => out.push(Output::Request { to, bytes }),
-            Err(error) => out.push(Output::Notice(Notice::SyncRefused(error.to_string()))),
-        }
-    }
-
-    fn sync_request(&mut self, bytes: &[u8], out: &mut Vec<Output<P>>) {
-        let response = match sync::Request::from_bytes(bytes) {
-            Ok(sync::Request::Compare { round, .. } | sync::Request::Exchange { round, .. }) if round != self.round.id() => {
-                sync::Response::WrongRound(self.round.id())
-            }
-            Ok(sync::Request::Compare { count, fingerprint, .. }) => sync::compare(&self.ledger, count, fingerprint),
-            Ok(sync::Request::Exchange { wanted, records, .. }) => {
-                // Answer from what was held before: the asker need not be told what it has just said.
-                let response = sync::supply(&self.ledger, &wanted);
-                self.absorb(&records, out);
-                response
-            }
-            Err(error) => {
-                out.push(Output::Notice(Notice::SyncRefused(error.to_string())));
-                sync::Response::Same
-            }
-        };
-        out.push(Output::Respond(response.to_bytes().unwrap_or_default()));
-    }
-
-    fn sync_response(&mut self, from: P, bytes: &[u8], out: &mut Vec<Output<P>>) {
-        match sync::Response::from_bytes(bytes) {
-            Ok(sync::Response::Same) => self.compared = true,
-            Ok(sync::Response::Ids(ids)) => match sync::exchange(self.round.id(), &self.ledger, &ids) {
-                Some(request) => self.request(from, &request, out),
-                None => self.compared = true,
-            },
-            Ok(sync::Response::Records(records)) => {
-                // More may wait behind a full batch; a peer that sends little news is not asked again at once.
-                if self.absorb(&records, out) >= sync::BATCH_MAX / 2 && records.len() >= sync::BATCH_MAX {
-                    self.compare_with(from, out);
-                } else {
-                    self.compared = true;
-                }
-            }
-            Ok(sync::Response::WrongRound(found)) => {
-                out.push(Output::Notice(Notice::SyncRefused(format!("neighbour is in round {found}, not in this one"))));
-            }
-            Err(error) => out.push(Output::Notice(Notice::SyncRefused(error.to_string()))),
-        }
-    }
-
-    /// Takes records from a reconciliation; how many were news. News is gossiped on, so that a member that was cut
-    /// off reaches everybody through the first peer it meets.
-    fn absorb(&mut self, records: &[sync::RawRecord], out: &mut Vec<Output<P>>) -> usize {
-        let mut verified = Vec::new();
-        for sync::RawRecord(bytes) in records {
-            match UnverifiedRecord(bytes).verify(&self.round) {
-                Ok(record) => verified.push(record),
-                Err(error) => out.push(Output::Notice(Notice::RecordRefused(error))),
-            }
-        }
-        // Who belongs first. Then the highest sequence: what it supersedes is stale by then and costs neither disk nor gossip.
-        verified.sort_by_key(|record| (record.standing().is_none(), std::cmp::Reverse(record.record().sequence())));
-        let mut news: usize = 0;
-        for record in verified {
-            let bytes = record.bytes().to_vec();
-            if self.admit(record, out) {
-                news = news.saturating_add(1);
-                out.push(Output::Gossip(bytes));
-            }
-        }
-        news
-    }
-
-    fn blob_failed(&mut self, adapter: ContentHash, now: Millis) {
-        let sizes: BTreeSet<u64> = self.ledger.admitted().filter(|entry| entry.adapter == adapter).map(|entry| entry.size).collect();
-        if let Some(want) = self.wants.get_mut(&adapter) {
-            // Members may announce one adapter with several sizes, of which one is true: each has its turn.
-            want.size = sizes.range(want.size.saturating_add(1)..).next().or(sizes.first()).copied().unwrap_or(want.size);
-            want.in_flight = false;
-            want.tries = want.tries.saturating_add(1);
-            let wait = FETCH_RETRY_MS.checked_shl(want.tries.saturating_sub(1)).unwrap_or(FETCH_RETRY_MS_MAX);
-            want.retry_at = now.after(wait.clamp(FETCH_RETRY_MS, FETCH_RETRY_MS_MAX));
-        }
-    }
-
-    fn periodic_sync(&mut self, now: Millis, out: &mut Vec<Output<P>>) {
-        if now < self.next_sync {
-            return;
-        }
-        self.next_sync = now.after(SYNC_INTERVAL_MS);
-        let ahead = self.neighbours.iter().filter(|peer| self.last_synced.as_ref().is_none_or(|last| *peer > last));
-        let peers: Vec<P> = ahead.chain(&self.neighbours).take(SYNC_FANOUT.min(self.neighbours.len())).cloned().collect();
-        self.last_synced = peers.last().cloned();
-        for peer in peers {
-            self.compare_with(peer, out);
-        }
+    fn catalogue(&mut self) -> &Catalogue {
+        self.catalogue.get_or_insert_with(|| Catalogue::of(&self.ledger))
     }
 
     /// Brings wants, fetches and the merge set in step with ledger and store.
     fn settle(&mut self, now: Millis, out: &mut Vec<Output<P>>) {
+        if !std::mem::take(&mut self.unsettled) {
+            self.start_fetches(now, out);
+            return;
+        }
         let admitted: Vec<Admitted> = self.ledger.admitted().collect();
-        self.settle_wants(&admitted, now, out);
+        if self.attested.quorum().is_some() {
+            self.settle_vouched(&admitted, now, out);
+            return;
+        }
+        self.settle_wants(self.missing(&admitted), now, out);
         self.start_fetches(now, out);
         let set: Vec<Admitted> = admitted.into_iter().filter(|entry| self.stored.get(&entry.adapter) == Some(&entry.size)).collect();
         if set != self.merged {
@@ -318,57 +244,14 @@ impl<P: Clone + Ord> Machine<P> {
             out.push(Output::Merge(set));
         }
     }
-
-    fn settle_wants(&mut self, admitted: &[Admitted], now: Millis, out: &mut Vec<Output<P>>) {
-        let mut missing: BTreeMap<ContentHash, BTreeSet<u64>> = BTreeMap::new();
-        for entry in admitted {
-            if !self.stored.contains_key(&entry.adapter) && !self.refused.contains_key(&entry.adapter) {
-                missing.entry(entry.adapter).or_default().insert(entry.size);
-            }
-        }
-        self.wants.retain(|adapter, want| {
-            let keep = missing.get(adapter).is_some_and(|sizes| sizes.contains(&want.size));
-            if !keep && want.in_flight {
-                out.push(Output::CancelFetch(*adapter));
-            }
-            keep
-        });
-        for (adapter, sizes) in missing {
-            if let Some(size) = sizes.first() {
-                self.wants.entry(adapter).or_insert(Want { size: *size, in_flight: false, tries: 0, retry_at: now });
-            }
-        }
-    }
-
-    fn start_fetches(&mut self, now: Millis, out: &mut Vec<Output<P>>) {
-        if self.neighbours.is_empty() {
-            return;
-        }
-        self.take_turns(now, out);
-        let busy = self.wants.values().filter(|want| want.in_flight).count();
-        let mut idle: Vec<_> = self.wants.iter_mut().filter(|(_, want)| !want.in_flight && want.retry_at <= now).collect();
-        // Who has waited longest first: an order by hash would let a few dead adapters with small hashes starve the rest.
-        idle.sort_by_key(|(_, want)| want.retry_at);
-        for (adapter, want) in idle.into_iter().take(FETCHES_MAX.saturating_sub(busy)) {
-            want.in_flight = true;
-            want.retry_at = now;
-            out.push(Output::Fetch { adapter: *adapter, size: want.size });
-        }
-    }
-
-    /// When others wait, a fetch that has had its turn steps back; what it verified is kept. So a few providers that send
-    /// next to nothing cannot hold all places for ever.
-    fn take_turns(&mut self, now: Millis, out: &mut Vec<Output<P>>) {
-        let waiting = self.wants.values().filter(|want| !want.in_flight && want.retry_at <= now).count();
-        let over = self.wants.iter_mut().filter(|(_, want)| want.in_flight && want.retry_at.after(FETCH_TURN_MS) <= now);
-        for (adapter, want) in over.take(waiting) {
-            want.in_flight = false;
-            want.retry_at = now;
-            out.push(Output::CancelFetch(*adapter));
-        }
-    }
 }
 
+#[cfg(test)]
+#[path = "machine/attested_tests.rs"]
+mod attested_tests;
+#[cfg(test)]
+#[path = "machine/pace_tests.rs"]
+mod pace_tests;
 #[cfg(test)]
 #[path = "machine/tests.rs"]
 mod tests;

@@ -180,6 +180,13 @@ impl UnverifiedRecord<'_> {
         check(&record, round)?;
         Ok(SignedRecord { id: identity(payload), record, bytes: self.0.to_vec() })
     }
+
+    /// The identity these bytes would have, and the signature they carry: unchecked, good only for finding out whether
+    /// the very same bytes were verified before.
+    pub fn claims(&self) -> Option<(RecordId, [u8; SIGNATURE_BYTES])> {
+        let (signature, payload) = self.0.split_first_chunk::<SIGNATURE_BYTES>()?;
+        (self.0.len() <= RECORD_BYTES_MAX).then(|| (identity(payload), *signature))
+    }
 }
 
 fn check(record: &Record, round: &Round) -> Result<(), RecordError> {
@@ -249,6 +256,10 @@ impl SignedRecord {
 
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    pub fn signature(&self) -> [u8; SIGNATURE_BYTES] {
+        self.bytes.first_chunk().copied().unwrap_or([0; SIGNATURE_BYTES])
     }
 
     pub fn announcement(&self) -> Option<&Announcement> {

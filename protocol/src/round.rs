@@ -31,7 +31,7 @@ pub const MEMBERS_MAX: u32 = 16_384;
 pub const NAME_BYTES_MAX: usize = 256;
 
 /// Names a round: the hash of its manifest.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RoundId(pub ContentHash);
 
@@ -139,11 +139,12 @@ impl Manifest {
         }
     }
 
-    /// Every key that a private round names.
-    pub fn access(&self) -> Option<BTreeSet<MemberKey>> {
-        let (Roster::Members(members), Some(Readers::Listed(readers))) = (&self.roster, &self.readers) else { return None };
-        let founders = self.founders.iter().flat_map(|founders| &founders.keys);
-        Some(members.iter().chain(readers).chain(founders).copied().collect())
+    /// Every key that the manifest speaks of.
+    pub fn named(&self) -> BTreeSet<MemberKey> {
+        let members = if let Roster::Members(members) = &self.roster { Some(members) } else { None };
+        let readers = if let Some(Readers::Listed(readers)) = &self.readers { Some(readers) } else { None };
+        let founders = self.founders.as_ref().map(|founders| &founders.keys);
+        [members, readers, founders].into_iter().flatten().flatten().copied().collect()
     }
 }
 

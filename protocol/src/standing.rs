@@ -121,7 +121,7 @@ pub enum StandingError {
     NotFounder { key: MemberKey },
     #[error("change of standing is sent by founder {by}, who did not approve it")]
     SenderDoesNotApprove { by: MemberKey },
-    #[error("change of standing has {found} approvals, but the round's founders ask for {threshold}")]
+    #[error("change of standing has {found} of the {threshold} approvals that the round asks for")]
     TooFew { found: usize, threshold: u32 },
     #[error("change of standing has {found} approvals, but at most {FOUNDERS_MAX} are allowed")]
     TooMany { found: usize },

@@ -1,4 +1,4 @@
-"""Writes number.json, merge.json, rounds.json and standings.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
+"""Writes number.json, merge.json, rounds.json, standings.json and links.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
 
 Python's integers and fractions do the arithmetic exactly, and a BLAKE3 written from its paper (inputs of one chunk)
 does the seeded draw; nothing is shared with the Rust code. Needs only Python 3.9: `python3 write_vectors.py`.
@@ -314,6 +314,40 @@ def standing_vectors():
     return vectors
 
 
+# --- links.json: bech32m as in BIP 350, with ":" for its separator ------------------------------------------------------
+
+ALPHABET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+
+
+def remainder(values):
+    sum_ = 1
+    for value in values:
+        top = sum_ >> 25
+        sum_ = (sum_ & 0x1FFFFFF) << 5 ^ value
+        for i, term in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            sum_ ^= term if top >> i & 1 else 0
+    return sum_
+
+
+def expanded(prefix):
+    return [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix]
+
+
+def link(identity):
+    number = int.from_bytes(identity, "big") << 4
+    digits = [number >> 5 * (51 - i) & 31 for i in range(52)]
+    check = remainder(expanded("mingle") + digits + [0] * 6) ^ 0x2BC830A3
+    return "mingle:" + "".join(ALPHABET[d] for d in digits + [check >> 5 * (5 - i) & 31 for i in range(6)])
+
+
+def link_vectors():
+    for valid in ("a1lqfn3a", "abcdef1l7aum6echk45nj3s0wdvt2fg8x9yrzpqzd3ryx", "?1v759aa"):  # from BIP 350
+        prefix, data = valid.rsplit("1", 1)
+        assert remainder(expanded(prefix) + [ALPHABET.index(c) for c in data]) == 0x2BC830A3
+    return [{"round": identity.hex(), "link": link(identity)}
+            for identity in (bytes(32), bytes([255] * 32), bytes(range(32)), bytes(range(251, 219, -1)))]
+
+
 for name, vectors in (("number.json", number_vectors()), ("merge.json", merge_vectors()), ("rounds.json", round_vectors()),
-                      ("standings.json", standing_vectors())):
+                      ("standings.json", standing_vectors()), ("links.json", link_vectors())):
     (HERE / name).write_text(json.dumps(vectors, separators=(",", ":")).replace("},{", "},\n{") + "\n")

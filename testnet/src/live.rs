@@ -89,6 +89,7 @@ fn describe(status: &Status) -> String {
         }
         (Phase::Training, None) => "loading".into(),
         (Phase::Announced, _) => "announced".into(),
+        (Phase::Waiting, _) => "waiting".into(),
         (Phase::Following, _) => "reading".into(),
         (Phase::Failed, _) => "failed".into(),
     };

@@ -103,7 +103,9 @@ impl RoundPlan<'_> {
         let (out, base) = (file.to_string_lossy(), self.setting.base.to_string_lossy());
         let (rank, alpha, seed) = (self.options.rank.to_string(), self.options.alpha().to_string(), format!("{:064x}", self.options.seed));
         let (subspaces, interval) = (self.options.subspaces.to_string(), self.options.interval.to_string());
-        let mut arguments = vec!["round", "new", "--name", &self.name, "--out", &out, "--weight", "examples"];
+        // The first member founds the round.
+        let founder = self.folder.join("member-1").to_string_lossy().into_owned();
+        let mut arguments = vec!["round", "new", "--name", &self.name, "--out", &out, "--weight", "examples", "--home", &founder];
         let parent = self.parent.as_ref().map(|parent| parent.to_string_lossy());
         match &parent {
             Some(parent) => arguments.extend(["--parent", parent]),

@@ -9,7 +9,7 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::{MemberKey, Roster};
 use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Round, VERSION, WeightRule};
 
-use crate::dice::Dice;
+use crate::Dice;
 
 /// Most examples that count for a member of [`round`].
 pub const WEIGHT_CAP: u64 = 5_000;

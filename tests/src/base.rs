@@ -8,7 +8,7 @@ use mingle::models::families::tiny_llama;
 use mingle::train::random_decoder;
 use serde_json::json;
 
-use crate::dice::Dice;
+use crate::Dice;
 
 /// The words of a counting language.
 const WORDS: [&str; 16] =

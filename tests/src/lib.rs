@@ -5,12 +5,11 @@
 
 pub mod adapters;
 pub mod base;
-pub mod dice;
 #[cfg(target_os = "linux")]
 pub mod lab;
 pub mod peer;
 pub mod program;
 
-pub use dice::Dice;
+pub use mingle_simulator::dice::{self, Dice};
 pub use peer::{Peer, agree, wait};
 pub use program::{Said, run};

@@ -19,7 +19,7 @@ const DOORS: [(&str, &[&str]); 7] = [
     ("node", &["mingle-network", "mingle-protocol", "mingle-trainer"]),
     ("testnet", &["mingle", "mingle-protocol"]),
     ("tests/simulator", &["mingle-protocol"]),
-    ("tests", &["mingle", "mingle-protocol", "mingle-testnet"]),
+    ("tests", &["mingle", "mingle-protocol", "mingle-simulator", "mingle-testnet"]),
 ];
 
 /// All that the rules may use: no clock, socket, file, thread, async runtime, random source or float library among them.

@@ -23,7 +23,7 @@
 
 use std::time::Duration;
 
-use mingle::network::{Limits, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId};
+use mingle::network::{Limits, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId, ReachConfig};
 use mingle::store::Store;
 use mingle_protocol::adapter::{Dtype, canonical_header};
 use mingle_protocol::encoding::to_cbor;
@@ -90,6 +90,7 @@ impl Scene {
             listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("an address")],
             bootstrap: status.listening.iter().map(|address| address.parse().expect("an address")).collect(),
             mdns: false,
+            reach: ReachConfig::default(),
             topic: format!("/mingle/records/1/{}", self.round.id()),
             allowed: None,
             limits: Limits::default(),
@@ -161,7 +162,7 @@ impl Hostile {
     /// Hands records over as a reconciliation does.
     fn hand_over(&self, round: RoundId, records: Vec<Vec<u8>>) {
         let records = records.into_iter().map(RawRecord).collect();
-        let request = Request::Exchange { round, wanted: Vec::new(), records };
+        let request = Request::Exchange { round, wanted: Default::default(), records };
         self.ask(request.to_bytes().expect("a request"));
     }
 
@@ -316,9 +317,9 @@ fn questions_that_are_none_are_survived() {
     scene.refused("trouble", "message nests deeper than 8 levels");
     scene.refused("trouble", "message ends in the middle of a value");
     scene.refused("trouble", "message uses a form of CBOR that is not allowed here (byte 0xff)");
-    let many = Request::Exchange { round: scene.round.id(), wanted: Vec::new(), records: vec![RawRecord(vec![1]); 49] };
+    let many = Request::Exchange { round: scene.round.id(), wanted: Default::default(), records: vec![RawRecord(vec![1]); 257] };
     hostile.ask(many.to_bytes().expect("a request"));
-    scene.refused("trouble", "message does not have the expected fields: a list of 49 where at most 48 are allowed");
+    scene.refused("trouble", "message does not have the expected fields: a list of 257 where at most 256 are allowed");
     scene.nothing_changed();
     scene.reader_is_served();
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mingle_network::store::Store;
-use mingle_network::{Limits, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, Traffic, Verdict};
+use mingle_network::{Limits, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, ReachConfig, Traffic, Verdict};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -39,6 +39,7 @@ fn config(number: usize, bootstrap: Vec<Multiaddr>) -> NetworkConfig {
         mdns: false,
         topic: format!("/mingle/records/1/{}", "0".repeat(64)),
         allowed: None,
+        reach: ReachConfig::default(),
         limits: Limits::default(),
     }
 }

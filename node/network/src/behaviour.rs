@@ -1,57 +1,67 @@
-//! Which protocols a peer speaks, and the swarm that carries them: TCP with noise and yamux, and QUIC.
+//! Which protocols a peer speaks, and the swarm that carries them: QUIC; TCP and WebSocket with TLS or noise and yamux;
+//! and circuits through relays.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{StreamProtocol, Swarm, SwarmBuilder, gossipsub, identify, kad, mdns, noise, ping, request_response, tcp, yamux};
+use libp2p::{
+    Swarm, SwarmBuilder, autonat, dcutr, gossipsub, identify, mdns, memory_connection_limits, noise, ping, relay, request_response, tcp,
+    tls, upnp, yamux,
+};
 
-use super::NetworkError;
 use super::blob_streams;
 use super::gate::Gate;
 use super::guard::Guard;
 use super::limits::{
-    CONNECTIONS_PER_PEER_MAX, IDLE_TIMEOUT, INBOUND_CONNECTIONS_MAX, INBOUND_CONNECTIONS_SLACK, Limits, OUTBOUND_CONNECTIONS_MAX,
-    PENDING_CONNECTIONS_MAX, SYNC_STREAMS_MAX, SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
+    CIRCUIT_BYTES_MAX, CIRCUIT_DURATION, CIRCUITS_MAX, CIRCUITS_PER_PEER_MAX, CONNECTIONS_PER_PEER_MAX, DIAL_TIMEOUT, GOSSIP_STREAMS_MAX,
+    IDLE_TIMEOUT, INBOUND_CONNECTIONS_MAX, INBOUND_CONNECTIONS_SLACK, Limits, OUTBOUND_CONNECTIONS_MAX, PENDING_CONNECTIONS_MAX,
+    RESERVATIONS_MAX, SEED_CONNECTIONS_MAX, SYNC_STREAMS_MAX, SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
 };
-use super::lookups::Lookups;
+use super::memory;
 use super::metered::Metered;
 use super::quotas::Quota;
+use super::reach::{ReachConfig, Role};
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
 use super::traffic::Meter;
+use super::{NetworkError, referrals, rounds};
 
 const IDENTIFY_PROTOCOL: &str = "/mingle/1";
-const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/kad/1");
 const AGENT: &str = concat!("mingle/", env!("CARGO_PKG_VERSION"));
 
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Peers told of in one answer: a few hundred bytes, and three answers name a whole neighbourhood.
-const KAD_ANSWER: NonZeroUsize = NonZeroUsize::new(8).unwrap();
-const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Looks for peers that joined since.
-const KAD_BOOTSTRAP_INTERVAL: Duration = Duration::from_secs(300);
 /// QUIC's own keep-alive notices a dead peer before the idle timeout below does harm.
 const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(5);
 const QUIC_IDLE_MS_MAX: u32 = 15_000;
-const QUIC_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The order matters: what denies connections comes before what remembers them.
+/// The order matters: what denies connections comes before what remembers them. DCUtR and the relays note a connection
+/// when it is made and would never hear that a later behaviour denied it.
 #[derive(NetworkBehaviour)]
 pub struct Net {
     pub gate: Gate,
     pub limits: connection_limits::Behaviour,
+    pub memory: memory_connection_limits::Behaviour,
     pub identify: Metered<identify::Behaviour>,
     pub ping: ping::Behaviour,
     pub gossip: Metered<gossipsub::Behaviour>,
-    pub kad: Metered<Lookups>,
     pub sync: request_response::Behaviour<SyncCodec>,
     pub blobs: blob_streams::Behaviour,
+    pub rounds: rounds::Behaviour,
+    pub referrals: referrals::Behaviour,
+    pub relay_client: relay::client::Behaviour,
+    /// Only in seeds.
+    pub relay_server: Toggle<relay::Behaviour>,
+    pub dcutr: dcutr::Behaviour,
+    pub autonat_client: autonat::v2::client::Behaviour,
+    /// In seeds, and in peers from when they are found to be public.
+    pub autonat_server: Toggle<autonat::v2::server::Behaviour>,
     pub mdns: Toggle<mdns::tokio::Behaviour>,
+    pub upnp: Toggle<upnp::tokio::Behaviour>,
 }
 
 /// The swarm of one peer, not yet listening.
@@ -60,6 +70,7 @@ pub fn swarm(
     gossip: gossipsub::Behaviour,
     with_mdns: bool,
     guard: &Arc<Guard>,
+    reach: &ReachConfig,
     meter: &Meter,
     bounds: &Limits,
 ) -> Result<Swarm<Net>, NetworkError> {
@@ -69,9 +80,12 @@ pub fn swarm(
         true => Some(mdns::tokio::Behaviour::new(mdns::Config::default(), local).map_err(|error| setup(&error))?),
         false => None,
     };
-    let behaviour = Net {
+    let is_seed = reach.role == Role::Public;
+    let autonat = autonat::v2::client::Config::default().with_probe_interval(bounds.probe_interval);
+    let behaviour = |relay_client| Net {
         gate: Gate::new(guard.clone(), bounds.silent_patience),
-        limits: connection_limits::Behaviour::new(connection_bounds()),
+        limits: connection_limits::Behaviour::new(connection_bounds(is_seed)),
+        memory: memory_connection_limits::Behaviour::with_max_bytes(reach.memory_max.unwrap_or_else(memory::default_max)),
         identify: Metered::new(
             identify::Behaviour::new(
                 identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), key.public())
@@ -81,63 +95,74 @@ pub fn swarm(
             guard,
             Quota::Introductions,
         ),
-        ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(crate::gossip::tune("PING",15))).with_timeout(PING_TIMEOUT)),
-        gossip: Metered::new(gossip, guard, Quota::GossipFrames),
-        kad: Metered::new(Lookups::new(kademlia(local)), guard, Quota::Lookups),
+        ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
+        gossip: Metered::new(gossip, guard, Quota::GossipFrames).with_streams_max(GOSSIP_STREAMS_MAX),
         sync: request_response::Behaviour::with_codec(
             SyncCodec::new(),
             [(SYNC_PROTOCOL, request_response::ProtocolSupport::Full)],
             request_response::Config::default().with_request_timeout(SYNC_TIMEOUT).with_max_concurrent_streams(SYNC_STREAMS_MAX),
         ),
         blobs: blob_streams::Behaviour::new(meter.clone()),
+        rounds: rounds::behaviour(request_response::ProtocolSupport::Full),
+        referrals: referrals::behaviour(),
+        relay_client,
+        relay_server: is_seed.then(|| relay::Behaviour::new(local, circuits())).into(),
+        dcutr: dcutr::Behaviour::new(local),
+        autonat_client: autonat::v2::client::Behaviour::new(rand::make_rng(), autonat),
+        autonat_server: is_seed.then(autonat::v2::server::Behaviour::default).into(),
         mdns: mdns.into(),
+        upnp: reach.upnp.then(upnp::tokio::Behaviour::default).into(),
     };
     let mut registry = meter.registry();
+    // TLS first: its ciphers run in the processor's AES units, those of noise do not. Whoever knows only noise gets it.
     let swarm = SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux_config)
+        .with_tcp(tcp::Config::default().nodelay(true), (tls::Config::new, noise::Config::new), yamux_config)
         .map_err(|error| setup(&error))?
         .with_quic_config(|mut quic| {
             quic.keep_alive_interval = QUIC_KEEP_ALIVE;
             quic.max_idle_timeout = QUIC_IDLE_MS_MAX;
-            quic.handshake_timeout = QUIC_HANDSHAKE_TIMEOUT;
+            quic.handshake_timeout = DIAL_TIMEOUT;
             quic
         })
         .with_dns()
         .map_err(|error| setup(&error))?
+        .with_websocket((tls::Config::new, noise::Config::new), yamux_config)
+        .now_or_never()
+        .ok_or_else(|| setup(&"the WebSocket transport is not ready at once"))?
+        .map_err(|error| setup(&error))?
+        .with_relay_client((tls::Config::new, noise::Config::new), yamux_config)
+        .map_err(|error| setup(&error))?
         .with_bandwidth_metrics(&mut registry)
-        .with_behaviour(|_| behaviour)
+        .with_behaviour(|_, relay_client| behaviour(relay_client))
         .map_err(|error| setup(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
+        .with_connection_timeout(DIAL_TIMEOUT)
         .build();
     Ok(swarm)
 }
 
-fn connection_bounds() -> ConnectionLimits {
+/// What a seed relays for others.
+fn circuits() -> relay::Config {
+    relay::Config {
+        max_reservations: RESERVATIONS_MAX,
+        max_circuits: CIRCUITS_MAX,
+        max_circuits_per_peer: CIRCUITS_PER_PEER_MAX,
+        max_circuit_bytes: CIRCUIT_BYTES_MAX,
+        max_circuit_duration: CIRCUIT_DURATION,
+        ..relay::Config::default()
+    }
+}
+
+fn connection_bounds(is_seed: bool) -> ConnectionLimits {
+    let inbound = if is_seed { SEED_CONNECTIONS_MAX } else { INBOUND_CONNECTIONS_MAX };
     ConnectionLimits::default()
         .with_max_pending_incoming(Some(PENDING_CONNECTIONS_MAX))
         .with_max_pending_outgoing(Some(PENDING_CONNECTIONS_MAX))
         // The gate keeps them below the bound without the slack, by its own choice of whom.
-        .with_max_established_incoming(Some(INBOUND_CONNECTIONS_MAX + INBOUND_CONNECTIONS_SLACK))
+        .with_max_established_incoming(Some(inbound + INBOUND_CONNECTIONS_SLACK))
         .with_max_established_outgoing(Some(OUTBOUND_CONNECTIONS_MAX))
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX))
-}
-
-/// Finds peers and keeps nothing for others: records put by strangers are refused.
-fn kademlia(local: libp2p::PeerId) -> kad::Behaviour<kad::store::MemoryStore> {
-    let mut config = kad::Config::new(KAD_PROTOCOL);
-    config
-        .set_query_timeout(KAD_QUERY_TIMEOUT)
-        .set_replication_factor(NonZeroUsize::new(crate::gossip::tune("K",3) as usize).unwrap())
-        .set_record_filtering(kad::StoreInserts::FilterBoth)
-        .set_periodic_bootstrap_interval(Some(KAD_BOOTSTRAP_INTERVAL));
-    let store = kad::store::MemoryStoreConfig { max_records: 0, max_provided_keys: 0, ..Default::default() };
-    let store = kad::store::MemoryStore::with_config(local, store);
-    let mut kad = kad::Behaviour::with_config(local, store, config);
-    // A server always: without a probe of our reachability nothing would ever confirm an external address, and a
-    // network of clients knows nobody.
-    kad.set_mode(Some(kad::Mode::Server));
-    kad
 }
 
 fn yamux_config() -> yamux::Config {

@@ -12,7 +12,6 @@ use std::task::{Context, Poll};
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::core::upgrade::ReadyUpgrade;
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound};
 use libp2p::swarm::{
     ConnectionClosed, ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour,
@@ -23,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::blob_frames::BLOB_PROTOCOL;
 use super::limits::{BLOB_OPEN_TIMEOUT, BLOB_STREAMS_MAX, BLOB_STREAMS_PER_CONNECTION_MAX};
+use super::paths::{far_end_of, is_quic, is_relayed};
 use super::traffic::{Counted, Meter};
 
 /// A stream of the blob protocol, its bytes counted.
@@ -36,6 +36,8 @@ pub type Opened = Result<(ConnectionId, Stream), OpenError>;
 pub enum OpenError {
     #[error("it is not connected")]
     NotConnected,
+    #[error("it is connected only through a relay, which carries no blob")]
+    OnlyRelayed,
     #[error("the stream could not be opened: {0}")]
     Failed(String),
 }
@@ -62,6 +64,7 @@ pub struct Places {
 struct Connection {
     peer: PeerId,
     remote: Multiaddr,
+    relayed: bool,
 }
 
 pub struct Behaviour {
@@ -81,13 +84,15 @@ impl Behaviour {
         self.connections.get(&connection).map(|connection| &connection.remote)
     }
 
-    /// Opens a stream to `peer` over its best connection: QUIC first, because bulk both ways over one yamux connection
-    /// can stall.
+    /// Opens a stream to `peer` over its best direct connection: QUIC first, because bulk both ways over one yamux
+    /// connection can stall; then the oldest, because younger ones may be closed as surplus. A relay is never used.
     pub fn open(&mut self, peer: PeerId, reply: oneshot::Sender<Opened>) {
         let of_peer = self.connections.iter().filter(|(_, connection)| connection.peer == peer);
-        let best = of_peer.max_by_key(|(id, connection)| (connection.remote.iter().any(|part| matches!(part, Protocol::QuicV1)), **id));
+        let (relayed, direct): (Vec<_>, Vec<_>) = of_peer.partition(|(_, connection)| connection.relayed);
+        let best = direct.into_iter().min_by_key(|(id, connection)| (!is_quic(&connection.remote), **id));
         match best.map(|(id, _)| *id) {
-            None => drop(reply.send(Err(OpenError::NotConnected))),
+            None if relayed.is_empty() => drop(reply.send(Err(OpenError::NotConnected))),
+            None => drop(reply.send(Err(OpenError::OnlyRelayed))),
             Some(connection) => self.events.push_back(ToSwarm::NotifyHandler {
                 peer_id: peer,
                 handler: NotifyHandler::One(connection),
@@ -96,12 +101,15 @@ impl Behaviour {
         }
     }
 
-    fn admit(&mut self, id: ConnectionId, peer: PeerId, remote: &Multiaddr) -> Handler {
-        self.connections.insert(id, Connection { peer, remote: remote.clone() });
+    fn admit(&mut self, id: ConnectionId, peer: PeerId, remote: Multiaddr) -> Handler {
+        let relayed = is_relayed(&remote);
+        self.connections.insert(id, Connection { peer, remote, relayed });
+        // Whoever asks for a blob through a relay all the same finds no place.
+        let places = if relayed { 0 } else { BLOB_STREAMS_PER_CONNECTION_MAX };
         Handler {
             opening: VecDeque::new(),
             accepted: VecDeque::new(),
-            of_connection: Arc::new(Semaphore::new(BLOB_STREAMS_PER_CONNECTION_MAX)),
+            of_connection: Arc::new(Semaphore::new(places)),
             all: self.all.clone(),
             meter: self.meter.clone(),
         }
@@ -116,10 +124,10 @@ impl NetworkBehaviour for Behaviour {
         &mut self,
         connection: ConnectionId,
         peer: PeerId,
-        _local: &Multiaddr,
+        local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.admit(connection, peer, remote))
+        Ok(self.admit(connection, peer, far_end_of(local, remote)))
     }
 
     fn handle_established_outbound_connection(
@@ -130,7 +138,7 @@ impl NetworkBehaviour for Behaviour {
         _role: Endpoint,
         _port: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.admit(connection, peer, remote))
+        Ok(self.admit(connection, peer, remote.clone()))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm) {

@@ -10,6 +10,8 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::time::Instant;
 
 use super::limits::{ADDRESS_BOOK_MAX, ADDRESSES_PER_PEER_MAX, BACKOFF_FIRST, BACKOFF_LONGEST, DIALS_AT_ONCE_MAX, REDIAL_PAUSE};
+use super::paths::is_relayed;
+use super::reach::is_global;
 
 struct Bootstrap {
     /// Known from a `/p2p/` ending, or since the first connection.
@@ -121,12 +123,22 @@ impl Dialer {
         dials.collect()
     }
 
-    /// A dial of one peer that is needed now, wherever it is known from.
-    pub fn wanted(&self, peer: PeerId) -> DialOpts {
+    /// A dial of one peer that is needed now, wherever it is known from. Of one that is `connected`, though only through
+    /// a relay, the direct addresses; `None` when there are none.
+    pub fn wanted(&self, peer: PeerId, connected: bool) -> Option<DialOpts> {
         let of_book = self.book.get(&peer).map(|known| known.addresses.as_slice()).unwrap_or_default();
         let of_bootstrap = self.bootstrap.iter().filter(|entry| entry.peer == Some(peer)).flat_map(|entry| &entry.addresses);
-        let addresses: Vec<_> = of_book.iter().chain(of_bootstrap).cloned().collect();
-        dial(peer, &addresses)
+        let addresses: Vec<_> = of_book.iter().chain(of_bootstrap).filter(|address| !(connected && is_relayed(address))).cloned().collect();
+        match connected {
+            false => Some(dial(peer, &addresses)),
+            true if addresses.is_empty() => None,
+            true => Some(DialOpts::peer_id(peer).condition(PeerCondition::NotDialing).addresses(addresses).build()),
+        }
+    }
+
+    /// Where a known peer listens.
+    pub fn addresses(&self, peer: &PeerId) -> Option<&[Multiaddr]> {
+        self.book.get(peer).map(|known| known.addresses.as_slice())
     }
 
     /// Forgets who is not to be known any more; bootstrap peers are an operator's choice and stay.
@@ -210,6 +222,22 @@ fn backoff(local: &PeerId, attempts: u32) -> Duration {
     hasher.update(&local.to_bytes()).update(&attempts.to_le_bytes());
     let part = u32::from(hasher.finalize().as_bytes().first().copied().unwrap_or_default());
     whole - whole / 4 * part / 256
+}
+
+/// Which of a peer's addresses come first, where not all are kept: those that mean it everywhere, those through relays,
+/// those of its site, those of its machine.
+pub fn worth(address: &Multiaddr) -> u8 {
+    let loopback = |part| match part {
+        Protocol::Ip4(ip) => ip.is_loopback(),
+        Protocol::Ip6(ip) => ip.is_loopback(),
+        _ => false,
+    };
+    match address.iter().next() {
+        _ if is_relayed(address) => 1,
+        _ if is_global(address) => 0,
+        Some(part) if loopback(part.clone()) => 3,
+        _ => 2,
+    }
 }
 
 /// Whether an address that a peer claims is worth dialling: our own machine only for peers of our own machine.

@@ -54,7 +54,7 @@ fn message_id(message: &Message) -> MessageId {
 
 /// The topic on the wire: it goes with every message and every offer of one, so it is 16 letters whatever its name.
 /// Should two rounds ever share them, records of the other are refused as what they are.
-fn short_name(topic: &str) -> String {
+pub fn short_name(topic: &str) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("mingle 2026 gossip topic v1");
     hasher.update(topic.as_bytes()).finalize().to_hex().chars().take(16).collect()
 }
@@ -123,7 +123,9 @@ impl Gossip {
     }
 }
 
-pub fn tune(name: &str, default: u64) -> u64 { std::env::var(name).ok().and_then(|t| t.parse().ok()).unwrap_or(default) }
+pub fn tune(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|t| t.parse().ok()).unwrap_or(default)
+}
 
 pub fn acceptance(verdict: Verdict) -> MessageAcceptance {
     match verdict {

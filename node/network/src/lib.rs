@@ -19,12 +19,17 @@ mod gate;
 mod gossip;
 mod guard;
 mod limits;
-mod lookups;
+mod memory;
 mod metered;
+mod paths;
 mod peers;
 mod questions;
 mod quotas;
 mod range;
+mod reach;
+mod referrals;
+mod round_codec;
+pub mod rounds;
 mod service;
 pub mod store;
 mod sync_codec;
@@ -34,15 +39,19 @@ mod traffic;
 mod watched;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use libp2p::identity::{Keypair, PublicKey, ed25519};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
+use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use libp2p::{Multiaddr, PeerId};
 pub use limits::{Limits, Scoring};
+pub use paths::Link;
 pub use peers::{Counts, PeerStatus};
+pub use reach::{ReachConfig, Reachability, Role};
 pub use traffic::Traffic;
 
 use crate::store::Store;
@@ -65,6 +74,8 @@ pub struct NetworkConfig {
     pub topic: String,
     /// When given, connections from and to all other keys are refused.
     pub allowed: Option<BTreeSet<MemberKey>>,
+    /// How this peer is reached from outside.
+    pub reach: ReachConfig,
     /// Bounds and pauses; `Limits::default()` outside tests.
     pub limits: Limits,
 }
@@ -88,6 +99,22 @@ pub enum Verdict {
     Ignore,
 }
 
+/// Where a neighbour that we dialled sees us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    pub by: PeerId,
+    pub address: Multiaddr,
+}
+
+/// How this peer and the others reach each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReachStatus {
+    pub reachability: Reachability,
+    /// One a neighbour.
+    pub links: Vec<Link>,
+    pub observed: Vec<Observed>,
+}
+
 /// What the network tells the driver.
 #[derive(Debug)]
 pub enum NetworkEvent {
@@ -102,6 +129,11 @@ pub enum NetworkEvent {
         peer: PeerId,
         why: String,
     },
+    /// How a peer is connected now: told of its first connection, and when a direct one replaces a relayed one or the
+    /// other way round.
+    Path(Link),
+    /// Whether we can be dialled is known, or has changed.
+    Reachability(Reachability),
     /// A message to be judged with `report` within ten seconds, or it is not passed on.
     Gossip {
         message_id: MessageId,
@@ -172,10 +204,11 @@ impl Network {
         let (outbox, events) = mpsc::channel(EVENTS_MAX);
         let (peers, connected) = watch::channel(Vec::new());
         let (show, shown) = watch::channel(Vec::new());
-        let service = service::Service::new(config, store, outbox, peers, show)?;
+        let (reached, reach) = watch::channel(ReachStatus::default());
+        let service = service::Service::new(config, store, outbox, service::Shown { connected: peers, peers: show, reach: reached })?;
         let (local, meter) = (service.local_peer(), service.meter());
         tokio::spawn(service.run(inbox));
-        Ok((NetworkHandle { commands, connected, shown, meter, local }, events))
+        Ok((NetworkHandle { commands, connected, shown, reach, meter, local }, events))
     }
 }
 
@@ -185,6 +218,7 @@ pub struct NetworkHandle {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<Vec<PeerId>>,
     shown: watch::Receiver<Vec<PeerStatus>>,
+    reach: watch::Receiver<ReachStatus>,
     meter: Meter,
     local: PeerId,
 }
@@ -235,6 +269,12 @@ impl NetworkHandle {
         self.connected.borrow().clone()
     }
 
+    /// Hands this round file to whoever asks for the round, from now on.
+    pub fn offer_round(&self, round: RoundId, file: Arc<[u8]>) -> Result<(), NetworkError> {
+        check("a round file", file.len(), MANIFEST_BYTES_MAX)?;
+        self.send(Command::OfferRound(round, file))
+    }
+
     /// Every connected peer with its score and what it has done.
     pub fn peers(&self) -> Vec<PeerStatus> {
         self.shown.borrow().clone()
@@ -248,6 +288,12 @@ impl NetworkHandle {
     /// From now on only these keys may be connected (`None`: all). Others are disconnected at once and forgotten.
     pub fn set_allowed(&self, allowed: Option<BTreeSet<MemberKey>>) -> Result<(), NetworkError> {
         self.send(Command::SetAllowed(allowed))
+    }
+
+    /// Whether and where this peer can be dialled, and how its neighbours are connected. It changes; each clone of the
+    /// receiver can wait for that.
+    pub fn reachability(&self) -> watch::Receiver<ReachStatus> {
+        self.reach.clone()
     }
 
     /// Dials an address once.

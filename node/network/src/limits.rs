@@ -24,6 +24,10 @@ pub const SYNC_STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The driver answers from memory; a peer that hears nothing for so long asks someone else.
 pub const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Gossip streams a peer may open on one connection, one after the other. Gossip gives up a connection after five; one
+/// that is given up hears nothing more, so the whole connection is closed before.
+pub const GOSSIP_STREAMS_MAX: usize = 3;
+
 /// Commands of the driver that may wait: a burst of verdicts after a partition heals.
 pub const COMMANDS_MAX: usize = 1024;
 /// Events that may wait for the driver before sockets are no longer read.
@@ -56,10 +60,33 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// yamux streams per connection: gossip 2, sync 16, blobs 16, and the small protocols.
 pub const YAMUX_STREAMS_MAX: usize = 256;
 
-/// Known peers with their addresses, beyond what Kademlia keeps; the oldest is forgotten.
+/// Connections that others opened to a seed, which a whole round may know.
+pub const SEED_CONNECTIONS_MAX: u32 = 2_000;
+/// A reservation with a second relay, so that one relay may go.
+pub const RELAYS_AT_ONCE: usize = 2;
+/// Neighbours remembered as relays.
+pub const RELAYS_KNOWN_MAX: usize = 32;
+/// The first pause before a relay that let go of us is asked again; it doubles up to the longest.
+pub const RELAY_BACKOFF_FIRST: Duration = Duration::from_secs(2);
+/// The longest pause between two questions to one relay.
+pub const RELAY_BACKOFF_LONGEST: Duration = Duration::from_secs(256);
+/// Peers that may hold a reservation with one seed.
+pub const RESERVATIONS_MAX: usize = 1_024;
+/// Circuits through one seed, and of one peer through it: they live for minutes, until the two meet directly.
+pub const CIRCUITS_MAX: usize = 256;
+pub const CIRCUITS_PER_PEER_MAX: usize = 16;
+/// 1 MiB, both ways together: signalling and a comparison of records fit, a blob does not (nor is it ever asked for).
+pub const CIRCUIT_BYTES_MAX: u64 = 1 << 20;
+/// Two peers that have not met directly by then are unlikely to; the round's other peers carry between them.
+pub const CIRCUIT_DURATION: Duration = Duration::from_secs(120);
+/// A dial ends before the ten seconds that AutoNAT gives a dial-back, or a router that swallows packets would leave it
+/// without any verdict.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Known peers with their addresses; the oldest is forgotten.
 pub const ADDRESS_BOOK_MAX: usize = 512;
 /// Addresses believed per peer; identify may list any number.
-pub const ADDRESSES_PER_PEER_MAX: usize = 8;
+pub const ADDRESSES_PER_PEER_MAX: usize = 16;
 /// Dials of known peers begun at once when neighbours are missing.
 pub const DIALS_AT_ONCE_MAX: usize = 8;
 /// A peer that could not be dialled is left alone for so long.
@@ -70,9 +97,14 @@ pub const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 pub const BACKOFF_LONGEST: Duration = Duration::from_secs(30);
 /// How often known peers are dialled while neighbours are missing.
 pub const DISCOVERY_INTERVAL: Duration = Duration::from_secs(2);
-/// Kademlia is asked at the 1st, 2nd, 4th, 8th... of these rounds, and from then on every so many (once a minute): a
-/// network smaller than the target always misses neighbours.
-pub const LOOKUP_ROUNDS: u32 = 30;
+/// Peers named in one answer to who misses neighbours: three answers name enough.
+pub const REFERRALS_MAX: usize = 8;
+/// Addresses named for each: one of each transport, and a relay's.
+pub const REFERRAL_ADDRESSES_MAX: usize = 4;
+/// The first pause before a neighbour is asked again for others; it doubles up to the longest.
+pub const REFERRAL_AGAIN: Duration = Duration::from_secs(15);
+/// The longest such pause: a network smaller than the target always misses neighbours.
+pub const REFERRAL_AGAIN_LONGEST: Duration = Duration::from_secs(600);
 /// How often the dialler looks whether a bootstrap peer is due.
 pub const DIAL_TICK: Duration = Duration::from_millis(250);
 
@@ -123,6 +155,10 @@ pub struct Limits {
     pub silent_patience: Duration,
     /// Whether the mesh acts on the scores of peers, or only shows them.
     pub scoring: Scoring,
+    /// How often addresses that may lead here are given to a public peer to dial.
+    pub probe_interval: Duration,
+    /// How long after a failed dial-back another one may still succeed before relays are reserved.
+    pub settle: Duration,
 }
 
 /// What becomes of a peer's score.
@@ -137,6 +173,13 @@ pub enum Scoring {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { peers_target: 12, stall_window: Duration::from_secs(20), silent_patience: SILENT_PATIENCE, scoring: Scoring::default() }
+        Self {
+            peers_target: 12,
+            stall_window: Duration::from_secs(20),
+            silent_patience: SILENT_PATIENCE,
+            scoring: Scoring::default(),
+            probe_interval: Duration::from_secs(5),
+            settle: Duration::from_secs(5),
+        }
     }
 }

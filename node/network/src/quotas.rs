@@ -43,14 +43,16 @@ pub enum Quota {
     BlobRequests,
     /// KiB of blobs that we serve.
     BlobServedKib,
-    /// Kademlia's messages.
-    Lookups,
+    /// Round files we are asked for.
+    RoundFiles,
+    /// Questions for other peers.
+    Referrals,
     /// A peer's news about itself.
     Introductions,
 }
 
 impl Quota {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::GossipFrames,
         Self::GossipMessages,
         Self::GossipKib,
@@ -59,7 +61,8 @@ impl Quota {
         Self::SyncAsking,
         Self::BlobRequests,
         Self::BlobServedKib,
-        Self::Lookups,
+        Self::RoundFiles,
+        Self::Referrals,
         Self::Introductions,
     ];
 
@@ -83,8 +86,10 @@ impl Quota {
             Self::BlobRequests => rate(2_048, 60 * 64),
             // 64 GiB, then 256 MiB/s: every adapter of a large round once, at the speed of a fast network.
             Self::BlobServedKib => rate(64 << 20, 60 * (256 << 10)),
-            // A walk asks one peer a few times; walks begin at most every other second.
-            Self::Lookups => rate(256, 60 * 8),
+            // Who joins asks once, and again when something on the way failed.
+            Self::RoundFiles => rate(16, 12),
+            // Asked once, and again after pauses that grow.
+            Self::Referrals => rate(32, 12),
             // A peer with many interfaces says each new address once.
             Self::Introductions => rate(32, 12),
         }
@@ -200,7 +205,7 @@ mod tests {
             // A hundred adapters of 512 MiB in an hour, in small ranges.
             take(Quota::BlobRequests, 256);
             take(Quota::BlobServedKib, 1 << 20);
-            take(Quota::Lookups, 20);
+            take(Quota::Referrals, 4);
             take(Quota::Introductions, 2);
             clock.advance(Duration::from_secs(60));
         }

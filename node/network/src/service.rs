@@ -4,17 +4,19 @@
 //! not read until it does, while commands still are, so that neither side can wait for the other.
 
 mod guarded;
+mod meeting;
+mod reaching;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, mdns, ping};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
+use mingle_protocol::round::RoundId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -23,19 +25,20 @@ use tokio_util::sync::CancellationToken;
 use super::behaviour::{Net, NetEvent, swarm};
 use super::blob_serve::Server;
 use super::blob_streams::Opened;
-use super::dialer::{Dialer, believable};
+use super::dialer::Dialer;
 use super::download::{Context, Ended};
 use super::downloads::Downloads;
 use super::gossip::Gossip;
 use super::guard::{Guard, Offence};
-use super::limits::{ADDRESSES_PER_PEER_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, WATCH_TICK};
-use super::lookups::Looked;
+use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, Limits, REPORTS_MAX, WATCH_TICK};
 use super::peers::PeerStatus;
 use super::questions::Questions;
-use super::sync_codec::SYNC_PROTOCOL;
+use super::referrals::Asked;
+use super::rounds::Offer;
 use super::traffic::Meter;
-use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, SyncToken, Verdict, keypair_of};
+use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, ReachStatus, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
+use reaching::Reaching;
 
 /// How long `shutdown` waits for connections and tasks to end.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -49,6 +52,7 @@ pub enum Command {
     Fetch { hash: ContentHash, size: u64, providers: Vec<PeerId> },
     CancelFetch(ContentHash),
     Dial(Multiaddr),
+    OfferRound(RoundId, Arc<[u8]>),
     SetAllowed(Option<BTreeSet<MemberKey>>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -78,17 +82,26 @@ pub enum Report {
     },
 }
 
+/// What every handle can look at.
+pub struct Shown {
+    pub connected: watch::Sender<Vec<PeerId>>,
+    pub peers: watch::Sender<Vec<PeerStatus>>,
+    pub reach: watch::Sender<ReachStatus>,
+}
+
 pub struct Service {
     swarm: Swarm<Net>,
     gossip: Gossip,
     dialer: Dialer,
+    reaching: Reaching,
     downloads: Downloads,
     server: Server,
+    offer: Offer,
     tasks: JoinSet<()>,
     stop: CancellationToken,
     limits: Limits,
-    /// Rounds of looking for neighbours.
-    rounds: u32,
+    /// Which neighbours were asked for others.
+    referred: Asked,
     events: mpsc::Sender<NetworkEvent>,
     /// Not yet taken by the driver.
     backlog: VecDeque<NetworkEvent>,
@@ -104,18 +117,15 @@ pub struct Service {
 }
 
 impl Service {
-    pub fn new(
-        config: NetworkConfig,
-        store: Store,
-        events: mpsc::Sender<NetworkEvent>,
-        connected: watch::Sender<Vec<PeerId>>,
-        shown: watch::Sender<Vec<PeerStatus>>,
-    ) -> Result<Self, NetworkError> {
+    pub fn new(config: NetworkConfig, store: Store, events: mpsc::Sender<NetworkEvent>, shown: Shown) -> Result<Self, NetworkError> {
+        let Shown { connected, peers: shown, reach } = shown;
         let key = keypair_of(config.secret)?;
         let (behaviour, gossip) = Gossip::new(&config.topic)?;
         let guard = Arc::new(Guard::new(config.allowed.as_ref(), config.limits.scoring));
         let meter = Meter::default();
-        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &meter, &config.limits)?;
+        let mut swarm = swarm(&key, behaviour, config.mdns, &guard, &config.reach, &meter, &config.limits)?;
+        let reaching = Reaching::new(&config.reach, &config.listen, &config.limits, reach);
+        config.reach.external.iter().for_each(|address| swarm.add_external_address(address.clone()));
         for address in config.listen {
             let failed = |why: String| NetworkError::Listen { address: address.clone(), why };
             swarm.listen_on(address.clone()).map_err(|error| failed(error.to_string()))?;
@@ -128,12 +138,14 @@ impl Service {
             dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),
             downloads: Downloads::new(context, stop.clone()),
             server: Server::new(store, config.limits.clone(), stop.clone(), report, guard.clone()),
+            offer: Offer::default(),
             swarm,
             gossip,
+            reaching,
             tasks: JoinSet::new(),
             stop,
             limits: config.limits,
-            rounds: 0,
+            referred: Asked::default(),
             events,
             backlog: VecDeque::new(),
             reports,
@@ -182,7 +194,10 @@ impl Service {
                 Some(ended) = self.tasks.join_next() => if let Err(error) = ended {
                     tracing::error!(%error, "a network task failed");
                 },
-                _ = dial.tick() => self.dial_bootstrap(),
+                _ = dial.tick() => {
+                    self.dial_bootstrap();
+                    self.tend();
+                }
                 _ = discover.tick() => self.discover(),
                 _ = watch.tick() => self.watch_peers(),
                 event = self.swarm.select_next_some(), if may_read => self.swarm_event(event),
@@ -242,6 +257,7 @@ impl Service {
                     tracing::debug!(%error, "a dial was not begun");
                 }
             }
+            Command::OfferRound(round, file) => self.offer.set(round, file),
             // Taken by the loop.
             Command::Shutdown(_) => {}
         }
@@ -250,10 +266,10 @@ impl Service {
     fn report(&mut self, report: Report) {
         match report {
             Report::Open { peer, reply } => {
-                if !self.swarm.is_connected(&peer) {
-                    // The download hears "not connected" now and tries again while this is under way.
-                    let dial = self.dialer.wanted(peer);
-                    let _ = self.swarm.dial(dial);
+                if !self.reaching.paths.is_direct(&peer) {
+                    // The download hears so now, and tries again while this is under way.
+                    let dial = self.dialer.wanted(peer, self.swarm.is_connected(&peer));
+                    let _ = dial.map(|dial| self.swarm.dial(dial));
                 }
                 self.swarm.behaviour_mut().blobs.open(peer, reply);
             }
@@ -283,30 +299,13 @@ impl Service {
         }
     }
 
-    /// While neighbours are missing: asks Kademlia for a random corner of the network and dials who is known.
-    fn discover(&mut self) {
-        let missing = self.limits.peers_target.saturating_sub(self.ready.len());
-        if missing == 0 {
-            return;
-        }
-        if !self.ready.is_empty() {
-            self.rounds = self.rounds.wrapping_add(1);
-            if self.rounds.is_power_of_two() || self.rounds.is_multiple_of(LOOKUP_ROUNDS) {
-                self.swarm.behaviour_mut().kad.get_closest_peers(PeerId::random());
-            }
-        }
-        let (swarm, dialer) = (&mut self.swarm, &mut self.dialer);
-        for dial in dialer.neighbours(Instant::now(), missing, |peer| swarm.is_connected(peer)) {
-            // Refused when it is being dialled already.
-            let _ = swarm.dial(dial);
-        }
-    }
-
     fn swarm_event(&mut self, event: SwarmEvent<NetEvent>) {
+        self.hear(&event);
         match event {
             SwarmEvent::Behaviour(event) => self.behaviour_event(event),
             SwarmEvent::NewListenAddr { address, .. } => {
-                let address = address.with(Protocol::P2p(self.local_peer()));
+                // That of a relay has our name already.
+                let address = address.with_p2p(self.local_peer()).unwrap_or_else(|address| address);
                 self.tell(NetworkEvent::Listening(address));
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, .. } => {
@@ -340,10 +339,9 @@ impl Service {
             NetEvent::Gossip(gossipsub::Event::Subscribed { topic, .. }) => {
                 self.gossip.subscribed(&mut self.swarm.behaviour_mut().gossip, &topic);
             }
-            NetEvent::Kad(Looked::Found { peer, addresses }) if self.guard.admits(&peer).is_ok() => {
-                self.dialer.hear_of(peer, addresses, Instant::now());
-            }
+            NetEvent::Referrals(event) => self.referral_event(event),
             NetEvent::Sync(event) => self.sync_event(event),
+            NetEvent::Rounds(event) => self.round_event(event),
             // A peer that lost its power says nothing; TCP would believe in it for hours.
             NetEvent::Ping(ping::Event { connection, result: Err(ping::Failure::Timeout | ping::Failure::Other { .. }), .. }) => {
                 self.swarm.close_connection(connection);
@@ -358,29 +356,6 @@ impl Service {
                 self.discover();
             }
             _ => {}
-        }
-    }
-
-    fn identified(&mut self, connection: ConnectionId, peer: PeerId, info: identify::Info) {
-        let Some(remote) = self.swarm.behaviour().blobs.remote(connection).cloned() else { return };
-        let addresses: Vec<Multiaddr> = info.listen_addrs.into_iter().filter(|address| believable(address, &remote)).collect();
-        let news = self.dialer.learn(peer, addresses.clone(), Instant::now());
-        // Routing tables are for peers that speak to us; others are only let in.
-        if !info.protocols.contains(&SYNC_PROTOCOL) {
-            return;
-        }
-        if news || !self.ready.contains(&peer) {
-            let kad = &mut self.swarm.behaviour_mut().kad;
-            // Replaced, not added to: Kademlia itself would keep whatever a peer ever claimed.
-            kad.remove_peer(&peer);
-            for address in addresses.into_iter().take(ADDRESSES_PER_PEER_MAX) {
-                kad.add_address(&peer, address);
-            }
-        }
-        self.swarm.behaviour_mut().gate.greeted(peer);
-        if self.ready.insert(peer) {
-            self.show_connected();
-            self.tell(NetworkEvent::PeerConnected(peer));
         }
     }
 

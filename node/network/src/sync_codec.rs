@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::limits::{SYNC_READING_KIB_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX, SYNC_STEP_TIMEOUT};
 
-pub const SYNC_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/sync/1");
+pub const SYNC_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/sync/2");
 
 /// In place of an answer's length: no answer now.
 const BUSY: u32 = u32::MAX;

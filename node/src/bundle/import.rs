@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::ledger::{Admitted, Change, Ledger};
 use mingle_protocol::receipt::Receipt;
-use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
+use mingle_protocol::record::{RecordError, RecordId, SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::Round;
 
 use super::format::{Bundle, Part};
@@ -109,6 +109,9 @@ fn take_records(bundle: &Bundle, round: &Round, store: &Store, ledger: &mut Ledg
             Ok((Change::Known | Change::Stale { .. } | Change::Redundant, _)) => taken.known += 1,
             Ok((Change::Full, record)) => {
                 taken.refused.add(|| format!("member {}: the round is full of members with lesser keys", record.record().member()));
+            }
+            Ok((Change::NotInRoster, record)) => {
+                taken.refused.add(|| RecordError::NotInRoster { member: record.record().member() }.to_string());
             }
             Err(error) => taken.refused.add(|| error.to_string()),
         }

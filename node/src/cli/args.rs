@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use mingle_protocol::round::Round;
+use mingle_protocol::round::{Round, RoundFile};
 
 use crate::data::Template;
 use crate::driver::{self, Goal, Outcome, Peer, Work};
 use crate::home::Home;
-use crate::network::Multiaddr;
+use crate::network::{Multiaddr, ReachConfig, Role};
 
 /// Where the key, the store and the results are kept.
 #[derive(Args, Clone, Debug)]
@@ -47,10 +47,52 @@ pub struct NetworkArgs {
     /// Open no connection: do what can be done with what this home has, then end (see `mingle bundle`)
     #[arg(long, conflicts_with_all = ["listen", "peers", "mdns"])]
     pub offline: bool,
+    #[command(flatten)]
+    pub reach: ReachArgs,
+}
+
+/// How this peer is reached from outside.
+#[derive(Args, Clone, Debug)]
+pub struct ReachArgs {
+    /// Address that leads here from outside, such as that of a forwarded port; may be given several times
+    #[arg(long, value_name = "MULTIADDR")]
+    pub external: Vec<Multiaddr>,
+    /// Ask the router to forward a port (UPnP)
+    #[arg(long)]
+    pub upnp: bool,
+    /// Whether others can dial this peer: found out, or known
+    #[arg(long, value_enum, default_value_t = ReachArg::Auto)]
+    pub reach: ReachArg,
+    /// Refuse new connections while this process holds more memory, in MiB [default: nine tenths of what there is]
+    #[arg(long, value_name = "MIB")]
+    pub memory_max: Option<usize>,
+}
+
+/// Whether others can dial this peer.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum ReachArg {
+    /// Public peers are asked to dial back
+    Auto,
+    /// It can be dialled: it relays for others
+    Public,
+    /// It cannot be dialled: it reserves with relays at once
+    Private,
+}
+
+impl ReachArgs {
+    pub fn config(&self) -> ReachConfig {
+        let role = match self.reach {
+            ReachArg::Auto => Role::Auto,
+            ReachArg::Public => Role::Public,
+            ReachArg::Private => Role::Private,
+        };
+        let memory_max = self.memory_max.map(|mib| mib.saturating_mul(1 << 20));
+        ReachConfig { role, external: self.external.clone(), upnp: self.upnp, memory_max }
+    }
 }
 
 impl NetworkArgs {
-    fn listen(&self) -> Vec<Multiaddr> {
+    pub fn listen(&self) -> Vec<Multiaddr> {
         if !self.listen.is_empty() || self.offline {
             return self.listen.clone();
         }
@@ -85,16 +127,28 @@ impl From<TemplateArg> for Template {
     }
 }
 
-/// Reads a round file.
+/// Reads a round file for its manifest alone.
 pub fn read_round(path: &Path) -> Result<Round> {
-    read_round_file(path).map(|(round, _)| round)
+    read_with_signatures(path).map(|file| file.round)
 }
 
-/// Reads a round file, and gives its text too.
-pub fn read_round_file(path: &Path) -> Result<(Round, Vec<u8>)> {
+/// Reads a round file with what is beside its manifest.
+pub fn read_with_signatures(path: &Path) -> Result<RoundFile> {
     let text = std::fs::read(path).with_context(|| format!("cannot read the round file {}", path.display()))?;
-    let round = Round::from_json(&text).with_context(|| format!("{} is no round", path.display()))?;
-    Ok((round, text))
+    RoundFile::from_json(&text).with_context(|| format!("{} is no round", path.display()))
+}
+
+/// Reads a round file that is to be run: one that its founders have signed.
+pub fn read_signed(path: &Path) -> Result<RoundFile> {
+    let file = read_with_signatures(path)?;
+    let threshold = file.round.manifest().founders.as_ref().map_or(0, |founders| founders.threshold);
+    anyhow::ensure!(
+        file.is_signed(),
+        "{} is not signed by its founders: {} of {threshold} signatures are there and valid",
+        path.display(),
+        file.signers().count()
+    );
+    Ok(file)
 }
 
 /// Seconds as people write them.
@@ -121,29 +175,39 @@ pub struct PeerArgs {
 pub struct OpenedPeer {
     pub round: Round,
     pub home: Home,
+    file: RoundFile,
     network: NetworkArgs,
     output: OutputArgs,
 }
 
 impl PeerArgs {
     pub fn open(&self) -> Result<OpenedPeer> {
-        let (round, home) = (read_round(&self.round)?, self.home.open()?);
-        Ok(OpenedPeer { round, home, network: self.network.clone(), output: self.output })
+        let (file, home) = (read_signed(&self.round)?, self.home.open()?);
+        let mut network = self.network.clone();
+        for peer in &file.peers {
+            let address =
+                peer.parse().with_context(|| format!("{} names {peer:?} as a peer, which is no address", self.round.display()))?;
+            if !network.peers.contains(&address) {
+                network.peers.push(address);
+            }
+        }
+        Ok(OpenedPeer { round: file.round.clone(), home, file, network, output: self.output })
     }
 }
 
 impl OpenedPeer {
     /// Runs until the goal is reached or the peer is stopped.
     pub fn run(self, work: Work, mut goal: Goal) -> Result<Outcome> {
-        let Self { round, home, network, output } = self;
+        let Self { round, home, file, network, output } = self;
         let (key, created) = home.key_or_create()?;
         let mut console = crate::console::Console::new(output.json, output.quiet);
         if created && !output.json && !output.quiet {
             console.line(&format!("made a key for this home: {}", home.key_path().display()));
         }
+        home.round(round.id()).keep(&file)?;
         goal.offline = network.offline;
-        let (listen, bootstrap, mdns) = (network.listen(), network.peers, network.mdns);
-        let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, work, goal };
+        let (listen, reach, bootstrap, mdns) = (network.listen(), network.reach.config(), network.peers, network.mdns);
+        let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, reach, work, goal };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
         runtime.block_on(driver::run(peer, |event| console.show(event)))

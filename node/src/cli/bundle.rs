@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mingle_protocol::round::Round;
 
 use super::EXIT_FALSE;
-use super::args::{HomeArgs, OutputArgs, read_round, read_round_file};
+use super::args::{HomeArgs, OutputArgs, read_round, read_with_signatures};
 use crate::bundle::{self, Bundle, BundleError, Imported, Refusals, Selection};
 use crate::files;
 use crate::home::Home;
@@ -105,7 +105,8 @@ pub fn run(verb: Verb) -> Result<ExitCode> {
 }
 
 fn export(args: &ExportArgs) -> Result<ExitCode> {
-    let (round, text) = read_round_file(&args.round)?;
+    let file = read_with_signatures(&args.round)?;
+    let (round, text) = (file.round.clone(), file.to_json().into_bytes());
     let home = args.home.open()?;
     let round_home = home.round(round.id());
     if args.out.exists() {

@@ -2,6 +2,7 @@
 
 use mingle_protocol::round::RoundError;
 
+use crate::bases::NotFound;
 use crate::data::DataError;
 use crate::models::device::DeviceError;
 use crate::network::NetworkError;
@@ -26,6 +27,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         let found = |text: &str| Some(text.to_owned());
         if let Some(StoreError::Held { .. }) = cause.downcast_ref() {
             return found("another mingle process uses this home; stop it, or give this one its own --home");
+        }
+        if let Some(NotFound { .. }) = cause.downcast_ref() {
+            return found("give its directory with --base, put it into one of these places, or list the folder it is in in MINGLE_BASES");
         }
         if let Some(NetworkError::Listen { .. }) = cause.downcast_ref() {
             return found("another program may use this port; give another --listen address, or port 0 for any");
@@ -67,6 +71,12 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         ),
         ("a key is never overwritten", "use `mingle key show`, or another --home for another institution"),
         ("cannot read the key", "make one with `mingle key new`"),
+        ("is not signed by its founders", "each founder signs it with `mingle round sign FILE`"),
+        ("is not a founder of round", "`mingle key show` prints the key of this home; another home may hold a founder's (--home)"),
+        ("has not approved", "approve it with `mingle roster sign FILE`"),
+        ("approvals that the round asks for", "hand the file to more founders, who each approve it with `mingle roster sign FILE`"),
+        ("was superseded", "see `mingle roster show`, and propose it again"),
+        ("has no founders", "only a new round (`mingle round new`) can have other members"),
         ("is not in the roster", "ask the round's founders to list the key that `mingle key show` prints"),
         ("holds a base with digest", "every member must use the same base weights; compare with `mingle round show`"),
     ];

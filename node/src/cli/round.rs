@@ -1,6 +1,5 @@
 //! `mingle round`: the file that says what a round's members agree on.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,10 +8,12 @@ use candle_core::Device;
 use clap::Subcommand;
 use mingle_protocol::adapter::{LoraShape, Scaling, Tensor};
 use mingle_protocol::hash::ContentHash;
-use mingle_protocol::identity::{MemberKey, Roster};
-use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Parent, Round, VERSION, WeightRule};
+use mingle_protocol::identity::Roster;
+use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Parent, Round, RoundFile, VERSION, WeightRule};
+use mingle_protocol::standing::Readers;
 
-use super::args::read_round;
+use super::args::{HomeArgs, read_with_signatures};
+use super::founding::{Founding, FoundingArgs};
 use super::method::{MethodArg, MethodArgs};
 use crate::merged::Proof;
 use crate::models::{self, base_digest};
@@ -24,7 +25,10 @@ const EXAMPLES: &str = "\
 Examples:
   mingle round new --name \"ward notes\" --base ./tinyllama --rank 16 --out round.json
   mingle round new --base ./tinyllama --method subspace --subspaces 8 --rank 8 --out round.json
-  mingle round new --base ./tinyllama --member 3f6a...  --member 91bc... --out round.json
+  mingle round new --base ./tinyllama --member 3f6a...  --member 91bc... --reader 07d2... --out round.json
+  mingle round new --base ./tinyllama --member 3f6a... --founder 91bc... --founder 55e0... --threshold 2 --out round.json
+  mingle round new --base ./tinyllama --peer /dns4/seed.example/tcp/4001 --out round.json
+  mingle round sign round.json
   mingle round new --parent ./merged --name \"second round\" --out next.json
   mingle round show round.json --json";
 
@@ -33,7 +37,10 @@ pub enum Verb {
     /// Write a round file
     #[command(after_help = EXAMPLES)]
     New(Box<NewArgs>),
-    /// Show a round file
+    /// Sign a round file as one of its founders
+    #[command(after_help = EXAMPLES)]
+    Sign(SignArgs),
+    /// Show a round file: what it says, and who has signed it
     #[command(after_help = EXAMPLES)]
     Show(ShowArgs),
 }
@@ -66,9 +73,8 @@ pub struct NewArgs {
     /// Most members
     #[arg(long, default_value_t = 1_000, value_name = "N")]
     member_max: u32,
-    /// Public key of a member that may announce; given several times. Without any, everybody may
-    #[arg(long = "member", value_name = "KEY")]
-    members: Vec<MemberKey>,
+    #[command(flatten)]
+    founding: FoundingArgs,
     /// The file to write
     #[arg(long, value_name = "FILE", default_value = "round.json")]
     out: PathBuf,
@@ -84,6 +90,16 @@ enum WeightArg {
 }
 
 #[derive(clap::Args)]
+pub struct SignArgs {
+    file: PathBuf,
+    #[command(flatten)]
+    home: HomeArgs,
+    /// JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
 pub struct ShowArgs {
     file: PathBuf,
     /// JSON on standard output
@@ -94,7 +110,8 @@ pub struct ShowArgs {
 pub fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::New(args) => new(*args),
-        Verb::Show(args) => show(&read_round(&args.file)?, args.json),
+        Verb::Sign(args) => sign(&args),
+        Verb::Show(args) => show(&read_with_signatures(&args.file)?, args.json),
     }
 }
 
@@ -107,8 +124,10 @@ fn new(args: NewArgs) -> Result<ExitCode> {
         WeightArg::Examples => WeightRule::Examples { cap: args.weight_cap },
         WeightArg::Equal => WeightRule::Equal,
     };
-    let roster =
-        if args.members.is_empty() { Roster::Open } else { Roster::Members(args.members.iter().copied().collect::<BTreeSet<_>>()) };
+    if args.out.exists() {
+        bail!("{} exists already; a round file is never overwritten", args.out.display());
+    }
+    let Founding { roster, founders, readers, peers, signer } = args.founding.settle()?;
     let manifest = Manifest {
         version: VERSION,
         name: args.name.clone(),
@@ -119,15 +138,31 @@ fn new(args: NewArgs) -> Result<ExitCode> {
         member_max: args.member_max,
         roster,
         parent,
-        founders: None,
-        readers: None,
+        founders,
+        readers,
     };
-    let round = Round::new(manifest)?;
-    if args.out.exists() {
-        bail!("{} exists already; a round file is never overwritten", args.out.display());
+    let mut file = RoundFile { peers, ..Round::new(manifest)?.into() };
+    if let Some(signer) = signer {
+        file.sign(&signer);
     }
-    files::write(&args.out, round.to_json().as_bytes())?;
-    show(&round, args.json)
+    file.check()?;
+    files::write(&args.out, file.to_json().as_bytes())?;
+    show(&file, args.json)
+}
+
+fn sign(args: &SignArgs) -> Result<ExitCode> {
+    let (mut file, key) = (read_with_signatures(&args.file)?, args.home.open()?.key()?);
+    let manifest = file.round.manifest();
+    let founders = manifest.founders.as_ref().with_context(|| format!("round \"{}\" has no founders who could sign it", manifest.name))?;
+    let member = key.member();
+    anyhow::ensure!(founders.keys.contains(&member), "{member} is not a founder of round \"{}\"", manifest.name);
+    file.sign(&key);
+    // Those of strangers and of another file say nothing.
+    let signers: Vec<_> = file.signers().collect();
+    file.signatures.retain(|founder, _| signers.contains(founder));
+    file.check()?;
+    files::write(&args.file, file.to_json().as_bytes())?;
+    show(&file, args.json)
 }
 
 fn base_model(args: &NewArgs) -> Result<BaseModel> {
@@ -197,10 +232,13 @@ fn sentence(kind: &AdapterKind) -> String {
     }
 }
 
-fn show(round: &Round, json: bool) -> Result<ExitCode> {
+fn show(file: &RoundFile, json: bool) -> Result<ExitCode> {
+    let (round, signers) = (&file.round, file.signers().collect::<Vec<_>>());
     let manifest = round.manifest();
     if json {
-        println!("{}", serde_json::json!({ "id": round.id(), "manifest": manifest }));
+        let value = serde_json::json!({ "id": round.id(), "manifest": manifest, "private": round.is_private(), "signed": file.is_signed(),
+            "signed_by": signers, "peers": file.peers });
+        println!("{value}");
         return Ok(ExitCode::SUCCESS);
     }
     println!("round    {}  \"{}\"", round.id(), manifest.name);
@@ -217,6 +255,21 @@ fn show(round: &Round, json: bool) -> Result<ExitCode> {
             members.iter().for_each(|member| println!("         {member}"));
         }
     }
+    match &manifest.readers {
+        None | Some(Readers::Open) => println!("readers  everybody"),
+        Some(Readers::Listed(readers)) => {
+            println!("readers  {}; the round is private: members, readers and founders connect, nobody else", readers.len());
+            readers.iter().for_each(|reader| println!("         {reader}"));
+        }
+    }
+    if let Some(founders) = &manifest.founders {
+        let signed = if file.is_signed() { "" } else { "; not signed by enough of them to be run" };
+        println!("founders {}, of whom {} must agree{signed}", founders.keys.len(), founders.threshold);
+        for founder in &founders.keys {
+            println!("         {founder}  {}", if signers.contains(founder) { "signed" } else { "not signed" });
+        }
+    }
+    file.peers.iter().for_each(|peer| println!("peer     {peer}"));
     if let Some(parent) = &manifest.parent {
         println!("parent   round {}, merged adapter {}", parent.round, parent.merged);
     }

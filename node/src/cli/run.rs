@@ -7,22 +7,25 @@ use anyhow::{Result, bail};
 
 use super::args::PeerArgs;
 use super::training::TrainingArgs;
+use crate::bases::{self, Places};
 use crate::contribution::check_base;
 use crate::driver::{Goal, Work};
 
 const EXAMPLES: &str = "\
 Examples:
-  mingle run --round round.json --base ./tinyllama --data notes.jsonl
+  mingle run --round round.json --data notes.jsonl
   mingle run --round round.json --base ./tinyllama --data a.jsonl --data b.jsonl --peer /dns4/peer.example/tcp/4001
   mingle run --round round.json                     serve what was announced before
 
+Without --base, the base is looked for by its name beside the round file, in the current folder, in the folders of
+$MINGLE_BASES (as in PATH), and in the Hugging Face cache; only weights with the round's digest are taken.
 Data is JSON lines: instruction/input/output, question/answer, messages, text, or for a classifier text/label (also .tsv).
 It runs until it is stopped (Ctrl-C); killed at any point, it goes on where it was.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Hugging Face directory of the round's base
+    /// Hugging Face directory of the round's base [default: looked for by its name, see below]
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
     /// Private training data, JSON lines or (with classes) .tsv; may be given several times
@@ -42,11 +45,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let work = match (args.base, args.data) {
         (Some(_), data) if data.is_empty() => bail!("--base is for training, which needs --data"),
         (None, data) if data.is_empty() => Work::Serve,
-        (None, _) => bail!("--data needs --base, the directory of the round's base model"),
-        (Some(base), data) => {
-            let plan = args.training.plan(base, data, args.start_from);
+        (base, data) => {
+            let digests = peer.home.digests();
             // What is wrong with base or data is said now, not after joining.
-            check_base(&plan.base, &peer.round)?;
+            let base = match base {
+                Some(base) => check_base(&base, &peer.round, &digests).map(|()| base)?,
+                None => bases::find(&peer.round.manifest().base, &Places::of_process(Some(&args.peer.round)), &digests)?,
+            };
+            let plan = args.training.plan(base, data, args.start_from);
             for path in &plan.data {
                 crate::data::read_records(path)?;
             }

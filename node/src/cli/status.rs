@@ -46,6 +46,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn reached(status: &Status) -> String {
+    let relayed = status.links.iter().filter(|link| link.relayed).count();
+    let how = match status.reachability.as_str() {
+        "public" => "others can dial this peer",
+        "private" => "others cannot dial this peer, only through relays",
+        _ => "not known yet",
+    };
+    format!("{how}; {} neighbours directly, {relayed} through a relay", status.links.len() - relayed)
+}
+
 fn show(status: &Status) {
     println!("round      {}  \"{}\"", status.round, status.name);
     println!("{:10} {}  (peer {})", status.role, status.member, status.peer);
@@ -63,11 +73,14 @@ fn show(status: &Status) {
         ),
         (true, Phase::Training, None) => "training: loading".to_owned(),
         (true, Phase::Announced, _) => "announced its adapter, serving".to_owned(),
+        (true, Phase::Waiting, _) => "has an adapter, and waits for the founders to admit this key".to_owned(),
         (true, Phase::Following, _) => "following".to_owned(),
         (true, Phase::Failed, _) => "training failed".to_owned(),
     };
     println!("state      {phase}; {} neighbours", status.neighbours);
     status.listening.iter().for_each(|address| println!("listening  {address}"));
+    println!("reached    {}", reached(status));
+    status.reached_at.iter().for_each(|address| println!("           {address}"));
     println!("members    {}", status.slots.len());
     for slot in &status.slots {
         let note = match (&slot.refused, slot.merged, slot.state.as_str()) {
@@ -86,6 +99,11 @@ fn show(status: &Status) {
             println!("           merged hash {}", merged.merged_hash);
             println!("           set root    {}", merged.set_root);
             println!("           {}", merged.folder.display());
+            println!("           {} members vouch for these bytes", status.vouching);
         }
+    }
+    for fault in &status.faults {
+        let [one, other] = fault.members.map(|member| member.short());
+        println!("FAULT      members {one} and {other} signed different merges of set {}; see evidence/", fault.set_root.short());
     }
 }

@@ -8,7 +8,7 @@ use mingle_protocol::number::{Spread, seeded};
 use serde_json::json;
 
 use super::EXIT_UNREACHED;
-use super::args::{OutputArgs, read_round};
+use super::args::{HomeArgs, OutputArgs, read_round};
 use super::interrupt::Interrupt;
 use super::method::{MethodArgs, PatternArgs};
 use super::training::TrainingArgs;
@@ -68,6 +68,8 @@ pub struct Args {
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
+    home: HomeArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -79,7 +81,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&plan.settings.seed.to_le_bytes());
     if let Some(round) = &round {
-        check_base(&args.base, round)?;
+        check_base(&args.base, round, &args.home.open()?.digests())?;
         plan = plan.for_round(round);
         seed = round.kind().low_rank().map_or(seed, |shape| shape.seed);
     }

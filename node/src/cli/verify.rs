@@ -71,7 +71,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let verified = !matches!(recomputed, Recomputed::Different { .. });
     if args.json {
         let found = json!({ "verified": verified, "recomputed": recomputation, "round": receipt.round, "adapters": receipt.admitted.len(),
-            "weight": receipt.weight(), "set_root": receipt.set_root, "merged_hash": receipt.merged });
+            "vouching": checked.vouching, "weight": receipt.weight(), "set_root": receipt.set_root, "merged_hash": receipt.merged });
         println!("{found}");
     } else {
         tell(&checked, &recomputed);
@@ -149,8 +149,15 @@ fn tell(checked: &CheckedProof, recomputed: &Recomputed) {
         receipt.round,
         manifest.base.digest
     );
-    println!("Each of them was announced by its member: every signature is valid and, where the round has a roster, in it.");
+    println!(
+        "Each of them was announced by its member: every signature is valid, and each member in the roster, where the round has one, \
+         or admitted by founders whose signatures are here."
+    );
     println!("The set root {} follows from that set, and the file here has the merged hash {}.", receipt.set_root, receipt.merged);
+    if !checked.vouching.is_empty() {
+        let members: Vec<String> = checked.vouching.iter().map(|member| member.short()).collect();
+        println!("{} members signed that merging that set gave them this hash: {}.", members.len(), members.join(", "));
+    }
     match recomputed {
         Recomputed::Same => println!("Merging the members' adapters again gives the same bytes."),
         Recomputed::Different { found } => println!("FALSE: merging the members' adapters again gives {found}, not what is here."),

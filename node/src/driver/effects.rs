@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
+use mingle_protocol::identity::MemberKey;
 use mingle_protocol::machine::{Input, Millis, Notice, Output, Verdict};
-use mingle_protocol::record::RecordId;
+use mingle_protocol::record::{RecordId, SignedRecord};
 
-use super::{Driver, Event, MergedStatus, Status, averaging, status};
+use super::{Driver, Event, LinkStatus, MergedStatus, Status, averaging, belonging, status};
 use crate::network::{self, NetworkHandle, PeerId};
 
 /// What a verdict or an answer is for.
@@ -34,6 +35,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let mut outputs = Vec::new();
         let now = Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
         self.machine.handle(input, now, &mut outputs);
+        self.access_due |= outputs.iter().any(belonging::is_change);
         for output in outputs {
             self.perform(output, origin.as_ref())?;
         }
@@ -67,15 +69,24 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
             Output::Fetch { adapter, size } => {
                 let announcers = self.machine.ledger().admitted().filter(|entry| (entry.adapter, entry.size) == (adapter, size));
-                let providers = announcers.filter_map(|entry| network::peer_of(&entry.member)).collect();
+                let vouched = self.machine.vouched().filter(|vouched| vouched.merged == adapter);
+                let vouching = vouched.iter().flat_map(|vouched| &vouched.attestations).map(|signed| signed.attestation().member);
+                let members = announcers.map(|entry| entry.member).chain(vouching);
+                let providers = members.filter_map(|member| network::peer_of(&member)).collect();
                 if !self.send(|network| network.fetch(adapter, size, providers)) {
                     self.unstarted.push(adapter);
                 }
             }
             Output::CancelFetch(adapter) => _ = self.send(|network| network.cancel_fetch(adapter)),
+            Output::Merge(_) if self.role == super::work::SEED => {}
             Output::Merge(set) => {
                 let admitting: BTreeSet<RecordId> = set.iter().map(|entry| entry.record).collect();
-                let records = self.machine.ledger().records().filter(|record| admitting.contains(&record.id())).cloned().collect();
+                let members: BTreeSet<MemberKey> = set.iter().map(|entry| entry.member).collect();
+                let admits = |record: &&SignedRecord| match record.standing() {
+                    Some(change) => members.contains(&change.subject),
+                    None => admitting.contains(&record.id()),
+                };
+                let records = self.machine.ledger().records().filter(admits).cloned().collect();
                 self.orders.send_replace(averaging::Order { set, records });
             }
             Output::Notice(notice) => self.notice(notice),
@@ -99,7 +110,7 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     /// Whether the network has taken the command. Records and questions it does not take now are caught up with by
     /// reconciliation.
-    fn send(&mut self, command: impl FnOnce(&NetworkHandle) -> Result<(), network::NetworkError>) -> bool {
+    pub(super) fn send(&mut self, command: impl FnOnce(&NetworkHandle) -> Result<(), network::NetworkError>) -> bool {
         match command(&self.network) {
             Ok(()) => true,
             Err(error) => {
@@ -113,7 +124,9 @@ impl<F: FnMut(&Event)> Driver<F> {
         let event = match notice {
             // Its own record is told of when it is made.
             Notice::Recorded(record) if Some(record.id()) == self.said => return,
-            Notice::Recorded(record) | Notice::Conflict(record) if self.said.is_some() && record.record().member() == self.key.member() => {
+            Notice::Recorded(record) | Notice::Conflict(record)
+                if self.said.is_some() && record.record().author() == self.key.member() && record.standing().is_none() =>
+            {
                 let sequence = record.record().sequence();
                 let why =
                     format!("this key has said something else from another home (sequence {sequence}); publish again to supersede it");
@@ -123,7 +136,13 @@ impl<F: FnMut(&Event)> Driver<F> {
             Notice::Conflict(record) => Event::Conflict { member: record.record().member(), sequence: record.record().sequence() },
             Notice::RecordRefused(error) => Event::RecordRefused { why: error.to_string() },
             Notice::SyncRefused(why) => Event::Trouble { why },
+            Notice::NotKept(_) => {
+                let why = "what this member says has no place in the round and was told to nobody: the round is full, or its roster does \
+                           not have this member now";
+                Event::Trouble { why: why.into() }
+            }
             Notice::AdapterRefused { adapter, why } => Event::AdapterRefused { adapter, why },
+            Notice::Fault(fault) => return self.fault(&fault),
         };
         (self.observe)(&event);
     }
@@ -132,6 +151,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let ledger = self.machine.ledger();
         let receipt = self.merged.as_ref().map(|(receipt, _)| receipt);
         let manifest = self.machine.round().manifest();
+        let reach = self.network.reachability().borrow().clone();
         let status = Status {
             updated_unix_ms: status::unix_ms(),
             process: std::process::id(),
@@ -142,10 +162,18 @@ impl<F: FnMut(&Event)> Driver<F> {
             name: manifest.name.clone(),
             listening: self.listening.clone(),
             neighbours: self.network.connected_peers().len(),
+            reachability: reach.reachability.name().into(),
+            reached_at: reach.reachability.addresses().iter().map(ToString::to_string).collect(),
+            links: reach.links.iter().map(LinkStatus::from).collect(),
             phase: self.phase,
             training: self.progress.clone(),
             slots: status::slots(ledger, receipt, &self.have, self.machine.refused()),
+            standings: ledger.standing_records().filter_map(SignedRecord::standing).map(Into::into).collect(),
             merged: self.merged.as_ref().map(|(receipt, folder)| MergedStatus::new(receipt, folder.clone())),
+            vouching: receipt.map_or(0, |receipt| self.machine.vouching(receipt.set_root, receipt.merged)),
+            faults: self.vouching.faults.clone(),
+            traffic: self.network.traffic().into(),
+            conduct: self.network.peers().into_iter().map(Into::into).collect(),
             home: self.home.folder().to_owned(),
         };
         // A status is for looking at: a full disk must not stop the peer for its sake.

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::record::{Record, SignedRecord};
+use mingle_protocol::standing::Standing;
 use serde::Serialize;
+
+use crate::network::{Link, Reachability};
 
 /// How far a training is.
 #[derive(Clone, Debug, PartialEq, Serialize, serde::Deserialize)]
@@ -40,28 +43,138 @@ pub struct TrainingStatus {
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    Started { role: &'static str, member: MemberKey, round: String, name: String, home: PathBuf },
-    Listening { address: String },
-    Connected { peer: String, neighbours: usize },
-    Disconnected { peer: String, neighbours: usize },
-    Refused { peer: String, why: String },
+    Started {
+        role: &'static str,
+        member: MemberKey,
+        round: String,
+        name: String,
+        home: PathBuf,
+    },
+    Listening {
+        address: String,
+    },
+    Connected {
+        peer: String,
+        neighbours: usize,
+    },
+    Disconnected {
+        peer: String,
+        neighbours: usize,
+    },
+    /// A peer that may not connect tried to.
+    Refused {
+        peer: String,
+        why: String,
+    },
+    /// Whether others can dial this peer: `public`, `private` or `unknown`; and where they reach it.
+    Reachability {
+        state: &'static str,
+        addresses: Vec<String>,
+    },
+    /// The peer is connected through a relay only.
+    Relayed {
+        peer: String,
+        relay: Option<String>,
+    },
+    /// The peer is connected without a relay between.
+    Direct {
+        peer: String,
+        address: String,
+    },
     Training(TrainingStatus),
-    Trained { examples: u64, loss_before: Option<f64>, loss_after: Option<f64>, seconds: f64 },
-    Withdrawn { sequence: u64 },
-    Announced { adapter: ContentHash, sequence: u64, weight: u64 },
-    Heard { member: MemberKey, adapter: Option<ContentHash>, sequence: u64, weight: u64, withdrawn: bool },
-    Conflict { member: MemberKey, sequence: u64 },
-    Fetching { adapter: ContentHash, have: u64, size: u64 },
-    Fetched { adapter: ContentHash },
-    AdapterRefused { adapter: ContentHash, why: String },
-    RecordRefused { why: String },
-    Merged { adapters: usize, weight: u64, merged_hash: ContentHash, set_root: ContentHash, folder: PathBuf },
-    Trouble { why: String },
+    Trained {
+        examples: u64,
+        loss_before: Option<f64>,
+        loss_after: Option<f64>,
+        seconds: f64,
+    },
+    Withdrawn {
+        sequence: u64,
+    },
+    Announced {
+        adapter: ContentHash,
+        sequence: u64,
+        weight: u64,
+    },
+    Heard {
+        member: MemberKey,
+        adapter: Option<ContentHash>,
+        sequence: u64,
+        weight: u64,
+        withdrawn: bool,
+    },
+    Standing {
+        member: MemberKey,
+        becomes: Standing,
+        sequence: u64,
+        approved_by: Vec<MemberKey>,
+    },
+    Conflict {
+        member: MemberKey,
+        sequence: u64,
+    },
+    Fetching {
+        adapter: ContentHash,
+        have: u64,
+        size: u64,
+    },
+    Fetched {
+        adapter: ContentHash,
+    },
+    AdapterRefused {
+        adapter: ContentHash,
+        why: String,
+    },
+    RecordRefused {
+        why: String,
+    },
+    Merged {
+        adapters: usize,
+        weight: u64,
+        merged_hash: ContentHash,
+        set_root: ContentHash,
+        folder: PathBuf,
+    },
+    /// A reader has written what enough members vouch for.
+    Believed {
+        adapters: usize,
+        members: usize,
+        merged_hash: ContentHash,
+        set_root: ContentHash,
+    },
+    /// Two members signed different merges of one set.
+    Fault {
+        set_root: ContentHash,
+        one: MemberKey,
+        other: MemberKey,
+        evidence: PathBuf,
+    },
+    Trouble {
+        why: String,
+    },
 }
 
 impl Event {
+    /// What a new path to a peer is.
+    pub fn path(link: &Link) -> Self {
+        let peer = link.peer.to_string();
+        match link.relayed {
+            true => Self::Relayed { peer, relay: link.relay.map(|relay| relay.to_string()) },
+            false => Self::Direct { peer, address: link.address.to_string() },
+        }
+    }
+
+    pub fn reachability(reachability: &Reachability) -> Self {
+        let addresses = reachability.addresses().iter().map(ToString::to_string).collect();
+        Self::Reachability { state: reachability.name(), addresses }
+    }
+
     /// What a record that entered the ledger says.
     pub fn heard(record: &SignedRecord) -> Self {
+        if let Some(change) = record.standing() {
+            let approved_by = change.approvals.iter().map(|approval| approval.founder).collect();
+            return Self::Standing { member: change.subject, becomes: change.becomes, sequence: change.sequence, approved_by };
+        }
         let said = record.announcement();
         Self::Heard {
             member: record.record().member(),
@@ -83,6 +196,18 @@ impl fmt::Display for Event {
             Self::Connected { peer, neighbours } => write!(f, "connected to {peer} ({neighbours} neighbours)"),
             Self::Disconnected { peer, neighbours } => write!(f, "lost {peer} ({neighbours} neighbours)"),
             Self::Refused { peer, why } => write!(f, "refused a connection with {peer}: {why}"),
+            Self::Reachability { state: "public", addresses } => write!(f, "others can dial this peer at {}", addresses.join(", ")),
+            Self::Reachability { state: "private", addresses } if addresses.is_empty() => {
+                f.write_str("others cannot dial this peer; looking for a relay")
+            }
+            Self::Reachability { state: "private", addresses } => {
+                write!(f, "others cannot dial this peer; they reach it through relays at {}", addresses.join(", "))
+            }
+            Self::Reachability { .. } => f.write_str("it is not known whether others can dial this peer"),
+            Self::Relayed { peer, relay } => {
+                write!(f, "{peer} is reached through the relay {}", relay.as_deref().unwrap_or("that called"))
+            }
+            Self::Direct { peer, address } => write!(f, "{peer} is reached directly at {address}"),
             Self::Training(status) => {
                 write!(
                     f,
@@ -103,6 +228,10 @@ impl fmt::Display for Event {
                 let adapter = adapter.map(|adapter| adapter.short()).unwrap_or_default();
                 write!(f, "member {} announced adapter {adapter} (sequence {sequence}, weight {weight})", member.short())
             }
+            Self::Standing { member, becomes, approved_by, .. } => {
+                let by: Vec<String> = approved_by.iter().map(MemberKey::short).collect();
+                write!(f, "{} is {} from now on, say founders {}", member.short(), becomes.name(), by.join(", "))
+            }
             Self::Conflict { member, sequence } => {
                 write!(f, "member {} signed two records at sequence {sequence}: its slot counts for nothing", member.short())
             }
@@ -113,6 +242,14 @@ impl fmt::Display for Event {
             Self::Merged { adapters, weight, merged_hash, set_root, .. } => {
                 let (hash, root) = (merged_hash.short(), set_root.short());
                 write!(f, "merged {adapters} adapters (total weight {weight}): merged hash {hash}, set root {root}")
+            }
+            Self::Believed { adapters, members, merged_hash, set_root } => {
+                let (hash, root) = (merged_hash.short(), set_root.short());
+                write!(f, "fetched the merge of {adapters} adapters that {members} members vouch for: merged hash {hash}, set root {root}")
+            }
+            Self::Fault { one, other, evidence, .. } => {
+                let (one, other) = (one.short(), other.short());
+                write!(f, "FAULT: members {one} and {other} signed different merges of one set; evidence in {}", evidence.display())
             }
             Self::Trouble { why } => write!(f, "trouble: {why}"),
         }

@@ -10,7 +10,7 @@ use mingle_protocol::machine::Input;
 use mingle_protocol::record::{Announcement, Losses, Record, SignedRecord, Withdrawal};
 
 use super::effects::Origin;
-use super::{Driver, Event, Job, MergedStatus, Phase, Prepared, averaging};
+use super::{Driver, Event, Job, MergedStatus, Phase, Prepared, averaging, refusals};
 use crate::merger::{CheckedAdapter, Unusable, hash_of};
 use crate::network::NetworkEvent;
 
@@ -33,6 +33,8 @@ impl<F: FnMut(&Event)> Driver<F> {
                 self.handle(Input::Disconnected(peer))?;
             }
             NetworkEvent::Refused { peer, why } => (self.observe)(&Event::Refused { peer: peer.to_string(), why }),
+            NetworkEvent::Path(link) => (self.observe)(&Event::path(&link)),
+            NetworkEvent::Reachability(reachability) => (self.observe)(&Event::reachability(&reachability)),
             NetworkEvent::Gossip { message_id, from, bytes } => {
                 self.handle_from(Input::Gossip { bytes }, Some(Origin::Gossip { message: message_id, from }))?;
             }
@@ -40,7 +42,10 @@ impl<F: FnMut(&Event)> Driver<F> {
                 self.handle_from(Input::SyncRequest { bytes }, Some(Origin::Question(token)))?
             }
             NetworkEvent::SyncResponse { from, bytes } => self.handle(Input::SyncResponse { from, bytes })?,
-            NetworkEvent::SyncFailed { from, why } => tracing::debug!(%from, why, "reconciliation failed"),
+            NetworkEvent::SyncFailed { from, why } => {
+                tracing::debug!(%from, why, "a question had no answer");
+                self.handle(Input::SyncFailed { from })?;
+            }
             NetworkEvent::BlobProgress { hash, have, size, .. } => {
                 self.have.insert(hash, have);
                 (self.observe)(&Event::Fetching { adapter: hash, have, size });
@@ -50,6 +55,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                     self.have.insert(hash, size);
                     (self.observe)(&Event::Fetched { adapter: hash });
                     self.handle(Input::BlobStored { adapter: hash, size })?;
+                    self.take_vouched()?;
                 } else {
                     // Found damaged and dropped before we heard that it had come.
                     self.handle(Input::BlobFailed { adapter: hash })?;
@@ -66,6 +72,9 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     pub(super) fn lost(&mut self, adapter: ContentHash) -> Result<()> {
         self.have.remove(&adapter);
+        if self.vouching.served().contains(&adapter) {
+            self.vouching.changed();
+        }
         (self.observe)(&Event::Trouble { why: format!("the stored file of adapter {adapter} is gone or damaged; fetching it again") });
         self.handle(Input::BlobLost { adapter })
     }
@@ -88,6 +97,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Err(error.context("training failed"))
             }
             Job::Averaged(report) => self.averaged(report),
+            Job::Served(stored) => self.served(stored),
         }
     }
 
@@ -99,6 +109,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             (self.observe)(&Event::Merged { adapters, weight, merged_hash, set_root, folder });
         }
         self.merged = merged;
+        self.vouching.changed();
+        let refuses = unusable.iter().any(|unusable| matches!(unusable, Unusable::Refused { .. }));
         for unusable in unusable {
             match unusable {
                 Unusable::Refused { adapter, why } => {
@@ -108,6 +120,10 @@ impl<F: FnMut(&Event)> Driver<F> {
                 }
                 Unusable::Lost { adapter } => self.lost(adapter)?,
             }
+        }
+        if refuses {
+            let admitted: BTreeSet<ContentHash> = self.machine.ledger().admitted().map(|entry| entry.adapter).collect();
+            refusals::remember(&self.store, self.machine.refused().iter().filter(|(adapter, _)| admitted.contains(adapter)))?;
         }
         self.collect_garbage()?;
         self.write_status();
@@ -124,16 +140,24 @@ impl<F: FnMut(&Event)> Driver<F> {
         let record = SignedRecord::sign(&Record::Withdrawal(Withdrawal { round: round.id(), member, sequence }), &self.key, &round)?;
         self.said = Some(record.id());
         self.handle(Input::Publish(record))?;
-        (self.observe)(&Event::Withdrawn { sequence });
+        if let Some(SlotState::Withdrawn) = self.own_slot() {
+            (self.observe)(&Event::Withdrawn { sequence });
+        }
         self.write_status();
         Ok(())
     }
 
     /// Drops blobs, whole or in part, that are neither admitted nor, until the merger has taken them out, in the merged
-    /// adapter.
+    /// adapter. One's own stays even while it does not count: who is admitted again may be the only one to have it.
     pub(super) fn collect_garbage(&mut self) -> Result<()> {
         let in_merge = self.merged.iter().flat_map(|(receipt, _)| &receipt.admitted).map(|entry| entry.adapter);
-        let needed: BTreeSet<ContentHash> = self.machine.ledger().admitted().map(|entry| entry.adapter).chain(in_merge).collect();
+        let served = self.vouching.served().iter().copied().chain(self.machine.vouched().map(|vouched| vouched.merged));
+        let own = match self.own_slot() {
+            Some(SlotState::Adapter(said)) => Some(said.adapter),
+            _ => None,
+        };
+        let admitted = self.machine.ledger().admitted().map(|entry| entry.adapter);
+        let needed: BTreeSet<ContentHash> = admitted.chain(in_merge).chain(served).chain(own).collect();
         let whole = self.store.blobs()?.into_iter().map(|(adapter, _)| adapter);
         for adapter in whole.chain(self.store.partials()?).filter(|adapter| !needed.contains(adapter)) {
             self.store.remove_blob(adapter)?;
@@ -157,6 +181,10 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     /// Stores the adapter, signs for it, and tells the network; in this order.
     pub(super) fn announce(&mut self, prepared: Prepared) -> Result<()> {
+        if !self.is_member() {
+            self.wait_for_admission(prepared);
+            return Ok(());
+        }
         let Self { store, machine, key, .. } = self;
         let round = machine.round().clone();
         let file = std::fs::File::open(&prepared.weights).with_context(|| format!("cannot read {}", prepared.weights.display()))?;

@@ -9,10 +9,13 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::ledger::{Ledger, SlotState};
 use mingle_protocol::receipt::Receipt;
+use mingle_protocol::standing::{Standing, StandingChange};
 use serde::{Deserialize, Serialize};
 
 use super::event::TrainingStatus;
+use super::vouching::FaultStatus;
 use crate::files;
+use crate::network::{self, Link, Traffic};
 
 /// A status older than this belongs to a peer that is gone.
 pub const STALE_MS: u128 = 5_000;
@@ -30,11 +33,113 @@ pub struct Status {
     pub name: String,
     pub listening: Vec<String>,
     pub neighbours: usize,
+    /// `public`, `private` (only through relays) or `unknown`.
+    #[serde(default)]
+    pub reachability: String,
+    /// Where others reach this peer: its own addresses, or those through relays.
+    #[serde(default)]
+    pub reached_at: Vec<String>,
+    /// How each neighbour is connected.
+    #[serde(default)]
+    pub links: Vec<LinkStatus>,
     pub phase: Phase,
     pub training: Option<TrainingStatus>,
     pub slots: Vec<SlotStatus>,
+    /// What founders have changed about who belongs.
+    #[serde(default)]
+    pub standings: Vec<StandingStatus>,
     pub merged: Option<MergedStatus>,
+    /// Members that vouch for these merged bytes, as far as this peer has heard.
+    #[serde(default)]
+    pub vouching: usize,
+    /// Contradictions among members: one set, two merges.
+    #[serde(default)]
+    pub faults: Vec<FaultStatus>,
+    #[serde(default)]
+    pub traffic: TrafficStatus,
+    /// How each connected peer behaves.
+    #[serde(default)]
+    pub conduct: Vec<ConductStatus>,
     pub home: PathBuf,
+}
+
+/// What a connected peer has done since it connected, and gossip's score of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConductStatus {
+    pub peer: String,
+    pub score: f64,
+    /// Gossiped messages that were new here, and how many of them were valid.
+    pub messages: u64,
+    pub accepted: u64,
+    /// Questions of reconciliation, and bytes of the answers.
+    pub questions: u64,
+    pub answer_bytes: u64,
+    pub blob_requests: u64,
+    pub blob_bytes: u64,
+    /// How often it was refused for asking too much, and what else it did wrong.
+    pub over_quota: u64,
+    pub offences: u64,
+}
+
+impl From<network::PeerStatus> for ConductStatus {
+    fn from(status: network::PeerStatus) -> Self {
+        let network::PeerStatus { peer, score, counts, .. } = status;
+        let network::Counts { messages, accepted, questions, answer_bytes, blob_requests, blob_bytes, over_quota, offences, .. } = counts;
+        Self {
+            peer: peer.to_string(),
+            score,
+            messages,
+            accepted,
+            questions,
+            answer_bytes,
+            blob_requests,
+            blob_bytes,
+            over_quota,
+            offences,
+        }
+    }
+}
+
+/// Bytes since the start, as the network counts them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficStatus {
+    /// All that is not a blob.
+    pub control_in: u64,
+    pub control_out: u64,
+    pub blob_in: u64,
+    pub blob_out: u64,
+}
+
+impl From<Traffic> for TrafficStatus {
+    fn from(traffic: Traffic) -> Self {
+        let Traffic { control_in, control_out, blob_in, blob_out } = traffic;
+        Self { control_in, control_out, blob_in, blob_out }
+    }
+}
+
+/// How one neighbour is connected.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    pub peer: String,
+    pub address: String,
+    pub relayed: bool,
+    /// The peer that carries the bytes, where it is known.
+    pub relay: Option<String>,
+    #[serde(default)]
+    pub round_trip_ms: Option<f64>,
+}
+
+impl From<&Link> for LinkStatus {
+    fn from(link: &Link) -> Self {
+        let Link { peer, address, relayed, relay, round_trip } = link;
+        Self {
+            peer: peer.to_string(),
+            address: address.to_string(),
+            relayed: *relayed,
+            relay: relay.map(|relay| relay.to_string()),
+            round_trip_ms: round_trip.map(|time| time.as_secs_f64() * 1000.0),
+        }
+    }
 }
 
 /// What the peer itself is at.
@@ -44,6 +149,8 @@ pub enum Phase {
     Training,
     /// Trained or given an adapter, and announced it.
     Announced,
+    /// Has an adapter that it may not announce before founders admit its key.
+    Waiting,
     /// Nothing of its own to announce.
     Following,
     Failed,
@@ -53,7 +160,7 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SlotStatus {
     pub member: MemberKey,
-    /// `adapter`, `withdrawn` or `conflict`.
+    /// `adapter`, `withdrawn` or `conflict`; `reader` or `out` where the key is no member now, and counts for nothing.
     pub state: String,
     pub sequence: u64,
     pub adapter: Option<ContentHash>,
@@ -65,6 +172,22 @@ pub struct SlotStatus {
     /// Whether it is in the merged adapter.
     pub merged: bool,
     pub refused: Option<String>,
+}
+
+/// A change of who belongs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StandingStatus {
+    pub key: MemberKey,
+    pub standing: Standing,
+    pub sequence: u64,
+    pub approved_by: Vec<MemberKey>,
+}
+
+impl From<&StandingChange> for StandingStatus {
+    fn from(change: &StandingChange) -> Self {
+        let approved_by = change.approvals.iter().map(|approval| approval.founder).collect();
+        Self { key: change.subject, standing: change.becomes, sequence: change.sequence, approved_by }
+    }
 }
 
 /// The merged adapter at hand.
@@ -127,7 +250,11 @@ pub fn slots(
             merged: false,
             refused: None,
         };
-        match state {
+        let counts = |slot: SlotStatus| match ledger.standing(&member) {
+            None | Some(Standing::Member) => slot,
+            Some(standing) => SlotStatus { state: standing.name().into(), ..slot },
+        };
+        counts(match state {
             SlotState::Withdrawn => SlotStatus { state: "withdrawn".into(), ..vacant },
             SlotState::Conflict(..) => SlotStatus { state: "conflict".into(), ..vacant },
             SlotState::Adapter(said) => SlotStatus {
@@ -141,7 +268,7 @@ pub fn slots(
                 refused: refused.get(&said.adapter).cloned(),
                 ..vacant
             },
-        }
+        })
     };
     ledger.slots().map(row).collect()
 }

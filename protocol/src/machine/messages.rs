@@ -1,5 +1,6 @@
 //! What goes into the machine, and what comes out of it.
 
+use crate::attestation::{Fault, SignedAttestation};
 use crate::hash::ContentHash;
 use crate::ledger::Admitted;
 use crate::record::{RecordError, RecordId, SignedRecord};
@@ -21,8 +22,14 @@ pub enum Input<P> {
         from: P,
         bytes: Vec<u8>,
     },
+    /// A question asked of this neighbour will have no answer. Need not be told: the machine waits only so long.
+    SyncFailed {
+        from: P,
+    },
     /// A record of this peer's own.
     Publish(SignedRecord),
+    /// This member's own word for the merge that it has published.
+    Attest(SignedAttestation),
     /// A blob is on disk, verified against its hash, and durable.
     BlobStored {
         adapter: ContentHash,
@@ -85,9 +92,13 @@ pub enum Notice {
     /// A member said two things at one sequence.
     Conflict(SignedRecord),
     RecordRefused(RecordError),
+    /// This peer's own record has no place in the ledger, and was told to nobody.
+    NotKept(SignedRecord),
     SyncRefused(String),
     AdapterRefused {
         adapter: ContentHash,
         why: String,
     },
+    /// Two members vouch for different merges of one set: one of them is wrong, or lies.
+    Fault(Box<Fault>),
 }

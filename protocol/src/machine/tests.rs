@@ -1,13 +1,16 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::record::tests::{announce, key, round, withdraw};
 use crate::record::{Record, SignedRecord};
+use crate::sync;
 
-fn machine() -> Machine<u32> {
+pub(super) fn machine() -> Machine<u32> {
     Machine::new(round(), [])
 }
 
-fn handle(machine: &mut Machine<u32>, input: Input<u32>, now: u64) -> Vec<Output<u32>> {
+pub(super) fn handle(machine: &mut Machine<u32>, input: Input<u32>, now: u64) -> Vec<Output<u32>> {
     let mut out = Vec::new();
     machine.handle(input, Millis(now), &mut out);
     out
@@ -20,6 +23,16 @@ fn gossip(machine: &mut Machine<u32>, record: &SignedRecord) -> Vec<Output<u32>>
 fn stored(machine: &mut Machine<u32>, record: &SignedRecord) -> Vec<Output<u32>> {
     let announcement = record.announcement().unwrap();
     handle(machine, Input::BlobStored { adapter: announcement.adapter, size: announcement.size }, 0)
+}
+
+pub(super) fn answer(machine: &mut Machine<u32>, from: u32, answer: sync::Answer, now: u64) -> Vec<Output<u32>> {
+    let bytes = sync::Response::from(answer).to_bytes().unwrap();
+    handle(machine, Input::SyncResponse { from, bytes }, now)
+}
+
+/// Whom these outputs ask.
+pub(super) fn asked(outputs: &[Output<u32>]) -> Vec<u32> {
+    outputs.iter().filter_map(|output| if let Output::Request { to, .. } = output { Some(*to) } else { None }).collect()
 }
 
 fn merges(outputs: &[Output<u32>]) -> Vec<usize> {
@@ -148,7 +161,10 @@ fn periodic_reconciliation_visits_every_neighbour_in_turn() {
         handle(&mut machine, Input::Connected(peer), 0);
     }
     let mut visited = BTreeSet::new();
-    for turn in 0..3 {
+    for turn in 1..=5 {
+        for peer in 0..10 {
+            answer(&mut machine, peer, sync::Answer::Same, 0);
+        }
         for output in handle(&mut machine, Input::Tick, turn * SYNC_INTERVAL_MS) {
             let Output::Request { to, .. } = output else { panic!("{output:?}") };
             visited.insert(to);
@@ -269,8 +285,7 @@ fn dead_and_slow_adapters_do_not_starve_an_honest_one() {
 fn a_member_that_says_much_in_one_answer_costs_one_record() {
     let mut machine = machine();
     let records = (1..=48).map(|sequence| sync::RawRecord(announce(1, sequence, b"a").bytes().to_vec())).collect();
-    let bytes = sync::Response::Records(records).to_bytes().unwrap();
-    let outputs = handle(&mut machine, Input::SyncResponse { from: 1, bytes }, 0);
+    let outputs = answer(&mut machine, 1, sync::Answer::Records(records), 0);
     let count = |kind: fn(&Output<u32>) -> bool| outputs.iter().filter(|output| kind(output)).count();
     assert_eq!(count(|output| matches!(output, Output::Keep(_))), 1);
     assert_eq!(count(|output| matches!(output, Output::Forget(_) | Output::Request { .. })), 0);
@@ -281,8 +296,7 @@ fn only_a_finished_comparison_says_that_nothing_is_missing() {
     let mut machine = machine();
     handle(&mut machine, Input::Connected(1), 0);
     assert!(machine.is_settled() && !machine.has_compared());
-    let bytes = sync::Response::Same.to_bytes().unwrap();
-    handle(&mut machine, Input::SyncResponse { from: 1, bytes }, 0);
+    answer(&mut machine, 1, sync::Answer::Same, 0);
     assert!(machine.has_compared());
 }
 
@@ -297,9 +311,7 @@ fn who_belongs_is_taken_first_from_a_batch_and_a_stranger_is_not_blamed() {
     let expected = [Output::Notice(Notice::RecordRefused(RecordError::NotInRoster { member })), Output::Verdict(Verdict::Ignore)];
     assert_eq!(outputs, expected, "the change that admits it may be on its way");
     let records = [&said, &admits].map(|record| sync::RawRecord(record.bytes().to_vec())).to_vec();
-    let bytes = sync::Response::Records(records).to_bytes().unwrap();
-    handle(&mut machine, Input::Tick, 0);
-    handle(&mut machine, Input::SyncResponse { from: 1, bytes }, 0);
+    answer(&mut machine, 1, sync::Answer::Records(records), 0);
     assert_eq!(machine.ledger().admitted().count(), 1);
     assert_eq!(merges(&stored(&mut machine, &said)), [1]);
     assert_eq!(merges(&gossip(&mut machine, &change(7, 2, Standing::Out, &[11, 13]))), [0]);
@@ -307,13 +319,29 @@ fn who_belongs_is_taken_first_from_a_batch_and_a_stranger_is_not_blamed() {
 }
 
 #[test]
-fn a_change_of_standing_asks_neighbours_at_once_for_what_was_refused() {
+fn a_change_of_standing_makes_a_peer_ask_soon_for_what_was_refused() {
     use crate::standing::Standing;
     use crate::standing::tests::{change, founded};
     let mut machine: Machine<u32> = Machine::new(founded(), []);
     handle(&mut machine, Input::Connected(7), 0);
-    assert_eq!(handle(&mut machine, Input::Tick, 0).len(), 1);
-    assert_eq!(handle(&mut machine, Input::Tick, 1_000).len(), 0);
-    gossip(&mut machine, &change(7, 1, Standing::Member, &[11, 12]));
-    assert_eq!(handle(&mut machine, Input::Tick, 2_000).len(), 1);
+    for now in [0, 1_000, 3_000, 7_000] {
+        answer(&mut machine, 7, sync::Answer::Same, now);
+        handle(&mut machine, Input::Tick, now);
+    }
+    answer(&mut machine, 7, sync::Answer::Same, 7_000);
+    assert_eq!(asked(&handle(&mut machine, Input::Tick, 8_000)), [] as [u32; 0]);
+    let bytes = change(7, 1, Standing::Member, &[11, 12]).bytes().to_vec();
+    handle(&mut machine, Input::Gossip { bytes }, 8_000);
+    assert_eq!(asked(&handle(&mut machine, Input::Tick, 9_000)), [7]);
+}
+
+#[test]
+fn ones_own_record_that_has_no_place_is_told_to_nobody() {
+    use crate::standing::tests::{announce, founded};
+    let mut machine: Machine<u32> = Machine::new(founded(), []);
+    // The founders have not admitted it, as far as this peer knows.
+    let record = announce(7, 1, b"a");
+    let outputs = handle(&mut machine, Input::Publish(record.clone()), 0);
+    assert!(outputs.contains(&Output::Notice(Notice::NotKept(record))), "{outputs:?}");
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Gossip(_) | Output::Keep(_))), "{outputs:?}");
 }

@@ -156,7 +156,6 @@ fn a_round_is_private_when_members_and_readers_are_listed() {
     ] {
         let round = Round::new(Manifest { roster, readers, founders: founders([3], 1), ..manifest() }).unwrap();
         assert_eq!(round.is_private(), private, "{:?}", round.manifest());
-        assert_eq!(round.manifest().access().is_some(), private);
     }
 }
 
@@ -170,7 +169,7 @@ fn the_manifest_says_what_a_key_is_before_any_change() {
     };
     let standing = |number| manifest.standing(&MemberKey([number; 32]));
     assert_eq!([1, 2, 3, 4].map(standing), [Some(Standing::Member), Some(Standing::Reader), Some(Standing::Reader), None]);
-    assert_eq!(manifest.access(), Some(keys([1, 2, 3])));
+    assert_eq!(manifest.named(), keys([1, 2, 3]));
 }
 
 #[derive(Deserialize)]

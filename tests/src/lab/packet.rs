@@ -25,9 +25,9 @@ impl Packet {
         let address = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?));
         let (from, to) = (address(12)?, address(16)?);
         let inner = bytes.get(usize::from(head & 15) * 4..)?;
-        let payload = match bytes.get(9)? {
-            &TCP => inner.len().saturating_sub(usize::from(inner.get(12)? >> 4) * 4),
-            &UDP => inner.len().saturating_sub(UDP_HEADER),
+        let payload = match *bytes.get(9)? {
+            TCP => inner.len().saturating_sub(usize::from(inner.get(12)? >> 4) * 4),
+            UDP => inner.len().saturating_sub(UDP_HEADER),
             _ => 0,
         };
         Some(Self { from, to, payload })

@@ -85,6 +85,9 @@ struct Parcel {
     bytes: Vec<u8>,
 }
 
+/// A packet at its receiver's door.
+type Arrival = (Arc<Tun>, Vec<u8>);
+
 impl Parcel {
     fn rank(&self) -> (Instant, u64) {
         (self.at, self.order)
@@ -232,7 +235,7 @@ impl Wire {
     }
 
     /// What has arrived by now, and when the next does.
-    fn arrived(&self, now: Instant) -> (Vec<(Arc<Tun>, Vec<u8>)>, Instant) {
+    fn arrived(&self, now: Instant) -> (Vec<Arrival>, Instant) {
         let mut state = self.state();
         let mut arrived = Vec::new();
         while arrived.len() < BATCH {

@@ -138,7 +138,7 @@ impl Victim {
             }
         });
         let address = timeout(PATIENCE, told).await.unwrap().unwrap();
-        let id = dialer::peer_in(&address).unwrap();
+        let id = crate::dialer::peer_in(&address).unwrap();
         Self { process, address, id, said }
     }
 

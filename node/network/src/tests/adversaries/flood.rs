@@ -12,7 +12,7 @@ async fn flood(victim: Target, first: u8, until: Instant) -> Vec<Duration> {
     let mut suffered = Vec::new();
     let mut number = 0_u64;
     for secret in first..=255 {
-        let mut swarm = bare_swarm_at(secret, "/ip4/127.0.0.2/tcp/0");
+        let mut swarm = bare_swarm_at(secret, "/ip4/127.0.0.2/tcp/0").await;
         swarm.dial(victim.address.clone()).unwrap();
         let topic = libp2p::gossipsub::IdentTopic::new(short_name(super::super::TOPIC));
         let mut pace = tokio::time::interval(Duration::from_millis(10));

@@ -13,11 +13,11 @@ const SYBILS: u8 = 16;
 /// Keeps as many questions and blob streams open as it may and more, reads gossip, and passes nothing on. Says how many
 /// answers it got.
 async fn sybil(secret: u8, to: Multiaddr, victim: PeerId, until: Instant) -> usize {
-    let mut swarm = bare_swarm_at(secret, &format!("/ip4/127.0.0.{}/tcp/0", 2 + secret % 8));
+    let mut swarm = bare_swarm_at(secret, &format!("/ip4/127.0.0.{}/tcp/0", 2 + secret % 8)).await;
     swarm.dial(to).unwrap();
     let mut answers = 0;
     let mut hanging = Vec::new();
-    let mut opening = tokio::task::JoinSet::new();
+    let mut opening = tokio::task::JoinSet::<Result<crate::blob_streams::Opened, tokio::sync::oneshot::error::RecvError>>::new();
     let mut pace = tokio::time::interval(Duration::from_millis(20));
     while Instant::now() < until {
         tokio::select! {
@@ -30,10 +30,7 @@ async fn sybil(secret: u8, to: Multiaddr, victim: PeerId, until: Instant) -> usi
             }
             Some(opened) = opening.join_next() => if let Ok(Ok(Ok((_, mut stream)))) = opened {
                 // The first half of a question, and never the rest.
-                let stream: std::pin::Pin<Box<dyn std::any::Any + Send>> = {
-                    let _ = AsyncWriteExt::write_all(&mut stream, &[1; 20]).await;
-                    Box::pin(stream)
-                };
+                let _ = stream.write_all(&[1; 20]).await;
                 hanging.push(stream);
             },
             _ = pace.tick() => {

@@ -1,4 +1,4 @@
-//! Numbers drawn from a seed, so that a failing test can be run again as it was.
+//! Numbers drawn from a seed, so that what fails can be run again as it was.
 
 use std::time::Duration;
 

@@ -1,0 +1,183 @@
+//! Finding a round's base on this machine: by its name in the places where people keep models, and by its digest.
+//!
+//! A name only says where to look: what is found is the round's base when its digest is, and no other is taken.
+
+mod digests;
+
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+
+use mingle_protocol::hash::ContentHash;
+use mingle_protocol::round::BaseModel;
+
+pub use digests::Digests;
+
+use crate::models::ModelError;
+
+/// Snapshots of one model that are looked at: more are kept by nobody, and each may have to be read whole.
+const SNAPSHOTS_MAX: usize = 16;
+
+/// Where bases are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// Folders that hold bases under their names: that of the round file, the current one, those of `MINGLE_BASES`.
+    pub folders: Vec<PathBuf>,
+    /// Caches laid out as the Hugging Face hub does.
+    pub hubs: Vec<PathBuf>,
+}
+
+impl Places {
+    /// Beside the round file, in the current folder, and where this process's environment says.
+    pub fn of_process(round_file: Option<&Path>) -> Self {
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let beside = round_file.and_then(Path::parent).map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+        let named = variable("MINGLE_BASES").map(|list| std::env::split_paths(&list).collect::<Vec<_>>()).unwrap_or_default();
+        let mut folders: Vec<PathBuf> = beside.map(Path::to_owned).into_iter().chain([PathBuf::from(".")]).chain(named).collect();
+        let mut seen = Vec::new();
+        folders.retain(|folder| {
+            let real = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+            let new = !seen.contains(&real);
+            seen.push(real);
+            new
+        });
+        let cache = variable("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cache")));
+        let hugging_face = variable("HF_HOME").map(PathBuf::from).or_else(|| Some(cache?.join("huggingface")));
+        let hub = variable("HF_HUB_CACHE").map(PathBuf::from).or_else(|| Some(hugging_face?.join("hub")));
+        Self { folders, hubs: hub.into_iter().collect() }
+    }
+
+    /// Directories that may hold the base of this name, in the order in which they are looked at.
+    fn candidates(&self, name: &str) -> Vec<PathBuf> {
+        let Some(names) = spellings(name) else { return Vec::new() };
+        let named = self.folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+        let mut found: Vec<PathBuf> = named.collect();
+        for hub in &self.hubs {
+            found.extend(snapshots(hub, name));
+        }
+        found
+    }
+}
+
+/// A name as a path below a folder, whole and its last part; none for one that leads out of it. The name comes from a
+/// stranger's file.
+fn spellings(name: &str) -> Option<Vec<PathBuf>> {
+    let path = Path::new(name);
+    if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+        return None;
+    }
+    let last = path.file_name().map(PathBuf::from);
+    let mut names = vec![path.to_owned()];
+    names.extend(last.filter(|last| last != path));
+    Some(names)
+}
+
+/// The snapshots that a hub's cache has of `owner/name`, or of `name` of any owner; where it has none, the place where they
+/// would be.
+fn snapshots(hub: &Path, name: &str) -> Vec<PathBuf> {
+    let folder = match name.contains('/') {
+        true => format!("models--{}", name.replace('/', "--")),
+        false => format!("models--*--{name}"),
+    };
+    let listed = |folder: &Path| {
+        let mut entries: Vec<PathBuf> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        entries.sort();
+        entries
+    };
+    let matches = |path: &PathBuf| {
+        let Some(found) = path.file_name().and_then(|found| found.to_str()) else { return false };
+        found == folder || (!name.contains('/') && found.starts_with("models--") && found.ends_with(&format!("--{name}")))
+    };
+    let models: Vec<PathBuf> = listed(hub).into_iter().filter(matches).collect();
+    let found: Vec<PathBuf> = models.iter().flat_map(|model| listed(&model.join("snapshots")).into_iter().take(SNAPSHOTS_MAX)).collect();
+    if found.is_empty() { vec![hub.join(folder).join("snapshots")] } else { found }
+}
+
+/// Why a place does not have the base.
+#[derive(Debug)]
+pub enum Absent {
+    Nothing,
+    /// Something that is no base.
+    Unreadable(ModelError),
+    Other(ContentHash),
+}
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("nothing there"),
+            Self::Unreadable(error) => error.fmt(f),
+            Self::Other(digest) => write!(f, "another base, of digest {}", digest.short()),
+        }
+    }
+}
+
+/// No place had the base.
+#[derive(Debug, thiserror::Error)]
+#[error("the base \"{name}\" (digest {}) was not found{}", digest.short(), list(looked))]
+pub struct NotFound {
+    pub name: String,
+    pub digest: ContentHash,
+    pub looked: Vec<(PathBuf, Absent)>,
+}
+
+fn list(looked: &[(PathBuf, Absent)]) -> String {
+    looked.iter().map(|(path, why)| format!("\n  {}: {why}", path.display())).collect()
+}
+
+/// The directory of a round's base.
+///
+/// # Errors
+/// Every place that was looked at, and what is there instead.
+pub fn find(base: &BaseModel, places: &Places, digests: &Digests) -> Result<PathBuf, NotFound> {
+    let mut looked = Vec::new();
+    for candidate in places.candidates(&base.name) {
+        let absent = match candidate.is_dir() {
+            false => Absent::Nothing,
+            // Where a hub would keep snapshots of a model it does not have.
+            true if candidate.ends_with("snapshots") => Absent::Nothing,
+            true => match digests.digest(&candidate) {
+                Ok(digest) if digest == base.digest => return Ok(candidate),
+                Ok(digest) => Absent::Other(digest),
+                Err(error) => Absent::Unreadable(error),
+            },
+        };
+        looked.push((candidate, absent));
+    }
+    Err(NotFound { name: base.name.clone(), digest: base.digest, looked })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(folder: &Path, found: Vec<PathBuf>) -> Vec<String> {
+        found.iter().map(|path| path.strip_prefix(folder).expect("inside").to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn a_name_is_looked_for_beside_in_folders_and_in_the_hub() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let hub = folder.path().join("hub");
+        for model in ["models--org--small", "models--me--small", "models--org--smaller", "datasets--org--small"] {
+            std::fs::create_dir_all(hub.join(model).join("snapshots").join("1a")).expect("a snapshot");
+        }
+        let places = Places { folders: vec![folder.path().join("a"), folder.path().join("b")], hubs: vec![hub] };
+        assert_eq!(
+            paths(folder.path(), places.candidates("org/small")),
+            ["a/org/small", "a/small", "b/org/small", "b/small", "hub/models--org--small/snapshots/1a"]
+        );
+        assert_eq!(
+            paths(folder.path(), places.candidates("small")),
+            ["a/small", "b/small", "hub/models--me--small/snapshots/1a", "hub/models--org--small/snapshots/1a"]
+        );
+        assert_eq!(paths(folder.path(), places.candidates("new"))[2..], ["hub/models--*--new/snapshots"]);
+    }
+
+    #[test]
+    fn a_name_cannot_lead_out_of_the_places() {
+        let places = Places { folders: vec!["/a".into()], hubs: vec![] };
+        for name in ["../b", "/etc", "x/../../b", "./x", ".."] {
+            assert_eq!(places.candidates(name), Vec::<PathBuf>::new(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! A member's word for its merge, and what comes of the words of others.
+//!
+//! Once the merged adapter has been still for a moment, its file is put where readers can fetch it by its hash, and the
+//! member signs for it. Contradictions among members are kept as files. A reader that believes a quorum writes the file
+//! that it vouches for.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use mingle_protocol::adapter::{Dtype, canonical_header};
+use mingle_protocol::attestation::{Attestation, Fault, SignedAttestation};
+use mingle_protocol::hash::{ContentHash, encode_hex};
+use mingle_protocol::identity::MemberKey;
+use mingle_protocol::machine::{Input, Vouched};
+use mingle_protocol::receipt::Receipt;
+use mingle_protocol::record::RecordId;
+use mingle_protocol::round::Round;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::{Driver, Event, Job};
+use crate::files;
+use crate::merged::{self, Proof};
+use crate::merger::CheckedAdapter;
+use crate::sent::merged_file;
+use crate::store::Store;
+
+/// A merge that changes again within this is not written for readers: adapters come in bursts.
+const STILL: Duration = Duration::from_secs(3);
+/// After a merged file could not be stored.
+const AGAIN: Duration = Duration::from_secs(30);
+/// Merged files kept for readers: the newest, and the one before for those that are fetching it.
+const SERVED_MAX: usize = 2;
+/// Where the store remembers them.
+const SERVED_KEY: &str = "served";
+
+/// What one contradiction was about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultStatus {
+    pub set_root: ContentHash,
+    pub members: [MemberKey; 2],
+    pub merged: [ContentHash; 2],
+    /// Both signed attestations, in hex.
+    pub attestations: [String; 2],
+}
+
+pub(super) struct Vouching {
+    jobs: mpsc::Sender<Job>,
+    /// When the merge will have been still.
+    due: Option<Instant>,
+    /// A merged file is being stored.
+    busy: bool,
+    /// Merged files in the store, the newest last.
+    served: Vec<ContentHash>,
+    pub faults: Vec<FaultStatus>,
+}
+
+/// A merged file in the store, and what was left out of it.
+#[derive(Debug)]
+pub(super) struct Stored {
+    receipt: Receipt,
+    excluded: Vec<RecordId>,
+    size: u64,
+}
+
+impl Vouching {
+    pub fn open(store: &Store, evidence: &Path, jobs: mpsc::Sender<Job>) -> Result<Self> {
+        let served = store.meta_get(SERVED_KEY)?.unwrap_or_default();
+        let served = served.as_chunks::<32>().0.iter().map(|hash| ContentHash(*hash)).collect();
+        Ok(Self { jobs, due: None, busy: false, served, faults: read_faults(evidence) })
+    }
+
+    /// The merge is another one now, or none.
+    pub fn changed(&mut self) {
+        self.due = Some(Instant::now() + STILL);
+    }
+
+    pub fn served(&self) -> &[ContentHash] {
+        &self.served
+    }
+
+    fn serve(&mut self, store: &Store, merged: ContentHash) -> Result<()> {
+        self.served.retain(|served| *served != merged);
+        self.served.push(merged);
+        let superseded = self.served.len().saturating_sub(SERVED_MAX);
+        self.served.drain(..superseded);
+        Ok(store.meta_put(SERVED_KEY, &self.served.iter().flat_map(|hash| hash.0).collect::<Vec<u8>>())?)
+    }
+}
+
+impl<F: FnMut(&Event)> Driver<F> {
+    /// Stores the merged file for readers, when it is time.
+    pub(super) fn vouch(&mut self) -> Result<()> {
+        if self.vouching.busy || self.vouching.due.is_none_or(|due| Instant::now() < due) {
+            return Ok(());
+        }
+        let member = self.role == "member" && self.machine.has_word(&self.key.member());
+        let Some((receipt, folder)) = self.merged.as_ref().filter(|(receipt, _)| member && receipt.admitted == self.machine.merge_set())
+        else {
+            // It is asked again with the next merge.
+            return Ok(());
+        };
+        let Some(excluded) = self.machine.attestable() else { return Ok(()) };
+        let (receipt, path) = (receipt.clone(), merged_file(folder, self.machine.round().kind()));
+        let (store, jobs) = (self.store.clone(), self.vouching.jobs.clone());
+        self.vouching.due = None;
+        self.vouching.busy = true;
+        // Before it is there: nobody shall take it for garbage.
+        self.vouching.serve(&self.store, receipt.merged)?;
+        std::thread::Builder::new().name("vouching".into()).spawn(move || {
+            let _ = jobs.blocking_send(Job::Served(put(&store, &path, receipt, excluded)));
+        })?;
+        Ok(())
+    }
+
+    pub(super) fn served(&mut self, stored: Result<Stored>) -> Result<()> {
+        self.vouching.busy = false;
+        let Stored { receipt, excluded, size } = match stored {
+            Ok(stored) => stored,
+            Err(error) => {
+                // The merge may have moved on and taken its folder away, or the disk is full: readers have other members.
+                tracing::warn!(error = format!("{error:#}"), "the merged file could not be stored for readers");
+                self.vouching.due.get_or_insert(Instant::now() + AGAIN);
+                return Ok(());
+            }
+        };
+        let round = self.machine.round().clone();
+        let Receipt { set_root, merged, .. } = receipt;
+        let attestation = Attestation { round: round.id(), member: self.key.member(), set_root, merged, size, excluded };
+        let signed = SignedAttestation::sign(&attestation, &self.key, &round).context("cannot vouch for the merged adapter")?;
+        self.handle(Input::Attest(signed))?;
+        self.collect_garbage()
+    }
+
+    /// Keeps a contradiction as a file that anyone can check.
+    pub(super) fn fault(&mut self, fault: &Fault) {
+        let (one, other) = (fault.one.attestation(), fault.other.attestation());
+        let found = FaultStatus {
+            set_root: one.set_root,
+            members: [one.member, other.member],
+            merged: [one.merged, other.merged],
+            attestations: [&fault.one, &fault.other].map(|signed| encode_hex(&signed.raw().0)),
+        };
+        let text = json!({ "round": one.round, "fault": &found });
+        let path = self.home.evidence().join(format!("{}-{}.json", fault.one.id().short(), fault.other.id().short()));
+        let written = std::fs::create_dir_all(self.home.evidence())
+            .map_err(anyhow::Error::from)
+            .and_then(|()| files::write(&path, format!("{text:#}\n").as_bytes()));
+        if let Err(error) = written {
+            tracing::warn!(error = format!("{error:#}"), "evidence could not be written");
+        }
+        let [one, other] = found.members;
+        (self.observe)(&Event::Fault { set_root: found.set_root, one, other, evidence: path });
+        if !self.vouching.faults.contains(&found) {
+            self.vouching.faults.push(found);
+        }
+    }
+
+    /// Writes what this reader believes, once its file is there.
+    pub(super) fn take_vouched(&mut self) -> Result<()> {
+        let Some(vouched) = self.machine.vouched() else { return Ok(()) };
+        if self.took_vouched() || self.store.blob_size(vouched.merged)? != Some(vouched.size) {
+            return Ok(());
+        }
+        let (vouched, round) = (vouched.clone(), self.machine.round().clone());
+        let (store, target) = (self.store.clone(), self.home.merged());
+        match tokio::task::block_in_place(|| write_vouched(&store, &round, &vouched, &target))? {
+            Ok((receipt, folder)) => {
+                let (adapters, members) = (receipt.admitted.len(), vouched.attestations.len());
+                let Receipt { set_root, merged: merged_hash, .. } = receipt;
+                self.merged = Some((receipt, folder));
+                (self.observe)(&Event::Believed { adapters, members, merged_hash, set_root });
+            }
+            Err(why) => {
+                self.store.remove_blob(vouched.merged)?;
+                self.handle(Input::BlobRefused { adapter: vouched.merged, why })?;
+            }
+        }
+        self.collect_garbage()?;
+        self.write_status();
+        Ok(())
+    }
+
+    /// Whether what this reader believes is written.
+    pub(super) fn took_vouched(&self) -> bool {
+        let taken = self.merged.as_ref().map(|(receipt, _)| (receipt.set_root, receipt.merged));
+        self.machine.vouched().is_some_and(|vouched| taken == Some((vouched.set_root, vouched.merged)))
+    }
+}
+
+fn put(store: &Store, path: &Path, receipt: Receipt, excluded: Vec<RecordId>) -> Result<Stored> {
+    if let Some(size) = store.blob_size(receipt.merged)? {
+        return Ok(Stored { receipt, excluded, size });
+    }
+    let (found, size) = store.put_blob_from_file(path)?;
+    anyhow::ensure!(found == receipt.merged, "{} changed while it was read", path.display());
+    Ok(Stored { receipt, excluded, size })
+}
+
+/// The inner error is why the file is no merge of this round, whoever vouches for it.
+fn write_vouched(store: &Store, round: &Round, vouched: &Vouched, target: &Path) -> Result<Result<(Receipt, PathBuf), String>> {
+    let header = canonical_header(round.merged().tensors(), Dtype::F32);
+    let mut file = store.open_blob(vouched.merged)?.data;
+    let mut head = vec![0; header.len()];
+    if std::io::Read::read_exact(&mut file, &mut head).is_err() || head != header {
+        return Ok(Err("the file that members vouch for does not have this round's tensors".into()));
+    }
+    if let Err(error) = CheckedAdapter::read(file.try_clone()?, round.merged().tensors()) {
+        return Ok(Err(format!("the file that members vouch for is no merge: {error}")));
+    }
+    let receipt = Receipt::new(round.id(), vouched.admitted.clone(), vouched.merged);
+    let proof = Proof::new(round, receipt, &vouched.records, &vouched.attestations)?;
+    std::io::Seek::rewind(&mut file)?;
+    let folder = merged::publish_given(target, round, &proof, file)?;
+    Ok(Ok((proof.receipt, folder)))
+}
+
+/// What earlier runs found.
+fn read_faults(evidence: &Path) -> Vec<FaultStatus> {
+    #[derive(Deserialize)]
+    struct Evidence {
+        fault: FaultStatus,
+    }
+    let files = std::fs::read_dir(evidence).into_iter().flatten().flatten();
+    let read = |path: PathBuf| Some(serde_json::from_slice::<Evidence>(&std::fs::read(path).ok()?).ok()?.fault);
+    files.filter_map(|entry| read(entry.path())).collect()
+}

@@ -1,0 +1,42 @@
+//! Many small histories with every fault, and without any.
+//!
+//! `MINGLE_SIM_SEED=N` plays one seed alone, with words.
+
+use mingle_simulator::summary::play_all;
+use mingle_simulator::{Class, play};
+
+/// Histories of 8 to 32 peers. More of them are for the program (docs/testing.md).
+const SEEDS: u64 = 200;
+const CALM_SEEDS: u64 = 60;
+
+/// Plays all and tells of the first that fails.
+fn all_agree(class: &Class, seeds: u64) {
+    if let Some(seed) = std::env::var("MINGLE_SIM_SEED").ok().and_then(|text| text.parse().ok()) {
+        return match play(seed, class) {
+            Ok(outcome) => println!("seed {seed}: {outcome:#?}"),
+            Err(failure) => panic!("{failure}"),
+        };
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let summary = play_all(class, 0, seeds, threads, true, |_| {});
+    if let Some(failure) = summary.failures.first() {
+        panic!("{failure}");
+    }
+    println!("{}", summary.to_json(class));
+    assert_eq!(summary.seeds, seeds);
+}
+
+#[test]
+fn peers_agree_after_every_fault() {
+    all_agree(&Class::small(), SEEDS);
+}
+
+#[test]
+fn without_faults_peers_agree_at_once() {
+    all_agree(&Class::clean(), CALM_SEEDS);
+}
+
+#[test]
+fn hundreds_of_peers_agree() {
+    all_agree(&Class::large(256), 1);
+}
