@@ -12,6 +12,7 @@ mod founding;
 mod hint;
 mod interrupt;
 mod key;
+mod link;
 mod merge;
 mod method;
 mod probe;
@@ -20,6 +21,7 @@ mod roster;
 mod round;
 mod run;
 mod seed;
+mod source;
 mod status;
 mod train;
 mod training;
@@ -38,7 +40,7 @@ const EXAMPLES: &str = "\
 Examples:
   mingle key new                                    make this institution's key
   mingle round new --base ./base --out round.json   agree on what is trained
-  mingle run --round round.json --base ./base --data notes.jsonl --peer /ip4/10.0.0.7/tcp/4001
+  mingle run --round round.json --data notes.jsonl  join: all else is in the file, or in the link to it
   mingle fetch --round round.json --peer /ip4/10.0.0.7/tcp/4001 --adapters 3 --out ./merged
   mingle verify ./merged
 

@@ -157,6 +157,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             limits: network::Limits::default(),
         };
         let (network, events) = Network::start(network, store.clone())?;
+        offer(&network, &round, &home)?;
         let (job_sender, jobs) = mpsc::channel(JOBS_MAX);
         let (orders, order) = watch::channel(averaging::Order::default());
         start_averaging(&round, &store, &home, order, job_sender.clone());
@@ -306,6 +307,13 @@ impl<F: FnMut(&Event)> Driver<F> {
         }
         let _ = tokio::time::timeout(Duration::from_secs(3), self.network.shutdown()).await;
     }
+}
+
+/// Whoever knows the round's name may have its file from here.
+fn offer(network: &NetworkHandle, round: &Round, home: &RoundHome) -> Result<()> {
+    let path = home.round_file();
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(network.offer_round(round.id(), text.into())?)
 }
 
 fn start_averaging(round: &Round, store: &Store, home: &RoundHome, orders: watch::Receiver<averaging::Order>, jobs: mpsc::Sender<Job>) {

@@ -18,6 +18,9 @@ pub fn run<A: AsRef<OsStr>>(program: &str, home: &Path, arguments: impl IntoIter
         .args(arguments)
         .env("MINGLE_HOME", home)
         .env_remove("MINGLE_LOG")
+        // Models that this machine has for other reasons are not for tests.
+        .env("HF_HUB_CACHE", home.join("hub"))
+        .env_remove("MINGLE_BASES")
         .stdin(Stdio::null())
         .output()
         .expect("the program can be started");

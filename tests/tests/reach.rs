@@ -99,10 +99,11 @@ fn a_probe_tells_what_is_wrong_before_joining() {
         run(PROGRAM, &home, options.into_iter().chain(["--listen", "/ip4/127.0.0.1/tcp/0"]))
     };
     let fine = probe("base", "data.jsonl");
-    let names = ["key", "data", "base", "memory", "disk", "gpu", "listen", "peers", "dialable", "router"];
+    let names = ["round", "key", "data", "base", "memory", "disk", "gpu", "udp", "listen", "peers", "dialable", "router"];
     let found = levels(&fine);
     assert_eq!(found.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), names, "{fine:?}");
-    assert!(found.iter().all(|(_, level)| level == "ok"), "{fine:?}");
+    // How large the system's UDP buffers are is not this test's to say.
+    assert!(found.iter().all(|(name, level)| level == "ok" || name == "udp"), "{fine:?}");
     assert_eq!(fine.code, 0);
 
     let wrong = probe("other", "missing.jsonl");

@@ -96,7 +96,7 @@ fn a_readers_bytes_are_those_of_one_merged_file_whatever_the_number_of_members()
     for members in [2u8, 6] {
         // 2 MiB an adapter.
         let scene = Scene::new("reader", 16_384, members);
-        let (mut peers, first) = scene.members(members);
+        let (peers, first) = scene.members(members);
         let merged = peers[0].merged().expect("a merge");
         let (mut reader, out) = scene.reader("reader", &first, &["--adapters", &members.to_string()]);
         let ended = reader.wait("the reader to end", Peer::ended);
@@ -189,6 +189,7 @@ fn liar(scene: &Scene, number: u8, target: &Status, blob: &[u8]) -> Liar {
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("an address")],
         bootstrap: vec![target.listening[0].parse().expect("an address")],
         mdns: false,
+        reach: Default::default(),
         topic: format!("/mingle/records/1/{}", scene.round.id()),
         allowed: None,
         limits: Limits::default(),

@@ -81,10 +81,11 @@ pub fn swarm(
         false => None,
     };
     let is_seed = reach.role == Role::Public;
+    let inbound = if is_seed { SEED_CONNECTIONS_MAX } else { INBOUND_CONNECTIONS_MAX };
     let autonat = autonat::v2::client::Config::default().with_probe_interval(bounds.probe_interval);
     let behaviour = |relay_client| Net {
-        gate: Gate::new(guard.clone(), bounds.silent_patience),
-        limits: connection_limits::Behaviour::new(connection_bounds(is_seed)),
+        gate: Gate::new(guard.clone(), bounds.silent_patience, inbound),
+        limits: connection_limits::Behaviour::new(connection_bounds(inbound)),
         memory: memory_connection_limits::Behaviour::with_max_bytes(reach.memory_max.unwrap_or_else(memory::default_max)),
         identify: Metered::new(
             identify::Behaviour::new(
@@ -154,8 +155,7 @@ fn circuits() -> relay::Config {
     }
 }
 
-fn connection_bounds(is_seed: bool) -> ConnectionLimits {
-    let inbound = if is_seed { SEED_CONNECTIONS_MAX } else { INBOUND_CONNECTIONS_MAX };
+fn connection_bounds(inbound: u32) -> ConnectionLimits {
     ConnectionLimits::default()
         .with_max_pending_incoming(Some(PENDING_CONNECTIONS_MAX))
         .with_max_pending_outgoing(Some(PENDING_CONNECTIONS_MAX))

@@ -193,7 +193,7 @@ impl fmt::Debug for Accepted {
 }
 
 pub struct Handler {
-    /// At most `RANGES_AT_ONCE` of each running download.
+    /// At most one of each running download.
     opening: VecDeque<Open>,
     /// At most as many as there are places.
     accepted: VecDeque<Accepted>,

@@ -1,31 +1,34 @@
-//! One download: which range from which provider, until the blob is complete or every provider has failed.
+//! One download: conversations with its providers, and the schedule that says which piece is asked of whom, until the
+//! blob is complete or nobody is left who could have the rest.
 //!
-//! Ranges are asked for a few at a time from the least busy provider; what arrives verified is kept whatever happens
-//! next, and the rest is asked from somebody else. A provider that lies is not asked again.
+//! What arrives verified is kept whatever happens next. A provider that lies is not asked again and is reported.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::PeerId;
 use mingle_protocol::hash::ContentHash;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::blob_frames::Request;
-use super::guard::Offence;
-use super::limits::{BUSY_DOUBLINGS, BUSY_MAX, BUSY_PAUSE, Limits, PROGRESS_INTERVAL, PROVIDERS_MAX, RANGES_AT_ONCE};
-use super::range::{RangeError, fetch_range};
-use super::service::Report;
-use crate::store::{ChunkRanges, PartialBlob, Store, StoreError};
+use crate::blob_frames::Ask;
+use crate::limits::{LINKS_MAX, Limits, PROGRESS_INTERVAL};
+use crate::link::{Heard, LinkError, Order, converse};
+use crate::pieces::Pieces;
+use crate::providers::{Providers, Verdict};
+use crate::schedule::{Schedule, Step};
+use crate::service::Report;
+use crate::store::{PartialBlob, Store, StoreError, byte_count};
+use crate::transfers::{Board, Transfer};
 
-/// How often a provider whose connection or stream failed is tried again in one download.
-const FAILURES_MAX: u32 = 4;
-/// The pause after a provider's first failure; it doubles.
-const FAILURE_PAUSE: Duration = Duration::from_millis(500);
 /// How often the last proof may find that our own disk changed bytes before we give up.
 const REPAIRS_MAX: u32 = 3;
+/// With nothing on its way for so long, whoever is still talked to does not have the rest either.
+const FRUITLESS_MAX: Duration = Duration::from_secs(60);
+/// What the conversations may have said that the download has not heard yet.
+const HEARD_MAX: usize = 64;
 
 /// What every download shares.
 #[derive(Clone)]
@@ -34,6 +37,9 @@ pub struct Context {
     pub limits: Limits,
     pub reports: mpsc::Sender<Report>,
     pub connected: watch::Receiver<Vec<PeerId>>,
+    /// A place for each block that may be in memory on its way to the disk.
+    pub buffers: Arc<Semaphore>,
+    pub board: Board,
 }
 
 /// How a download ended.
@@ -43,27 +49,25 @@ pub enum Ended {
     Cancelled,
 }
 
-struct Provider {
-    peer: PeerId,
-    /// Named by the driver; others are asked only when no named one can be.
-    named: bool,
-    active: usize,
-    failures: u32,
-    busy: u32,
-    not_before: Instant,
-    /// Why it is not asked again.
-    out: Option<String>,
-}
+/// A peer that may have the blob, and whether the driver named it.
+pub type Hint = (PeerId, bool);
 
-pub struct Download {
+struct Download {
     context: Context,
     partial: Arc<PartialBlob>,
+    pieces: Pieces,
     stop: CancellationToken,
-    providers: Vec<Provider>,
-    running: JoinSet<(PeerId, ChunkRanges, Result<(), RangeError>)>,
-    claimed: ChunkRanges,
-    /// Who was asked last, for the progress report.
-    asked: Option<PeerId>,
+    providers: Providers,
+    schedule: Schedule<PeerId>,
+    links: JoinSet<(PeerId, Result<(), LinkError>)>,
+    heard: mpsc::Sender<(PeerId, Heard)>,
+    began: Instant,
+    /// When something new came last.
+    moved: Instant,
+    /// Whether the schedule may have something to ask.
+    due: bool,
+    /// Who sent something last, for the progress report.
+    sender: Option<PeerId>,
     repairs: u32,
 }
 
@@ -73,7 +77,7 @@ pub async fn run(
     hash: ContentHash,
     size: u64,
     providers: Vec<PeerId>,
-    mut more: mpsc::Receiver<PeerId>,
+    more: mpsc::Receiver<Hint>,
     stop: CancellationToken,
 ) -> Ended {
     let store = context.store.clone();
@@ -87,147 +91,216 @@ pub async fn run(
         Ok(None) => return Ended::Fetched,
         Err(why) => return Ended::Failed(why),
     };
+    let (heard, hearing) = mpsc::channel(HEARD_MAX);
     let mut download = Download {
-        context,
+        schedule: schedule(&partial),
+        pieces: Pieces::of(size),
         partial,
         stop,
-        providers: Vec::new(),
-        running: JoinSet::new(),
-        claimed: ChunkRanges::empty(),
-        asked: None,
+        providers: Providers::default(),
+        links: JoinSet::new(),
+        heard,
+        began: Instant::now(),
+        moved: Instant::now(),
+        due: true,
+        sender: None,
         repairs: 0,
+        context,
     };
-    providers.into_iter().for_each(|peer| download.add(peer, true));
-    let ended = download.drive(&mut more).await;
-    // The range tasks hold the partial blob: it is free for the next download only when they are gone.
+    providers.into_iter().for_each(|peer| download.providers.add(peer, true, Instant::now()));
+    let ended = download.drive(hearing, more).await;
+    // The conversations hold the partial blob: it is free for the next download only when they are gone.
     download.stop.cancel();
-    while download.running.join_next().await.is_some() {}
+    download.links.shutdown_gently().await;
+    download.context.board.clear(hash);
+    if !matches!(ended, Ended::Fetched) {
+        let partial = download.partial.clone();
+        if let Err(why) = blocking(move || partial.commit()).await {
+            tracing::warn!(%hash, why, "what was fetched could not be made durable");
+        }
+    }
     ended
 }
 
+/// What of each piece is missing.
+fn schedule(partial: &PartialBlob) -> Schedule<PeerId> {
+    let (pieces, size) = (Pieces::of(partial.size()), partial.size());
+    let missing = partial.missing_ranges();
+    let piece = |piece| {
+        let chunks = pieces.chunks_of(piece);
+        (byte_count(&chunks, size), byte_count(&(&missing & &chunks), size))
+    };
+    // Peers that begin together must not choose alike; whoever could foresee it would gain nothing.
+    let seed = getrandom::u64().unwrap_or_default();
+    Schedule::new((0..pieces.count()).map(piece), seed)
+}
+
+/// Waits for tasks that have been told to stop, which abort would cut off in the middle of a write.
+trait Gently {
+    async fn shutdown_gently(&mut self);
+}
+
+impl<T: 'static> Gently for JoinSet<T> {
+    async fn shutdown_gently(&mut self) {
+        while self.join_next().await.is_some() {}
+    }
+}
+
 impl Download {
-    async fn drive(&mut self, more: &mut mpsc::Receiver<PeerId>) -> Ended {
+    async fn drive(&mut self, mut hearing: mpsc::Receiver<(PeerId, Heard)>, mut more: mpsc::Receiver<Hint>) -> Ended {
         let mut progress = interval(PROGRESS_INTERVAL);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = 0;
         loop {
-            self.start_ranges();
-            let missing = self.partial.missing_ranges();
-            if self.running.is_empty() {
-                if missing.is_empty() {
-                    match self.finish().await {
-                        Some(ended) => return ended,
-                        None => continue,
-                    }
-                }
-                if self.providers.iter().all(|provider| provider.out.is_some()) {
-                    return Ended::Failed(self.why_failed());
+            self.connect();
+            if std::mem::take(&mut self.due) {
+                self.plan();
+            }
+            if self.schedule.is_complete() {
+                match self.finish().await {
+                    Some(ended) => return ended,
+                    None => continue,
                 }
             }
-            let next = self.next_pause();
+            if self.links.is_empty() && self.providers.all_failed() {
+                return Ended::Failed(self.providers.why_failed());
+            }
+            if self.moved.elapsed() > FRUITLESS_MAX && !self.schedule.is_waiting() && self.providers.talking().next().is_some() {
+                return Ended::Failed("nobody who is connected has the rest of it".to_owned());
+            }
+            let next = self.providers.next_try().unwrap_or_else(Instant::now).max(Instant::now() + PROGRESS_INTERVAL);
             tokio::select! {
                 () = self.stop.cancelled() => return Ended::Cancelled,
-                Some(done) = self.running.join_next() => match done {
-                    Ok((peer, ranges, outcome)) => {
-                        self.claimed -= ranges;
-                        if let Some(ended) = self.settle(peer, outcome).await {
-                            return ended;
-                        }
-                    }
-                    Err(error) => return Ended::Failed(format!("a range task failed: {error}")),
+                Some((peer, heard)) = hearing.recv() => self.hear(peer, heard),
+                Some(ended) = self.links.join_next() => match ended {
+                    Ok((peer, outcome)) => if let Some(ended) = self.settle(peer, outcome).await {
+                        return ended;
+                    },
+                    Err(error) => return Ended::Failed(format!("a conversation failed: {error}")),
                 },
-                Some(peer) = more.recv() => self.add(peer, true),
+                Some((peer, named)) = more.recv() => self.providers.add(peer, named, Instant::now()),
                 () = sleep_until(next) => {}
-                _ = progress.tick() => self.tell(&mut told),
+                _ = progress.tick() => {
+                    self.due = true;
+                    self.tell(&mut told);
+                }
             }
         }
     }
 
-    fn add(&mut self, peer: PeerId, named: bool) {
-        if let Some(known) = self.providers.iter_mut().find(|provider| provider.peer == peer) {
-            known.named |= named;
-        } else if self.providers.len() < PROVIDERS_MAX {
-            self.providers.push(Provider { peer, named, active: 0, failures: 0, busy: 0, not_before: Instant::now(), out: None });
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Begins conversations while they promise something: no more than there are pieces to ask for, as long as it moves.
+    fn connect(&mut self) {
+        let now = Instant::now();
+        let missing = self.schedule.missing();
+        let patience = usize::try_from(now.saturating_duration_since(self.moved).as_secs()).unwrap_or(usize::MAX);
+        let allowed = missing.saturating_add(patience).min(LINKS_MAX);
+        while self.providers.useful() < allowed && self.links.len() < LINKS_MAX * 2 {
+            let Some(peer) = self.providers.choose(&self.context.connected, self.partial.size(), self.began, now) else { return };
+            let (orders, inbox) = mpsc::unbounded_channel();
+            self.providers.talk(peer, orders);
+            let (context, partial, heard, stop) = (self.context.clone(), self.partial.clone(), self.heard.clone(), self.stop.clone());
+            self.links.spawn(async move { (peer, converse(context, partial, peer, inbox, heard, stop).await) });
         }
     }
 
-    /// Fills the places for ranges while somebody can be asked.
-    fn start_ranges(&mut self) {
-        while self.running.len() < RANGES_AT_ONCE {
-            let unclaimed = &self.partial.missing_ranges() - &self.claimed;
-            if unclaimed.is_empty() {
-                return;
+    fn plan(&mut self) {
+        let now = self.now();
+        for step in self.schedule.plan(now) {
+            match step {
+                Step::Ask { peer, piece } => {
+                    let ranges = Ask::first_of(&self.partial.missing_of(&self.pieces.chunks_of(piece)));
+                    if ranges.is_empty() {
+                        // Came by another way in the meantime.
+                        let drops = self.schedule.finished(piece, peer, now);
+                        self.drop_all(drops);
+                        self.due = true;
+                    } else {
+                        self.providers.order(peer, Order::Want { piece, ranges });
+                    }
+                }
+                Step::Drop { peer, piece } => self.providers.order(peer, Order::Drop { piece }),
             }
-            let Some(provider) = self.choose() else { return };
-            let request = Request::first_of(self.partial.hash(), &unclaimed);
-            self.claimed |= request.ranges.clone();
-            self.asked = Some(provider);
-            let (context, partial, stop) = (self.context.clone(), self.partial.clone(), self.stop.clone());
-            self.running.spawn(async move {
-                let ranges = request.ranges.clone();
-                let outcome = fetch_range(&context, &partial, provider, request, &stop).await;
-                (provider, ranges, outcome)
-            });
         }
     }
 
-    /// The least busy provider that may be asked now. Peers that nobody named are asked when every named one has work
-    /// already: they may hold the blob by now, and one slow provider must not be all there is.
-    fn choose(&mut self) -> Option<PeerId> {
-        if !self.providers.iter().any(|provider| provider.named && provider.active == 0 && provider.ready()) {
-            let connected = self.context.connected.borrow().clone();
-            connected.into_iter().for_each(|peer| self.add(peer, false));
-        }
-        let ready = self.providers.iter_mut().filter(|provider| provider.ready());
-        let chosen = ready.min_by_key(|provider| (provider.active, !provider.named, provider.failures))?;
-        chosen.active += 1;
-        Some(chosen.peer)
-    }
-
-    /// What one range's end means for its provider; `Some` when it ends the download.
-    async fn settle(&mut self, peer: PeerId, outcome: Result<(), RangeError>) -> Option<Ended> {
-        let provider = self.providers.iter_mut().find(|provider| provider.peer == peer)?;
-        provider.active = provider.active.saturating_sub(1);
-        let error = match outcome {
-            Ok(()) => {
-                (provider.failures, provider.busy) = (0, 0);
-                return None;
+    fn drop_all(&mut self, steps: Vec<Step<PeerId>>) {
+        for step in steps {
+            if let Step::Drop { peer, piece } = step {
+                self.providers.order(peer, Order::Drop { piece });
             }
-            Err(error) => error,
+        }
+    }
+
+    fn hear(&mut self, peer: PeerId, heard: Heard) {
+        // A conversation that has ended may have left words behind; its provider is out of the schedule.
+        if !self.providers.is_talking(peer) {
+            return;
+        }
+        let now = self.now();
+        match heard {
+            Heard::Holds(holds) => {
+                self.providers.holds(peer, &holds);
+                self.schedule.holds(peer, holds, now);
+                self.due = true;
+            }
+            Heard::Have(pieces) => {
+                self.providers.offers(peer);
+                pieces.into_iter().for_each(|piece| self.schedule.has(peer, piece));
+                self.due = true;
+            }
+            Heard::Moved { piece, bytes, new } => {
+                self.schedule.moved(peer, piece, bytes, new, now);
+                self.providers.brought(peer, bytes);
+                self.sender = Some(peer);
+                if new > 0 {
+                    self.moved = Instant::now();
+                }
+            }
+            Heard::Answered { piece } => {
+                let left = byte_count(&self.partial.missing_of(&self.pieces.chunks_of(piece)), self.partial.size());
+                if left == 0 {
+                    let drops = self.schedule.finished(piece, peer, now);
+                    self.drop_all(drops);
+                } else {
+                    self.schedule.released(peer, piece, left, now);
+                }
+                self.due = true;
+            }
+            Heard::Cannot { piece } => {
+                self.schedule.lacks(peer, piece, now);
+                self.due = true;
+            }
+        }
+    }
+
+    /// What a conversation's end means for its provider; `Some` when it ends the download.
+    async fn settle(&mut self, peer: PeerId, outcome: Result<(), LinkError>) -> Option<Ended> {
+        self.schedule.gone(peer);
+        self.due = true;
+        if let Err(error) = &outcome {
+            tracing::debug!(hash = %self.partial.hash(), %error, "a conversation about a blob ended");
+        }
+        let verdict = match outcome {
+            Err(LinkError::Store(error)) => return Some(Ended::Failed(error.to_string())),
+            outcome => self.providers.ended(peer, outcome, Instant::now()),
         };
-        tracing::debug!(hash = %self.partial.hash(), %error, "a range could not be fetched");
-        let why = error.to_string();
-        match error {
-            RangeError::Store(error) => return Some(Ended::Failed(error.to_string())),
-            RangeError::Busy { .. } => {
-                provider.not_before = Instant::now() + BUSY_PAUSE * (1 << provider.busy.min(BUSY_DOUBLINGS));
-                provider.busy += 1;
-                if provider.busy > BUSY_MAX {
-                    provider.out = Some(why);
-                }
+        if let Some(Verdict { offence, close }) = verdict {
+            if let Some(offence) = offence {
+                let _ = self.context.reports.send(Report::Misbehaved { peer, offence }).await;
             }
-            RangeError::NotFound { .. } | RangeError::SizeMismatch { .. } | RangeError::Mismatch { .. } | RangeError::OutOfRange { .. } => {
-                provider.out = Some(why);
-                if let RangeError::Mismatch { .. } = error {
-                    let _ = self.context.reports.send(Report::Misbehaved { peer, offence: Offence::BadProof }).await;
-                }
-            }
-            RangeError::Connection { .. } | RangeError::Truncated { .. } | RangeError::Stalled { .. } => {
-                provider.not_before = Instant::now() + FAILURE_PAUSE * (1 << provider.failures.min(FAILURES_MAX));
-                provider.failures += 1;
-                if provider.failures >= FAILURES_MAX {
-                    provider.out = Some(why);
-                }
-                if let RangeError::Stalled { connection, .. } = error {
-                    // The watchdog's second half: a connection that carries nothing blocks whoever shares it.
-                    let _ = self.context.reports.send(Report::Close(connection)).await;
-                }
+            if let Some(connection) = close {
+                // The watchdog's second half: a connection that carries nothing blocks whoever shares it.
+                let _ = self.context.reports.send(Report::Close(connection)).await;
             }
         }
         None
     }
 
-    /// Proves and seals the blob; `None` when the disk changed bytes and they are fetched again.
+    /// Seals the blob; `None` when the disk changed bytes and they are fetched again.
     async fn finish(&mut self) -> Option<Ended> {
         let partial = self.partial.clone();
         let sealed = tokio::task::spawn_blocking(move || partial.finish()).await;
@@ -235,6 +308,10 @@ impl Download {
             Ok(Ok(())) => Some(Ended::Fetched),
             Ok(Err(StoreError::Incomplete { .. })) if self.repairs < REPAIRS_MAX => {
                 self.repairs += 1;
+                // Everybody is asked anew what it holds: simple, and it happens to broken disks only.
+                self.schedule = schedule(&self.partial);
+                self.providers.hang_up();
+                self.due = true;
                 None
             }
             Ok(Err(error)) => Some(Ended::Failed(error.to_string())),
@@ -242,38 +319,16 @@ impl Download {
         }
     }
 
-    fn next_pause(&self) -> Instant {
-        let waiting = self.providers.iter().filter(|provider| provider.out.is_none());
-        let next = waiting.map(|provider| provider.not_before).min();
-        // Never in the past, or the loop would spin while every place is taken.
-        next.unwrap_or_else(Instant::now).max(Instant::now() + PROGRESS_INTERVAL)
-    }
-
     fn tell(&self, told: &mut u64) {
         let have = self.partial.have_bytes();
-        if let (Some(from), true) = (self.asked, have != *told) {
+        let (hash, size) = (self.partial.hash(), self.partial.size());
+        let providers = self.providers.status(|peer| self.schedule.rate(peer, self.now()));
+        self.context.board.show(Transfer { hash, size, have, providers });
+        if let (Some(from), true) = (self.sender, have != *told) {
             *told = have;
-            let (hash, size) = (self.partial.hash(), self.partial.size());
             // Progress is not worth waiting for.
             let _ = self.context.reports.try_send(Report::Progress { hash, have, size, from });
         }
-    }
-
-    fn why_failed(&self) -> String {
-        /// A sentence, not a log.
-        const NAMED_MAX: usize = 4;
-        let whys: Vec<&str> = self.providers.iter().filter_map(|provider| provider.out.as_deref()).collect();
-        match whys.len() {
-            0 => "no peer that could have it is connected".to_owned(),
-            count if count <= NAMED_MAX => whys.join("; "),
-            count => format!("{}; and {} more", whys.get(..NAMED_MAX).unwrap_or_default().join("; "), count - NAMED_MAX),
-        }
-    }
-}
-
-impl Provider {
-    fn ready(&self) -> bool {
-        self.out.is_none() && self.not_before <= Instant::now()
     }
 }
 

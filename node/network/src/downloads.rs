@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::download::{self, Context, Ended};
+use super::download::{self, Context, Ended, Hint};
 use super::limits::{DOWNLOADS_MAX, DOWNLOADS_WAITING_MAX, PROVIDERS_MAX};
 use super::service::Report;
 
@@ -20,7 +20,7 @@ struct Wanted {
 
 struct Running {
     stop: CancellationToken,
-    more: mpsc::Sender<PeerId>,
+    more: mpsc::Sender<Hint>,
     /// Asked for again after it was cancelled: begins when the old one has let go of its files.
     again: Option<Wanted>,
 }
@@ -47,7 +47,7 @@ impl Downloads {
             } else {
                 // Full means that it has plenty of providers to try.
                 for peer in wanted.providers {
-                    let _ = running.more.try_send(peer);
+                    let _ = running.more.try_send((peer, true));
                 }
             }
         } else if let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.hash == hash) {
@@ -60,6 +60,13 @@ impl Downloads {
         }
         self.start(tasks);
         Ok(())
+    }
+
+    /// A peer that asks us for a blob that we fetch: what it has of it, we may lack.
+    pub fn interest(&mut self, hash: ContentHash, peer: PeerId) {
+        if let Some(running) = self.running.get_mut(&hash) {
+            let _ = running.more.try_send((peer, false));
+        }
     }
 
     pub fn cancel(&mut self, hash: ContentHash) {

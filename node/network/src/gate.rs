@@ -23,7 +23,7 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::time::Instant;
 
 use super::guard::{Guard, Refusal};
-use super::limits::{INBOUND_CONNECTIONS_MAX, INBOUND_PER_ADDRESS_MAX, PENDING_PER_ADDRESS_MAX};
+use super::limits::{INBOUND_PER_ADDRESS_MAX, PENDING_PER_ADDRESS_MAX};
 use super::quotas::{ATTEMPTS, Buckets, FAILED_ATTEMPT_COSTS};
 
 /// One peer's knocking is told once in so long.
@@ -58,6 +58,7 @@ enum Worth {
 pub struct Gate {
     guard: Arc<Guard>,
     silent_patience: Duration,
+    inbound_max: usize,
     attempts: Buckets<IpAddr>,
     pending: HashMap<ConnectionId, IpAddr>,
     connections: HashMap<ConnectionId, Connection>,
@@ -68,10 +69,11 @@ pub struct Gate {
 }
 
 impl Gate {
-    pub fn new(guard: Arc<Guard>, silent_patience: Duration) -> Self {
+    pub fn new(guard: Arc<Guard>, silent_patience: Duration, inbound_max: u32) -> Self {
         Self {
             guard,
             silent_patience,
+            inbound_max: inbound_max as usize,
             attempts: Buckets::new(ATTEMPTS),
             pending: HashMap::new(),
             connections: HashMap::new(),
@@ -125,7 +127,7 @@ impl Gate {
         let address = address_of(remote);
         let from = |address: Option<IpAddr>| self.inbound().filter(|(_, other)| address.is_some() && other.address == address).count();
         let beside = from(address);
-        let full = self.inbound().count() >= INBOUND_CONNECTIONS_MAX as usize;
+        let full = self.inbound().count() >= self.inbound_max;
         let crowded = beside >= INBOUND_PER_ADDRESS_MAX;
         if !full && !crowded {
             return Ok(());

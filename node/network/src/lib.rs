@@ -19,23 +19,29 @@ mod gate;
 mod gossip;
 mod guard;
 mod limits;
+mod link;
 mod memory;
 mod metered;
 mod paths;
 mod peers;
+mod pieces;
+mod providers;
 mod questions;
 mod quotas;
-mod range;
+mod rate;
 mod reach;
 mod referrals;
 mod round_codec;
 pub mod rounds;
+mod schedule;
 mod service;
 pub mod store;
 mod sync_codec;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod transfers;
+mod turns;
 mod watched;
 
 use std::collections::BTreeSet;
@@ -53,11 +59,13 @@ pub use paths::Link;
 pub use peers::{Counts, PeerStatus};
 pub use reach::{ReachConfig, Reachability, Role};
 pub use traffic::Traffic;
+pub use transfers::{ProviderState, ProviderStatus, Transfer, Upload};
 
 use crate::store::Store;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
 use service::Command;
 use traffic::Meter;
+use transfers::Board;
 
 /// What a peer's network needs to know.
 #[derive(Clone)]
@@ -205,10 +213,12 @@ impl Network {
         let (peers, connected) = watch::channel(Vec::new());
         let (show, shown) = watch::channel(Vec::new());
         let (reached, reach) = watch::channel(ReachStatus::default());
-        let service = service::Service::new(config, store, outbox, service::Shown { connected: peers, peers: show, reach: reached })?;
+        let board = Board::new();
+        let shows = service::Shown { connected: peers, peers: show, reach: reached, board: board.clone() };
+        let service = service::Service::new(config, store, outbox, shows)?;
         let (local, meter) = (service.local_peer(), service.meter());
         tokio::spawn(service.run(inbox));
-        Ok((NetworkHandle { commands, connected, shown, reach, meter, local }, events))
+        Ok((NetworkHandle { commands, connected, shown, reach, meter, local, board }, events))
     }
 }
 
@@ -221,6 +231,7 @@ pub struct NetworkHandle {
     reach: watch::Receiver<ReachStatus>,
     meter: Meter,
     local: PeerId,
+    board: Board,
 }
 
 impl NetworkHandle {
@@ -273,6 +284,16 @@ impl NetworkHandle {
     pub fn offer_round(&self, round: RoundId, file: Arc<[u8]>) -> Result<(), NetworkError> {
         check("a round file", file.len(), MANIFEST_BYTES_MAX)?;
         self.send(Command::OfferRound(round, file))
+    }
+
+    /// The blobs on their way here, with what each provider brings.
+    pub fn transfers(&self) -> Vec<Transfer> {
+        self.board.transfers()
+    }
+
+    /// What was sent of blobs, by peer.
+    pub fn uploads(&self) -> Vec<Upload> {
+        self.board.uploads()
     }
 
     /// Every connected peer with its score and what it has done.

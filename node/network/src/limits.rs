@@ -114,26 +114,39 @@ pub const DOWNLOADS_MAX: usize = 8;
 pub const DOWNLOADS_WAITING_MAX: usize = 4096;
 /// Providers remembered per blob.
 pub const PROVIDERS_MAX: usize = 64;
-/// Ranges of one blob asked for at the same time.
-pub const RANGES_AT_ONCE: usize = 2;
-/// 16 MiB in chunks of 1 KiB: what one request may ask for, so that no stream lives long.
+/// Conversations about one blob at the same time.
+pub const LINKS_MAX: usize = 16;
+/// Blocks in memory on their way to the disk, over all downloads: 38 MiB.
+pub const BUFFERS_MAX: usize = 64;
+/// 16 MiB in chunks of 1 KiB: what one want may ask for, and the largest piece.
 pub const REQUEST_CHUNKS_MAX: u64 = 16 * 1024;
-/// Separate ranges in one request.
+/// Separate ranges in one want.
 pub const REQUEST_RANGES_MAX: usize = 64;
 /// Blob streams that one connection may have open towards us; further ones are dropped.
 pub const BLOB_STREAMS_PER_CONNECTION_MAX: usize = 16;
 /// Blob streams open towards us in all; further ones are dropped.
 pub const BLOB_STREAMS_MAX: usize = 256;
-/// Ranges read from disk and sent at the same time (a thread and a buffer each); further requests hear "busy".
-pub const SERVED_AT_ONCE_MAX: usize = 32;
+/// Wants of one conversation that may wait; whoever asks for more is no honest peer.
+pub const WANTS_MAX: usize = 16;
+/// Blocks read from disk and on their way to peers at the same time: 29 MiB. Further conversations wait for their turn.
+pub const SERVED_AT_ONCE_MAX: usize = 48;
 /// Of those, at most so many to one peer, so that nobody can keep the others from being served.
-pub const SERVED_PER_PEER_MAX: usize = 8;
+pub const SERVED_PER_PEER_MAX: usize = 6;
+/// How often a conversation that waits for its turn hears that it does.
+pub const WAIT_INTERVAL: Duration = Duration::from_secs(2);
+/// A minute of nothing but "wait" is as good as "busy".
+pub const WAITS_MAX: u32 = 30;
+/// A conversation in which nothing is asked and nothing is news for so long is ended by who holds.
+pub const CONVERSATION_IDLE: Duration = Duration::from_secs(30);
 /// A blob stream must be negotiated, and its request frame read, within so long.
 pub const BLOB_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// 256 KiB: large writes, or the multiplexer's overhead dominates (a tenth of the speed at 4 KiB).
 pub const BLOB_BUFFER_BYTES: usize = 256 * 1024;
-/// Bytes that must move within `Limits::stall_window`: slower than 13 KiB/s is as good as dead, or meant to be.
-pub const STALL_BYTES_MIN: u64 = 256 * 1024;
+/// The open itself, and then its answer, each have `BLOB_OPEN_TIMEOUT`; this is for a service that is late to ask.
+pub const OPEN_GRACE: Duration = Duration::from_secs(5);
+/// One group must move within `Limits::stall_window`: slower than 2 KiB/s is as good as dead, or meant to be. An honest
+/// peer on a line of 1 Mbit/s that serves sixteen at once is four times as fast.
+pub const STALL_BYTES_MIN: u64 = 16 * 1024;
 /// The pause before a busy provider is asked again; it doubles `BUSY_DOUBLINGS` times.
 pub const BUSY_PAUSE: Duration = Duration::from_millis(200);
 /// Up to 3.2 s between two questions.
@@ -151,6 +164,8 @@ pub struct Limits {
     pub peers_target: usize,
     /// Waiting for the other side for so long without `STALL_BYTES_MIN` moving closes a blob stream's connection.
     pub stall_window: Duration,
+    /// What is sent of blobs, to all peers together.
+    pub upload_bytes_per_second: Option<u64>,
     /// A connection whose other end has not introduced itself as a mingle peer for so long is closed.
     pub silent_patience: Duration,
     /// Whether the mesh acts on the scores of peers, or only shows them.
@@ -175,7 +190,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             peers_target: 12,
-            stall_window: Duration::from_secs(20),
+            stall_window: Duration::from_secs(8),
+            upload_bytes_per_second: None,
             silent_patience: SILENT_PATIENCE,
             scoring: Scoring::default(),
             probe_interval: Duration::from_secs(5),

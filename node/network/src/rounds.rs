@@ -1,6 +1,6 @@
 //! Handing a round's file to whoever has its identity, and getting it from those who have it.
 //!
-//! Who asks is not in the round yet, so it asks with a swarm of its own that speaks nothing else. It believes an answer
+//! Who asks is not in the round yet, so it asks with a swarm of its own that speaks nothing else and uses no relays. It believes an answer
 //! only when `check` does, and asks all peers at once.
 
 use std::collections::HashMap;
@@ -8,15 +8,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use libp2p::request_response::{self, Event, Message, OutboundFailure, OutboundRequestId, ProtocolSupport};
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, Swarm, SwarmBuilder, noise, tcp, yamux};
+use libp2p::{Multiaddr, Swarm, SwarmBuilder, noise, tcp, tls, yamux};
 use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
 use tokio::time::timeout;
 
 use super::guard::Guard;
+use super::limits::DIAL_TIMEOUT;
 use super::quotas::Quota;
 use super::round_codec::{ROUND_PROTOCOL, RoundCodec};
 use super::{NetworkError, keypair_of};
@@ -191,13 +192,19 @@ fn swarm(secret: [u8; 32]) -> Result<Swarm<Behaviour>, NetworkError> {
     let setup = |error: &dyn fmt::Display| NetworkError::Setup(error.to_string());
     let swarm = SwarmBuilder::with_existing_identity(keypair_of(secret)?)
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)
+        .with_tcp(tcp::Config::default().nodelay(true), (tls::Config::new, noise::Config::new), yamux::Config::default)
         .map_err(|error| setup(&error))?
         .with_quic()
         .with_dns()
         .map_err(|error| setup(&error))?
+        .with_websocket((tls::Config::new, noise::Config::new), yamux::Config::default)
+        .now_or_never()
+        .ok_or_else(|| setup(&"the WebSocket transport is not ready at once"))?
+        .map_err(|error| setup(&error))?
         .with_behaviour(|_| behaviour(ProtocolSupport::Outbound))
         .map_err(|error| setup(&error))?
+        .with_swarm_config(|config| config)
+        .with_connection_timeout(DIAL_TIMEOUT)
         .build();
     Ok(swarm)
 }

@@ -17,7 +17,7 @@ use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, mdns, ping};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::round::RoundId;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,12 +30,13 @@ use super::download::{Context, Ended};
 use super::downloads::Downloads;
 use super::gossip::Gossip;
 use super::guard::{Guard, Offence};
-use super::limits::{DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, Limits, REPORTS_MAX, WATCH_TICK};
+use super::limits::{BUFFERS_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, Limits, REPORTS_MAX, WATCH_TICK};
 use super::peers::PeerStatus;
 use super::questions::Questions;
 use super::referrals::Asked;
 use super::rounds::Offer;
 use super::traffic::Meter;
+use super::transfers::Board;
 use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, ReachStatus, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
 use reaching::Reaching;
@@ -75,6 +76,11 @@ pub enum Report {
         ended: Ended,
     },
     Damaged(ContentHash),
+    /// A peer asks us for a blob that we fetch ourselves.
+    Interest {
+        hash: ContentHash,
+        peer: PeerId,
+    },
     /// What a peer did wrong in a blob stream.
     Misbehaved {
         peer: PeerId,
@@ -87,6 +93,7 @@ pub struct Shown {
     pub connected: watch::Sender<Vec<PeerId>>,
     pub peers: watch::Sender<Vec<PeerStatus>>,
     pub reach: watch::Sender<ReachStatus>,
+    pub board: Board,
 }
 
 pub struct Service {
@@ -118,7 +125,7 @@ pub struct Service {
 
 impl Service {
     pub fn new(config: NetworkConfig, store: Store, events: mpsc::Sender<NetworkEvent>, shown: Shown) -> Result<Self, NetworkError> {
-        let Shown { connected, peers: shown, reach } = shown;
+        let Shown { connected, peers: shown, reach, board } = shown;
         let key = keypair_of(config.secret)?;
         let (behaviour, gossip) = Gossip::new(&config.topic)?;
         let guard = Arc::new(Guard::new(config.allowed.as_ref(), config.limits.scoring));
@@ -132,12 +139,18 @@ impl Service {
         }
         let (report, reports) = mpsc::channel(REPORTS_MAX);
         let stop = CancellationToken::new();
-        let context =
-            Context { store: store.clone(), limits: config.limits.clone(), reports: report.clone(), connected: connected.subscribe() };
+        let context = Context {
+            store: store.clone(),
+            limits: config.limits.clone(),
+            reports: report.clone(),
+            connected: connected.subscribe(),
+            buffers: Arc::new(Semaphore::new(BUFFERS_MAX)),
+            board: board.clone(),
+        };
         Ok(Self {
             dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),
             downloads: Downloads::new(context, stop.clone()),
-            server: Server::new(store, config.limits.clone(), stop.clone(), report, guard.clone()),
+            server: Server::new(store, config.limits.clone(), stop.clone(), report, guard.clone(), board),
             offer: Offer::default(),
             swarm,
             gossip,
@@ -279,6 +292,7 @@ impl Service {
             Report::Progress { .. } if self.backlog.len() >= EVENTS_MAX => {}
             Report::Progress { hash, have, size, from } => self.tell(NetworkEvent::BlobProgress { hash, have, size, from }),
             Report::Misbehaved { peer, offence } => self.guard.offence(&peer, offence),
+            Report::Interest { hash, peer } => self.downloads.interest(hash, peer),
             Report::Damaged(hash) => self.tell(NetworkEvent::BlobDamaged { hash }),
             Report::Ended { hash, ended } => {
                 self.downloads.ended(hash, &mut self.tasks);

@@ -22,10 +22,12 @@ mod durable;
 mod index;
 mod journal;
 mod partial;
+mod scan;
+mod share;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,6 +38,7 @@ use mingle_protocol::hash::ContentHash;
 pub use bao_tree::ChunkRanges;
 pub use blob::{ServeError, StoredBlob};
 pub use partial::{AbsorbError, PartialBlob, byte_count};
+pub use share::Shared;
 
 use index::Index;
 
@@ -105,6 +108,8 @@ pub(crate) struct Inner {
     index: Index,
     /// Hashes with a live `PartialBlob`: two writers to one partial file would lie to each other.
     downloading: Mutex<HashSet<ContentHash>>,
+    /// Of these, what others may be served.
+    sharing: Mutex<HashMap<ContentHash, Shared>>,
 }
 
 impl Inner {
@@ -114,6 +119,10 @@ impl Inner {
 
     fn downloading(&self) -> MutexGuard<'_, HashSet<ContentHash>> {
         self.downloading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sharing(&self) -> MutexGuard<'_, HashMap<ContentHash, Shared>> {
+        self.sharing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -132,7 +141,7 @@ impl Store {
         durable::sync_folder(dir)?;
         // The index holds the lock, so it is opened before anything is cleaned away.
         let index = Index::open(dir)?;
-        let store = Self(Arc::new(Inner { blobs, index, downloading: Mutex::default() }));
+        let store = Self(Arc::new(Inner { blobs, index, downloading: Mutex::default(), sharing: Mutex::default() }));
         store.recover()?;
         Ok(store)
     }

@@ -23,6 +23,8 @@ pub struct Watched<S> {
     moved: u64,
     waited: Duration,
     waiting_since: Option<Instant>,
+    /// Nothing is expected of the other side.
+    resting: bool,
 }
 
 impl<S> Watched<S> {
@@ -36,7 +38,21 @@ impl<S> Watched<S> {
             moved: 0,
             waited: Duration::ZERO,
             waiting_since: None,
+            resting: false,
         }
+    }
+
+    /// While nothing is expected of the other side, it may be silent as long as it likes.
+    pub fn rest(&mut self, resting: bool) {
+        if self.resting != resting {
+            self.resting = resting;
+            self.pardon();
+        }
+    }
+
+    /// The window begins anew.
+    pub fn pardon(&mut self) {
+        (self.moved, self.waited, self.waiting_since) = (0, Duration::ZERO, None);
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>, count: impl Fn(&T) -> u64) -> Poll<io::Result<T>> {
@@ -54,6 +70,9 @@ impl<S> Watched<S> {
             Poll::Pending => {
                 if self.stopped.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "we stopped")));
+                }
+                if self.resting {
+                    return Poll::Pending;
                 }
                 if self.waiting_since.is_none() {
                     let now = Instant::now();
@@ -134,6 +153,18 @@ mod tests {
             sleep(WINDOW / 2).await; // Ours: the bytes were there all the time.
             near.read_exact(&mut [0; 100]).await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn a_rest_is_not_a_stall_and_its_end_begins_a_new_window() {
+        let (_far, near) = duplex(1024);
+        let mut near = Watched::new(near, WINDOW, &CancellationToken::new());
+        near.rest(true);
+        assert!(tokio::time::timeout(WINDOW * 3, near.read_u8()).await.is_err());
+        near.rest(false);
+        let began = Instant::now();
+        assert_eq!(near.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= WINDOW * 9 / 10);
     }
 
     #[tokio::test]

@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use mingle_protocol::round::{Round, RoundFile};
 
+use super::source;
+
 use crate::data::Template;
 use crate::driver::{self, Goal, Outcome, Peer, Work};
 use crate::home::Home;
@@ -127,28 +129,16 @@ impl From<TemplateArg> for Template {
     }
 }
 
-/// Reads a round file for its manifest alone.
-pub fn read_round(path: &Path) -> Result<Round> {
-    read_with_signatures(path).map(|file| file.round)
-}
-
-/// Reads a round file with what is beside its manifest.
-pub fn read_with_signatures(path: &Path) -> Result<RoundFile> {
-    let text = std::fs::read(path).with_context(|| format!("cannot read the round file {}", path.display()))?;
-    RoundFile::from_json(&text).with_context(|| format!("{} is no round", path.display()))
-}
-
-/// Reads a round file that is to be run: one that its founders have signed.
-pub fn read_signed(path: &Path) -> Result<RoundFile> {
-    let file = read_with_signatures(path)?;
-    let threshold = file.round.manifest().founders.as_ref().map_or(0, |founders| founders.threshold);
-    anyhow::ensure!(
-        file.is_signed(),
-        "{} is not signed by its founders: {} of {threshold} signatures are there and valid",
-        path.display(),
-        file.signers().count()
-    );
-    Ok(file)
+/// The peers to dial: those that were given, and those that the round file names.
+pub fn peers_of(round: &Path, file: &RoundFile, given: &NetworkArgs) -> Result<Vec<Multiaddr>> {
+    let mut peers = given.peers.clone();
+    for peer in &file.peers {
+        let address = peer.parse().with_context(|| format!("{} names {peer:?} as a peer, which is no address", round.display()))?;
+        if !peers.contains(&address) {
+            peers.push(address);
+        }
+    }
+    Ok(peers)
 }
 
 /// Seconds as people write them.
@@ -160,8 +150,8 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
 /// What every verb that runs a peer is given.
 #[derive(Args, Clone, Debug)]
 pub struct PeerArgs {
-    /// The round file
-    #[arg(long, value_name = "FILE")]
+    /// The round file, or a link to it (`mingle:...`)
+    #[arg(long, value_name = "FILE|LINK")]
     pub round: PathBuf,
     #[command(flatten)]
     pub home: HomeArgs,
@@ -182,15 +172,10 @@ pub struct OpenedPeer {
 
 impl PeerArgs {
     pub fn open(&self) -> Result<OpenedPeer> {
-        let (file, home) = (read_signed(&self.round)?, self.home.open()?);
+        let home = self.home.open()?;
         let mut network = self.network.clone();
-        for peer in &file.peers {
-            let address =
-                peer.parse().with_context(|| format!("{} names {peer:?} as a peer, which is no address", self.round.display()))?;
-            if !network.peers.contains(&address) {
-                network.peers.push(address);
-            }
-        }
+        let file = source::read_signed(&self.round, &home, &network)?;
+        network.peers = peers_of(&self.round, &file, &network)?;
         Ok(OpenedPeer { round: file.round.clone(), home, file, network, output: self.output })
     }
 }

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use mingle_protocol::round::Round;
+use mingle_protocol::round::{Round, RoundFile};
 
 use super::EXIT_FALSE;
-use super::args::{HomeArgs, OutputArgs, read_round, read_with_signatures};
+use super::args::{HomeArgs, OutputArgs};
+use super::source;
 use crate::bundle::{self, Bundle, BundleError, Imported, Refusals, Selection};
 use crate::files;
 use crate::home::Home;
@@ -105,9 +106,9 @@ pub fn run(verb: Verb) -> Result<ExitCode> {
 }
 
 fn export(args: &ExportArgs) -> Result<ExitCode> {
-    let file = read_with_signatures(&args.round)?;
-    let (round, text) = (file.round.clone(), file.to_json().into_bytes());
     let home = args.home.open()?;
+    let file = source::read(&args.round, &home, &[])?;
+    let (round, text) = (file.round.clone(), file.to_json().into_bytes());
     let round_home = home.round(round.id());
     if args.out.exists() {
         bail!("{} exists already; choose another file to write", args.out.display());
@@ -157,13 +158,17 @@ fn import(args: &ImportArgs) -> Result<ExitCode> {
     if let Some(out) = args.out.as_deref().filter(|out| out.exists()) {
         bail!("{} exists already; choose another directory to write", out.display());
     }
-    let expected = args.round.as_deref().map(read_round).transpose()?;
+    let home = args.home.open()?;
+    let expected = args.round.as_deref().map(|round| source::read_round(round, &home)).transpose()?;
     let unusable = || format!("{} is not a bundle to be used here, and nothing was taken from it", args.bundle.display());
     let bundle = open(&args.bundle)?;
-    let round = round_in(&bundle, expected).with_context(unusable)?;
-    let home = args.home.open()?;
+    let file = round_in(&bundle, expected).with_context(unusable)?;
+    let round = file.round.clone();
     let round_home = home.round(round.id());
-    round_home.prepare(&round)?;
+    // What this home has may have more signatures and addresses.
+    if !round_home.round_file().exists() {
+        round_home.keep(&file)?;
+    }
     let bar = bar(args.output);
     let told = |done, all| {
         bar.set_length(all);
@@ -188,16 +193,16 @@ fn open(path: &Path) -> Result<Bundle> {
     Bundle::open(file).with_context(|| format!("{} is no bundle", path.display()))
 }
 
-/// The bundle's round, which is the expected one.
-fn round_in(bundle: &Bundle, expected: Option<Round>) -> Result<Round, BundleError> {
-    let round = Round::from_json(&bundle.round_file()?)?;
+/// The bundle's round file, which is of the expected round.
+fn round_in(bundle: &Bundle, expected: Option<Round>) -> Result<RoundFile, BundleError> {
+    let file = RoundFile::from_json(&bundle.round_file()?)?;
     let expected = expected.map_or(bundle.index.round, |expected| expected.id());
-    for found in [round.id(), bundle.index.round] {
+    for found in [file.round.id(), bundle.index.round] {
         if found != expected {
             return Err(BundleError::OtherRound { found, expected });
         }
     }
-    Ok(round)
+    Ok(file)
 }
 
 /// Writes the merged adapter to `out`; whether it was computed here. Where adapters are missing, the one that travelled along
@@ -279,7 +284,7 @@ fn print(args: &ImportArgs, home: &Home, bundle: &Bundle, round: &Round, importe
 
 fn show(args: &ShowArgs) -> Result<ExitCode> {
     let bundle = open(&args.bundle)?;
-    let round = round_in(&bundle, None).with_context(|| format!("{} cannot be used", args.bundle.display()))?;
+    let round = round_in(&bundle, None).with_context(|| format!("{} cannot be used", args.bundle.display()))?.round;
     let mut records: u64 = 0;
     bundle.records::<anyhow::Error>(|_| {
         records += 1;

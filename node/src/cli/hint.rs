@@ -1,11 +1,13 @@
 //! How an error reaches people: its facts as one sentence, and advice, which is added only here.
 
+use mingle_protocol::link::LinkError;
 use mingle_protocol::round::RoundError;
 
 use crate::bases::NotFound;
 use crate::data::DataError;
 use crate::models::device::DeviceError;
 use crate::network::NetworkError;
+use crate::network::rounds::GetRoundError;
 use crate::store::StoreError;
 use crate::train::TrainError;
 
@@ -30,6 +32,12 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         }
         if let Some(NotFound { .. }) = cause.downcast_ref() {
             return found("give its directory with --base, put it into one of these places, or list the folder it is in in MINGLE_BASES");
+        }
+        if let Some(GetRoundError::Unreached(_)) = cause.downcast_ref() {
+            return found("ask who sent the link whether that peer runs and can be dialled from here, or for the round file itself");
+        }
+        if let Some(error) = cause.downcast_ref::<LinkError>() {
+            return Some(link_hint(error));
         }
         if let Some(NetworkError::Listen { .. }) = cause.downcast_ref() {
             return found("another program may use this port; give another --listen address, or port 0 for any");
@@ -71,6 +79,7 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         ),
         ("a key is never overwritten", "use `mingle key show`, or another --home for another institution"),
         ("cannot read the key", "make one with `mingle key new`"),
+        ("names no peer to ask", "add the address of a peer that runs with --peer"),
         ("is not signed by its founders", "each founder signs it with `mingle round sign FILE`"),
         ("is not a founder of round", "`mingle key show` prints the key of this home; another home may hold a founder's (--home)"),
         ("has not approved", "approve it with `mingle roster sign FILE`"),
@@ -81,6 +90,14 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         ("holds a base with digest", "every member must use the same base weights; compare with `mingle round show`"),
     ];
     advice.iter().find(|(part, _)| text.contains(part)).map(|(_, advice)| (*advice).to_owned())
+}
+
+fn link_hint(error: &LinkError) -> String {
+    match error {
+        LinkError::One { .. } => "copy it again; if that is all there is, try it with that character changed".to_owned(),
+        LinkError::Incomplete { .. } => "copy the whole line: a link may have been broken by the chat".to_owned(),
+        _ => "copy it again from where `mingle round link` printed it, in quotation marks".to_owned(),
+    }
 }
 
 fn device_hint(error: &DeviceError) -> Option<String> {

@@ -10,8 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::args::{HomeArgs, NetworkArgs, read_round, seconds};
+use super::args::{HomeArgs, NetworkArgs, peers_of, seconds};
+use super::source;
 use super::training::TrainingArgs;
+use crate::bases::Places;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,7 +32,7 @@ pub struct Args {
     /// Private training data, JSON lines or (with classes) .tsv; may be given several times
     #[arg(long, value_name = "FILE")]
     data: Vec<PathBuf>,
-    /// Hugging Face directory of the round's base
+    /// Hugging Face directory of the round's base [default: found by its name]
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
     /// Longest wait for other peers, in seconds
@@ -108,8 +110,9 @@ impl Check {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let round = read_round(&args.round)?;
     let home = args.home.open()?;
+    let file = source::read(&args.round, &home, &args.network.peers)?;
+    let round = &file.round;
     let (key, _) = home.key_or_create()?;
     let mut failed = false;
     let mut show = |checks: Vec<Check>| {
@@ -118,10 +121,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
             failed |= check.level == Level::Fail;
         }
     };
-    show(vec![here::key(&round, &key)]);
-    show(here::training(&round, args.base.as_deref(), &args.data, &args.training, &home.digests()));
-    show(vec![here::disk(&round, home.folder()), here::gpu(args.training.compute.device)]);
+    show(vec![here::round(&file), here::key(round, &key, !args.data.is_empty())]);
+    let (base, digests) = (args.base.as_deref(), home.digests());
+    show(here::training(round, &Places::of_process(Some(&args.round)), base, &digests, &args.data, &args.training));
+    show(vec![here::disk(round, home.folder()), here::gpu(args.training.compute.device), here::udp()]);
+    let mut network = args.network.clone();
+    network.peers = peers_of(&args.round, &file, &network)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
-    show(runtime.block_on(reach::checks(&round, &key, &args.network, args.timeout))?);
+    show(runtime.block_on(reach::checks(round, &key, &network, args.timeout))?);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -13,7 +13,8 @@ use mingle_protocol::standing::{Standing, Statement};
 use serde_json::json;
 
 use super::EXIT_UNREACHED;
-use super::args::{HomeArgs, NetworkArgs, OutputArgs, PeerArgs, read_round, seconds};
+use super::args::{HomeArgs, NetworkArgs, OutputArgs, PeerArgs, seconds};
+use super::source::{is_link, read_round};
 use crate::bundle::ledger_of;
 use crate::driver::{Goal, StandingStatus, Status, Work};
 use crate::home::{Home, RoundHome};
@@ -124,7 +125,8 @@ pub fn run(verb: Verb) -> Result<ExitCode> {
 }
 
 fn propose(args: &ProposeArgs) -> Result<ExitCode> {
-    let (round, home) = (read_round(&args.round)?, args.home.open()?);
+    let home = args.home.open()?;
+    let round = read_round(&args.round, &home)?;
     let name = &round.manifest().name;
     let founders = round.manifest().founders.as_ref().with_context(|| format!("round \"{name}\" has no founders who could change it"))?;
     if args.file.exists() {
@@ -235,7 +237,8 @@ fn alone(args: &PublishArgs, home: &Home, round: &Round, records: Vec<SignedReco
 }
 
 fn show(args: &ShowArgs) -> Result<ExitCode> {
-    let (round, home) = (read_round(&args.round)?, args.home.open()?);
+    let home = args.home.open()?;
+    let round = read_round(&args.round, &home)?;
     let manifest = round.manifest();
     let changes = known(&home.round(round.id()), &round)?;
     let keys: BTreeSet<MemberKey> = manifest.named().into_iter().chain(changes.iter().map(|change| change.key)).collect();
@@ -283,8 +286,8 @@ fn known(home: &RoundHome, round: &Round) -> Result<Vec<StandingStatus>> {
 
 fn round_of(file: Option<&Path>, home: &Home, id: RoundId) -> Result<Round> {
     let path = file.map_or_else(|| home.round(id).folder().join("round.json"), Path::to_owned);
-    ensure!(path.exists(), "this home does not have the file of round {id}; give it with --round");
-    let round = read_round(&path)?;
+    ensure!(is_link(&path) || path.exists(), "this home does not have the file of round {id}; give it with --round");
+    let round = read_round(&path, home)?;
     ensure!(round.id() == id, "the changes are for round {id}, but {} is round {}", path.display(), round.id());
     Ok(round)
 }

@@ -12,9 +12,11 @@ use mingle_protocol::identity::Roster;
 use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Parent, Round, RoundFile, VERSION, WeightRule};
 use mingle_protocol::standing::Readers;
 
-use super::args::{HomeArgs, read_with_signatures};
+use super::args::HomeArgs;
 use super::founding::{Founding, FoundingArgs};
+use super::link::{self, GetArgs, LinkArgs};
 use super::method::{MethodArg, MethodArgs};
+use super::source;
 use crate::merged::Proof;
 use crate::models::{self, base_digest};
 use crate::sent::merged_file;
@@ -30,7 +32,9 @@ Examples:
   mingle round new --base ./tinyllama --peer /dns4/seed.example/tcp/4001 --out round.json
   mingle round sign round.json
   mingle round new --parent ./merged --name \"second round\" --out next.json
-  mingle round show round.json --json";
+  mingle round show round.json --json
+  mingle round link round.json                       one line for chat; --round takes it wherever it takes a file
+  mingle round get \"mingle:...\" --out round.json";
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -43,6 +47,12 @@ pub enum Verb {
     /// Show a round file: what it says, and who has signed it
     #[command(after_help = EXAMPLES)]
     Show(ShowArgs),
+    /// Print a link to a round, short enough for chat
+    #[command(after_help = EXAMPLES)]
+    Link(LinkArgs),
+    /// Follow a link and write the round file
+    #[command(after_help = EXAMPLES)]
+    Get(GetArgs),
 }
 
 #[derive(clap::Args)]
@@ -111,7 +121,9 @@ pub fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::New(args) => new(*args),
         Verb::Sign(args) => sign(&args),
-        Verb::Show(args) => show(&read_with_signatures(&args.file)?, args.json),
+        Verb::Show(args) => show(&source::read_file(&args.file)?, args.json),
+        Verb::Link(args) => link::print(&args),
+        Verb::Get(args) => show(&link::get(&args)?, args.json),
     }
 }
 
@@ -151,7 +163,7 @@ fn new(args: NewArgs) -> Result<ExitCode> {
 }
 
 fn sign(args: &SignArgs) -> Result<ExitCode> {
-    let (mut file, key) = (read_with_signatures(&args.file)?, args.home.open()?.key()?);
+    let (mut file, key) = (source::read_file(&args.file)?, args.home.open()?.key()?);
     let manifest = file.round.manifest();
     let founders = manifest.founders.as_ref().with_context(|| format!("round \"{}\" has no founders who could sign it", manifest.name))?;
     let member = key.member();

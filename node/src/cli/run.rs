@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use super::args::PeerArgs;
+use super::source::is_link;
 use super::training::TrainingArgs;
 use crate::bases::{self, Places};
 use crate::contribution::check_base;
@@ -50,7 +51,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
             // What is wrong with base or data is said now, not after joining.
             let base = match base {
                 Some(base) => check_base(&base, &peer.round, &digests).map(|()| base)?,
-                None => bases::find(&peer.round.manifest().base, &Places::of_process(Some(&args.peer.round)), &digests)?,
+                None => bases::find(
+                    &peer.round.manifest().base,
+                    &Places::of_process(Some(&args.peer.round).filter(|round| !is_link(round)).map(PathBuf::as_path)),
+                    &digests,
+                )?,
             };
             let plan = args.training.plan(base, data, args.start_from);
             for path in &plan.data {

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use super::args::{HomeArgs, read_round};
+use super::args::HomeArgs;
+use super::source::read_round;
 use crate::driver::{Phase, Status};
 
 const EXAMPLES: &str = "\
@@ -29,7 +30,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     let home = args.home.open()?;
     let path = match &args.round {
-        Some(file) => home.round(read_round(file)?.id()).status_path(),
+        Some(file) => home.round(read_round(file, &home)?.id()).status_path(),
         None => {
             let rounds = home.rounds();
             rounds.first().with_context(|| format!("no peer has run in {}", home.folder().display()))?.status_path()

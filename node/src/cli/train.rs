@@ -8,9 +8,10 @@ use mingle_protocol::number::{Spread, seeded};
 use serde_json::json;
 
 use super::EXIT_UNREACHED;
-use super::args::{HomeArgs, OutputArgs, read_round};
+use super::args::{HomeArgs, OutputArgs};
 use super::interrupt::Interrupt;
 use super::method::{MethodArgs, PatternArgs};
+use super::source::read_round;
 use super::training::TrainingArgs;
 use crate::console::Console;
 use crate::contribution::{Beginning, TrainingPlan, check_base, diagnose, name_base, status_of, train};
@@ -74,14 +75,15 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let round = args.round.as_deref().map(read_round).transpose()?;
+    let home = args.home.open()?;
+    let round = args.round.as_deref().map(|round| read_round(round, &home)).transpose()?;
     let mut plan = args.training.plan(args.base.clone(), args.data, args.start_from);
     args.method.set(&mut plan.settings);
     args.patterns.set(&mut plan.settings.low_rank);
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&plan.settings.seed.to_le_bytes());
     if let Some(round) = &round {
-        check_base(&args.base, round, &args.home.open()?.digests())?;
+        check_base(&args.base, round, &home.digests())?;
         plan = plan.for_round(round);
         seed = round.kind().low_rank().map_or(seed, |shape| shape.seed);
     }

@@ -85,18 +85,7 @@ impl From<network::PeerStatus> for ConductStatus {
     fn from(status: network::PeerStatus) -> Self {
         let network::PeerStatus { peer, score, counts, .. } = status;
         let network::Counts { messages, accepted, questions, answer_bytes, blob_requests, blob_bytes, over_quota, offences, .. } = counts;
-        Self {
-            peer: peer.to_string(),
-            score,
-            messages,
-            accepted,
-            questions,
-            answer_bytes,
-            blob_requests,
-            blob_bytes,
-            over_quota,
-            offences,
-        }
+        Self { peer: peer.to_string(), score, messages, accepted, questions, answer_bytes, blob_requests, blob_bytes, over_quota, offences }
     }
 }
 

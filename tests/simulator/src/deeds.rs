@@ -2,31 +2,60 @@
 
 use mingle_protocol::ledger::SlotState;
 use mingle_protocol::machine::Input;
-use mingle_protocol::record::SignedRecord;
+use mingle_protocol::record::{Record, SignedRecord};
+use mingle_protocol::standing::Standing;
 
 use crate::Name;
 use crate::peer::{Origin, Presence, Waiting};
-use crate::world::World;
+use crate::world::{Event, World};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deed {
-    Announce { file: usize, examples: u64 },
+    Announce {
+        file: usize,
+        examples: u64,
+    },
     Withdraw,
+    /// Founders have agreed, and this peer tells of it.
+    ChangeStanding {
+        key: usize,
+        becomes: Standing,
+        without: usize,
+    },
 }
+
+/// A member that is not one yet looks again after this whether it is.
+const NOT_YET_MS: u64 = 500;
 
 impl World {
     /// A member's institution decides something; a peer that is down does it when it is back.
     pub fn decide(&mut self, at: Name, deed: Deed) {
         let peer = &mut self.peers[at];
-        peer.disk.wish = Some(deed);
+        if !matches!(deed, Deed::ChangeStanding { .. }) {
+            peer.disk.wish = Some(deed);
+        }
         if peer.presence == Presence::Up {
             self.wait(at, Waiting::Deed(deed));
         }
     }
 
     pub fn act(&mut self, at: Name, deed: Deed) {
+        if let Deed::ChangeStanding { key, becomes, without } = deed {
+            let subject = self.ground.keys[key].member();
+            let sequence = self.peers[at].machine.ledger().standing_sequence(&subject) + 1;
+            let record = self.ground.change_standing(key, sequence, becomes, without);
+            return self.say(at, record);
+        }
         let Some(key) = self.peers[at].key else { return };
+        let member = self.ground.keys[key].member();
+        if self.peers[at].machine.ledger().standing(&member) != Some(Standing::Member) {
+            if self.peers[at].disk.wish == Some(deed) {
+                self.agenda.after(NOT_YET_MS, Event::Deed(at, deed));
+            }
+            return;
+        }
         match deed {
+            Deed::ChangeStanding { .. } => {}
             Deed::Withdraw => self.peers[at].driver.withdrawing = true,
             Deed::Announce { file, examples } => self.announce(at, key, file, examples),
         }
@@ -77,7 +106,12 @@ impl World {
     }
 
     fn say(&mut self, at: Name, record: SignedRecord) {
-        self.note(at, "says", record.record().sequence());
+        let what = match record.record() {
+            Record::Announcement(_) => "announces",
+            Record::Withdrawal(_) => "withdraws",
+            Record::Standing(_) => "tells who belongs",
+        };
+        self.note(at, what, record.record().sequence());
         self.last_word = self.agenda.now();
         let publish = Waiting::Input(Input::Publish(record), Origin::Nothing);
         self.peers[at].driver.inbox.push_front(publish);

@@ -3,19 +3,28 @@
 use std::time::Duration;
 
 /// A stream of numbers that its seed and purpose determine. It refuses to be seeded by accident: the seed is printed.
-pub struct Dice(blake3::OutputReader);
+pub struct Dice {
+    stream: blake3::OutputReader,
+    /// One block of the stream, and how much of it is used.
+    block: [u8; 64],
+    used: usize,
+}
 
 impl Dice {
     pub fn new(seed: u64, purpose: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("mingle 2026 dice of the tests");
         hasher.update(&seed.to_le_bytes()).update(purpose.as_bytes());
-        Self(hasher.finalize_xof())
+        Self { stream: hasher.finalize_xof(), block: [0; 64], used: 64 }
     }
 
     pub fn number(&mut self) -> u64 {
-        let mut bytes = [0; 8];
-        self.0.fill(&mut bytes);
-        u64::from_le_bytes(bytes)
+        if self.used == self.block.len() {
+            self.stream.fill(&mut self.block);
+            self.used = 0;
+        }
+        let at = self.used;
+        self.used += 8;
+        u64::from_le_bytes(std::array::from_fn(|index| self.block[at + index]))
     }
 
     /// Below `end`, which is not 0. The bias of the remainder does not matter to a test.

@@ -63,6 +63,8 @@ impl World {
             Notice::Conflict(_) => "sees a conflict",
             Notice::RecordRefused(_) => "refuses a record",
             Notice::SyncRefused(_) => "refuses an answer",
+            Notice::NotKept(_) => "has no place for its own record",
+            Notice::Fault(fault) => return self.found_fault(at, fault),
             Notice::AdapterRefused { .. } => "refuses an adapter",
         };
         self.note(at, what, 0);
@@ -92,7 +94,7 @@ impl World {
         }
         if let Some(said) = self.ground.said(bytes) {
             self.checks.acknowledged.let_out(at, said);
-            if self.voices.get(&said.member) == Some(&at) {
+            if !said.standing && self.voices.get(&said.member) == Some(&at) {
                 self.checks.convergence.said(said);
             }
         }

@@ -9,12 +9,15 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::{MemberKey, Roster, SecretKey};
 use mingle_protocol::record::{Announcement, Record, RecordId, SignedRecord, Withdrawal};
 use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Round, VERSION, WeightRule};
+use mingle_protocol::standing::{Founders, Standing, StandingChange, Statement};
 
 use crate::dice::Dice;
 use crate::setting::Setting;
 
 /// Most examples that count.
 pub const WEIGHT_CAP: u64 = 1_000;
+/// All but one of them must agree.
+pub const FOUNDERS: usize = 3;
 /// One in so many adapter files holds values that no round accepts.
 const UNFIT_ONE_IN: usize = 12;
 
@@ -23,7 +26,8 @@ pub type Bytes = Rc<[u8]>;
 
 /// The first bytes of a hash: enough to tell a few thousand messages apart.
 pub fn mark(bytes: &[u8]) -> u64 {
-    u64::from_le_bytes(std::array::from_fn(|index| blake3::hash(bytes).as_bytes()[index]))
+    let hash = blake3::hash(bytes);
+    u64::from_le_bytes(std::array::from_fn(|index| hash.as_bytes()[index]))
 }
 
 pub struct File {
@@ -37,14 +41,17 @@ pub struct File {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Said {
     pub id: RecordId,
+    /// Whether it says who belongs; then of the key it speaks of.
+    pub standing: bool,
     pub member: MemberKey,
     pub sequence: u64,
 }
 
 pub struct Ground {
     pub round: Round,
-    /// Of members, then of sybils.
+    /// Of members, then of those who are to become members, then of sybils.
     pub keys: Vec<SecretKey>,
+    founders: Vec<SecretKey>,
     pub files: Vec<File>,
     by_hash: BTreeMap<ContentHash, usize>,
     said: BTreeMap<u64, Said>,
@@ -52,8 +59,9 @@ pub struct Ground {
 
 impl Ground {
     pub fn new(setting: &Setting, dice: &mut Dice) -> Self {
-        let key = |_| SecretKey::from_bytes(&std::array::from_fn(|_| dice.number() as u8));
-        let keys: Vec<SecretKey> = (0..setting.members + setting.sybils).map(key).collect();
+        let mut key = |_| SecretKey::from_bytes(&std::array::from_fn(|_| dice.number() as u8));
+        let keys: Vec<SecretKey> = (0..setting.speakers() + setting.sybils).map(&mut key).collect();
+        let founders: Vec<SecretKey> = (0..FOUNDERS).map(&mut key).collect();
         let members: BTreeSet<MemberKey> = keys.iter().take(setting.members).map(SecretKey::member).collect();
         let module = Module { name: "q_proj".into(), inputs: 3, outputs: 2 };
         let round = Round::new(Manifest {
@@ -63,17 +71,18 @@ impl Ground {
             kind: AdapterKind::Lora(LoraShape::new(1, 2, [1; 32], vec![module])),
             rule: MergeRule::Mean,
             weight: WeightRule::Examples { cap: WEIGHT_CAP },
-            // With sybils the cap is too low for all who speak.
-            member_max: (setting.members + setting.sybils / 2) as u32,
+            // With sybils, and with some of those who join, the cap is too low for all who speak.
+            member_max: (setting.members + (setting.newcomers + setting.sybils) / 2) as u32,
             roster: if setting.open_roster { Roster::Open } else { Roster::Members(members) },
             parent: None,
-            founders: None,
+            founders: (!setting.open_roster)
+                .then(|| Founders { keys: founders.iter().map(SecretKey::member).collect(), threshold: FOUNDERS as u32 - 1 }),
             readers: None,
         })
         .expect("a round within its bounds");
-        let files: Vec<File> = (0..2 * setting.members + 4).map(|_| file(&round, dice)).collect();
+        let files: Vec<File> = (0..2 * setting.speakers() + 4).map(|_| file(&round, dice)).collect();
         let by_hash = files.iter().enumerate().map(|(index, file)| (file.hash, index)).collect();
-        Self { round, keys, files, by_hash, said: BTreeMap::new() }
+        Self { round, keys, founders, files, by_hash, said: BTreeMap::new() }
     }
 
     pub fn file(&self, adapter: &ContentHash) -> Option<&File> {
@@ -108,7 +117,23 @@ impl Ground {
     /// Signs, and writes down that it was said.
     pub fn sign(&mut self, key: usize, record: &Record) -> SignedRecord {
         let signed = SignedRecord::sign(record, &self.keys[key], &self.round).expect("a record within the rules");
-        let said = Said { id: signed.id(), member: record.member(), sequence: record.sequence() };
+        self.write_down(signed)
+    }
+
+    /// Two of the three founders agree that a key has this standing from now on.
+    pub fn change_standing(&mut self, key: usize, sequence: u64, becomes: Standing, without: usize) -> SignedRecord {
+        let statement = Statement { round: self.round.id(), subject: self.keys[key].member(), sequence, becomes };
+        let agreeing: Vec<&SecretKey> =
+            (0..FOUNDERS).filter(|founder| *founder != without % FOUNDERS).map(|founder| &self.founders[founder]).collect();
+        let approvals = agreeing.iter().map(|founder| statement.approve(founder));
+        let change = StandingChange::new(&statement, agreeing[0].member(), approvals);
+        let signed = SignedRecord::sign(&Record::Standing(change), agreeing[0], &self.round).expect("a change within the rules");
+        self.write_down(signed)
+    }
+
+    fn write_down(&mut self, signed: SignedRecord) -> SignedRecord {
+        let record = signed.record();
+        let said = Said { id: signed.id(), standing: signed.standing().is_some(), member: record.member(), sequence: record.sequence() };
         self.said.insert(mark(signed.bytes()), said);
         signed
     }

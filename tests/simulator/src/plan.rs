@@ -1,8 +1,11 @@
 //! What will befall a history, drawn before it begins: who is who, what members do, and which faults strike when.
 
+use mingle_protocol::standing::Standing;
+
 use crate::Name;
 use crate::deeds::Deed;
 use crate::dice::Dice;
+use crate::ground::FOUNDERS;
 use crate::setting::Setting;
 use crate::wire::Split;
 
@@ -43,7 +46,7 @@ pub enum Strike {
 }
 
 pub struct Plan {
-    /// The peer that speaks with each member's key.
+    /// The peer that speaks with each key.
     pub members: Vec<Name>,
     pub hostile: Vec<Name>,
     pub slow: Vec<Name>,
@@ -70,7 +73,7 @@ impl Plan {
         let slow = names.iter().copied().filter(|_| setting.slow_one_in > 0 && dice.once_in(setting.slow_one_in)).collect();
         let mut members = names.clone();
         dice.shuffle(&mut members);
-        members.truncate(setting.members);
+        members.truncate(setting.speakers());
         let mut plan = Self {
             members,
             hostile,
@@ -83,6 +86,7 @@ impl Plan {
             heal_at: setting.troubled_ms,
         };
         plan.draw_deeds(setting, faults, files, dice);
+        plan.draw_roster(setting, dice);
         plan.draw_strikes(setting, &leavers, dice);
         if !faults {
             plan.heal_at = plan.deeds.iter().map(|(at, ..)| *at).max().unwrap_or(CALM_BEGINNING_MS);
@@ -110,6 +114,23 @@ impl Plan {
                 }
                 self.deeds.push((at, *member, deed));
             }
+        }
+    }
+
+    /// Founders act through any peer that keeps the rules; they let everybody in who is to join, some only after a while.
+    fn draw_roster(&mut self, setting: &Setting, dice: &mut Dice) {
+        let hands: Vec<Name> = (0..setting.peers).filter(|name| !self.hostile.contains(name) && !self.late.contains(name)).collect();
+        let changes = (setting.members..setting.speakers()).map(|key| (key, Standing::Member));
+        let changes: Vec<(usize, Standing)> = changes.collect();
+        let more = (0..setting.roster_changes).map(|_| {
+            let key = dice.below(setting.speakers());
+            (key, *dice.one_of(&[Standing::Out, Standing::Reader, Standing::Member]))
+        });
+        let more: Vec<(usize, Standing)> = more.collect();
+        for (key, becomes) in changes.into_iter().chain(more) {
+            let at = dice.below(setting.troubled_ms as usize) as u64;
+            let deed = Deed::ChangeStanding { key, becomes, without: dice.below(FOUNDERS) };
+            self.deeds.push((at, *dice.one_of(&hands), deed));
         }
     }
 

@@ -37,7 +37,7 @@ pub struct Class {
 impl Class {
     /// 8 to 32 peers with every fault.
     pub fn small() -> Self {
-        Self { peers: 8..=32, members_max: 24, faults: true, patience_ms: 60_000, planted: Planted::Nothing }
+        Self { peers: 8..=32, members_max: 24, faults: true, patience_ms: 30_000, planted: Planted::Nothing }
     }
 
     /// No faults, links of 50 ms.
@@ -89,6 +89,10 @@ pub struct Setting {
     /// Keys of nobody's peer that hostile peers speak for, where the roster is open.
     pub sybils: usize,
     pub open_roster: bool,
+    /// Peers that founders make members while the round runs.
+    pub newcomers: usize,
+    /// How often founders change who belongs, beside that.
+    pub roster_changes: usize,
     /// Neighbours each peer looks for.
     pub degree: usize,
     /// The time of faults.
@@ -127,6 +131,8 @@ impl Setting {
             hostile: 0,
             sybils: 0,
             open_roster: false,
+            newcomers: 0,
+            roster_changes: 0,
             degree: if small { 3 + dice.below(10) } else { 12 },
             troubled_ms: 20_000 + dice.below(40_000) as u64,
             deeds_max: if small { 4 } else { 2 },
@@ -154,6 +160,11 @@ impl Setting {
         setting
     }
 
+    /// Keys that a peer speaks with, now or later.
+    pub fn speakers(&self) -> usize {
+        self.members + self.newcomers
+    }
+
     /// Each kind of fault is there in half of the seeds, and in one seed of eight all are there at once.
     fn trouble(&mut self, dice: &mut Dice) {
         let all = dice.once_in(8);
@@ -175,7 +186,12 @@ impl Setting {
         self.leavers = at_most((peers / 6).max(1));
         self.late = at_most((peers / 3).max(1));
         self.skewed = at_most(1) == 1;
-        self.open_roster = at_most(1) == 1 && dice.once_in(2);
+        self.open_roster = at_most(4) == 1;
+        let changes = at_most(6);
+        if !self.open_roster {
+            self.roster_changes = changes;
+            self.newcomers = if changes > 0 { dice.below(peers - self.members + 1).min(6) } else { 0 };
+        }
         self.sybils = if self.open_roster && self.hostile > 0 { dice.below(8) } else { 0 };
     }
 }

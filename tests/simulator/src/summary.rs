@@ -1,5 +1,6 @@
 //! Many seeds at once, and what came of them, in words and as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,7 +25,8 @@ pub struct Summary {
     questions: u64,
     messages: u64,
     message_bytes: u64,
-    events: u64,
+    /// How often each kind of thing happened.
+    pub happened: BTreeMap<&'static str, u64>,
 }
 
 /// Plays seeds on several threads. `told` hears how far it has come, about every so many seeds.
@@ -65,7 +67,9 @@ impl Summary {
                 self.questions += outcome.questions;
                 self.messages += outcome.messages;
                 self.message_bytes += outcome.message_bytes;
-                self.events += outcome.events;
+                for (what, count) in outcome.happened {
+                    *self.happened.entry(what).or_default() += count;
+                }
             }
             Err(failure) => {
                 self.failed += 1;
@@ -93,7 +97,7 @@ impl Summary {
             text,
             "{{\"class\": \"{}\", \"seeds\": {}, \"failures\": {}, \"seconds\": {:.1}, \"converged_s\": {{\"p50\": {half}, \"p95\": {most}, \
              \"p99\": {nearly}, \"worst\": {worst}, \"worst_seed\": {worst_seed}}}, \"peers\": {}, \"records\": {}, \"questions\": {}, \
-             \"messages\": {}, \"message_bytes\": {}, \"events\": {}, \"failed_seeds\": {:?}}}",
+             \"messages\": {}, \"message_bytes\": {}, \"happened\": {:?}, \"failed_seeds\": {:?}}}",
             class.words(),
             self.seeds,
             self.failed,
@@ -103,7 +107,7 @@ impl Summary {
             self.questions,
             self.messages,
             self.message_bytes,
-            self.events,
+            self.happened,
             self.failures.iter().map(|failure| failure.seed).collect::<Vec<_>>(),
         );
         text

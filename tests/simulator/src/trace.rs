@@ -1,6 +1,6 @@
 //! The last events for people, and a hash over all of them that two runs of one seed share.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::Name;
 
@@ -20,19 +20,29 @@ pub struct Trace {
     last: VecDeque<Note>,
     most: usize,
     hasher: blake3::Hasher,
-    pub events: u64,
+    counts: BTreeMap<&'static str, u64>,
 }
 
 impl Default for Trace {
     fn default() -> Self {
         let most = std::env::var("MINGLE_SIM_EVENTS").ok().and_then(|text| text.parse().ok()).unwrap_or(LAST);
-        Self { last: VecDeque::new(), most, hasher: blake3::Hasher::new_derive_key("mingle 2026 trace of a simulation"), events: 0 }
+        Self {
+            last: VecDeque::new(),
+            most,
+            hasher: blake3::Hasher::new_derive_key("mingle 2026 trace of a simulation"),
+            counts: BTreeMap::new(),
+        }
     }
 }
 
 impl Trace {
+    /// How often each kind of thing happened.
+    pub fn counts(&self) -> &BTreeMap<&'static str, u64> {
+        &self.counts
+    }
+
     pub fn note(&mut self, at: u64, peer: Name, what: &'static str, number: u64) {
-        self.events += 1;
+        *self.counts.entry(what).or_default() += 1;
         self.hasher.update(&at.to_le_bytes()).update(&(peer as u64).to_le_bytes()).update(&number.to_le_bytes());
         self.hasher.update(what.as_bytes());
         if self.last.len() >= self.most {

@@ -118,7 +118,8 @@ pub struct Outcome {
     pub messages: u64,
     pub message_bytes: u64,
     pub records: usize,
-    pub events: u64,
+    /// How often each kind of thing happened.
+    pub happened: BTreeMap<&'static str, u64>,
     /// Equal for equal histories.
     pub trace: String,
 }
@@ -263,7 +264,7 @@ impl World {
                         self.last_doubt.clone_from(why);
                     }
                     if let Some(since) = agreed_at.filter(|since| now - since >= STEADY_MS) {
-                        let from = if class.faults { self.heal_at } else { self.last_word };
+                        let from = if class.faults { self.heal_at.max(self.last_word) } else { self.last_word };
                         return Ok(since - from.min(since));
                     }
                     if let Err(why) = agree
@@ -349,7 +350,7 @@ impl World {
             messages: self.sent,
             message_bytes: self.sent_bytes,
             records: self.checks.acknowledged.known(),
-            events: self.trace.events,
+            happened: self.trace.counts().clone(),
             trace: self.trace.hash(),
         })
     }

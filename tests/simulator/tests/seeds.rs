@@ -10,7 +10,7 @@ const SEEDS: u64 = 200;
 const CALM_SEEDS: u64 = 60;
 
 /// Plays all and tells of the first that fails.
-fn all_agree(class: &Class, seeds: u64) {
+fn all_agree(class: &Class, seeds: u64, must_happen: &[&str]) {
     if let Some(seed) = std::env::var("MINGLE_SIM_SEED").ok().and_then(|text| text.parse().ok()) {
         return match play(seed, class) {
             Ok(outcome) => println!("seed {seed}: {outcome:#?}"),
@@ -24,19 +24,39 @@ fn all_agree(class: &Class, seeds: u64) {
     }
     println!("{}", summary.to_json(class));
     assert_eq!(summary.seeds, seeds);
+    // Histories in which nothing happens would show nothing.
+    for what in must_happen {
+        let count = summary.happened.get(what).copied().unwrap_or_default();
+        assert!(count >= seeds / 10, "in {seeds} seeds a peer {what:?} {count} times");
+    }
 }
 
 #[test]
 fn peers_agree_after_every_fault() {
-    all_agree(&Class::small(), SEEDS);
+    let faults = [
+        "dies",
+        "stands still",
+        "the network splits",
+        "leaves for good",
+        "has a bad blob",
+        "sees a conflict",
+        "refuses a record",
+        "refuses an answer",
+        "refuses an adapter",
+        "hears nothing from",
+        "fails to fetch",
+        "tells who belongs",
+        "withdraws",
+    ];
+    all_agree(&Class::small(), SEEDS, &faults);
 }
 
 #[test]
 fn without_faults_peers_agree_at_once() {
-    all_agree(&Class::clean(), CALM_SEEDS);
+    all_agree(&Class::clean(), CALM_SEEDS, &["merges", "withdraws"]);
 }
 
 #[test]
 fn hundreds_of_peers_agree() {
-    all_agree(&Class::large(256), 1);
+    all_agree(&Class::large(256), 1, &["merges"]);
 }

@@ -7,10 +7,11 @@ use std::path::Path;
 use bao_tree::blake3;
 use bao_tree::io::EncodeError;
 use bao_tree::io::outboard::PreOrderOutboard;
-use bao_tree::io::sync::{encode_ranges_validated, outboard, valid_ranges};
+use bao_tree::io::sync::{encode_ranges_validated, outboard};
 use mingle_protocol::hash::ContentHash;
 
 use super::durable::{self, Temporary};
+use super::scan::scan_all;
 use super::{
     BLOB, BLOB_BYTES_MAX, ChunkRanges, OUTBOARD, PART, PART_OUTBOARD, PART_RANGES, Result, Store, StoreError, TEMPORARY, all_chunks,
     io_error, tree_of,
@@ -98,14 +99,15 @@ impl Store {
 
     /// Takes a damaged blob out of the index and makes it a partial download, to be scanned and repaired.
     ///
-    /// Does nothing when the index does not have it: several servers may find the same damage.
-    pub fn demote_blob(&self, hash: ContentHash) -> Result<()> {
+    /// Does nothing and says `false` when the index does not have it: several servers may find the same damage.
+    pub fn demote_blob(&self, hash: ContentHash) -> Result<bool> {
         if !self.has_blob(hash)? {
-            return Ok(());
+            return Ok(false);
         }
         self.0.index.remove_blob(&hash)?;
         self.make_partial(hash)?;
-        durable::sync_folder(&self.0.blobs)
+        durable::sync_folder(&self.0.blobs)?;
+        Ok(true)
     }
 
     /// Forgets a blob and deletes its files, partial ones too. Absent blobs are no error.
@@ -175,17 +177,7 @@ pub(super) fn build_outboard(data: impl Read, size: u64, target: &File) -> io::R
     Ok(ContentHash(*outboard(data, tree, target)?.as_bytes()))
 }
 
-/// Which groups of `data` verify under `outboard`. Reads everything the outboard vouches for.
-pub(super) fn scan(hash: ContentHash, size: u64, data: &File, outboard: &File) -> io::Result<ChunkRanges> {
-    let outboard = PreOrderOutboard { root: blake3::Hash::from(hash.0), tree: tree_of(size), data: outboard };
-    let mut valid = ChunkRanges::empty();
-    for range in valid_ranges(outboard, data, &ChunkRanges::all()) {
-        valid |= ChunkRanges::from(range?);
-    }
-    Ok(valid & all_chunks(size))
-}
-
-/// A complete blob, open.
+/// A blob's files, open: complete, or (for [`Shared`](super::Shared)) complete in what is offered of it.
 pub struct StoredBlob {
     pub hash: ContentHash,
     /// In bytes.
@@ -207,6 +199,10 @@ pub enum ServeError {
 }
 
 impl StoredBlob {
+    pub(super) fn over(hash: ContentHash, size: u64, data: File, outboard: File) -> Self {
+        Self { hash, size, data, outboard }
+    }
+
     /// Writes `ranges` with their proofs, each group verified before its first byte is written.
     pub fn encode(&self, ranges: &ChunkRanges, to: impl Write) -> Result<(), ServeError> {
         let root = blake3::Hash::from(self.hash.0);
@@ -222,7 +218,7 @@ impl StoredBlob {
     }
 
     fn valid(&self) -> io::Result<ChunkRanges> {
-        scan(self.hash, self.size, &self.data, &self.outboard)
+        scan_all(self.hash, self.size, &self.data, &self.outboard)
     }
 }
 

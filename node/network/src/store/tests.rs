@@ -8,6 +8,7 @@ use bao_tree::ChunkNum;
 use tempfile::TempDir;
 
 use super::*;
+use crate::pieces::Holds;
 
 /// 16 chunks of 1 KiB.
 const GROUP_BYTES: usize = 16 * 1024;
@@ -97,8 +98,8 @@ fn a_download_resumes_with_exactly_the_missing_ranges() {
     assert!(matches!(store.begin_download(hash, size), Err(StoreError::DownloadRunning { .. })));
     assert_eq!(partial.missing_ranges(), all_chunks(size));
     let (first, second) = (groups(0, 2), groups(5, 6));
-    partial.absorb(Cursor::new(encoded(&content, &first)), &first, |_| ()).unwrap();
-    partial.absorb(Cursor::new(encoded(&content, &second)), &second, |_| ()).unwrap();
+    partial.absorb(Cursor::new(encoded(&content, &first)), &first).unwrap();
+    partial.absorb(Cursor::new(encoded(&content, &second)), &second).unwrap();
     assert_eq!(partial.have_bytes(), 3 * GROUP_BYTES as u64);
     assert!(matches!(partial.finish(), Err(StoreError::Incomplete { .. })));
     assert!(!store.has_blob(hash).unwrap());
@@ -108,7 +109,7 @@ fn a_download_resumes_with_exactly_the_missing_ranges() {
     let partial = store.begin_download(hash, size).unwrap();
     let missing = partial.missing_ranges();
     assert_eq!(missing, &all_chunks(size) - &(&first | &second));
-    partial.absorb(Cursor::new(encoded(&content, &missing)), &missing, |_| ()).unwrap();
+    partial.absorb(Cursor::new(encoded(&content, &missing)), &missing).unwrap();
     partial.finish().unwrap();
     assert_eq!(fs::read(store.blob_path(hash)).unwrap(), content);
     assert_eq!(store.blob_size(hash).unwrap(), Some(size));
@@ -130,17 +131,17 @@ fn what_a_broken_stream_brought_is_kept_and_wrong_bytes_never_are() {
     let honest = encoded(&content, &all);
 
     let truncated = &honest[..honest.len() / 2];
-    assert!(matches!(partial.absorb(truncated, &all, |_| ()), Err(AbsorbError::Truncated { .. })));
+    assert!(matches!(partial.absorb(truncated, &all), Err(AbsorbError::Truncated { .. })));
     let kept = partial.have_bytes();
     assert!(kept >= 2 * GROUP_BYTES as u64, "{kept}");
     let mut wrong = honest.clone();
     let last = wrong.len() - 1;
     wrong[last] ^= 1;
-    assert!(matches!(partial.absorb(wrong.as_slice(), &all, |_| ()), Err(AbsorbError::Mismatch { .. })));
+    assert!(matches!(partial.absorb(wrong.as_slice(), &all), Err(AbsorbError::Mismatch { .. })));
     assert_eq!(partial.missing_ranges(), groups(5, 6));
     let mut lying = honest;
     lying[3] ^= 1;
-    assert!(matches!(partial.absorb(lying.as_slice(), &all, |_| ()), Err(AbsorbError::Mismatch { .. })));
+    assert!(matches!(partial.absorb(lying.as_slice(), &all), Err(AbsorbError::Mismatch { .. })));
     assert!(matches!(store.begin_download(ContentHash([9; 32]), BLOB_BYTES_MAX + 1), Err(StoreError::BlobSize { .. })));
     assert!(matches!(store.begin_download(ContentHash([9; 32]), 0), Err(StoreError::BlobSize { .. })));
 }
@@ -158,36 +159,93 @@ fn a_torn_or_foreign_record_of_ranges_is_not_believed() {
     };
     let (store, partial, _) = begin(&folder);
     for range in [groups(0, 1), groups(2, 4)] {
-        partial.absorb(Cursor::new(encoded(&content, &range)), &range, |_| ()).unwrap();
+        partial.absorb(Cursor::new(encoded(&content, &range)), &range).unwrap();
+        partial.commit().unwrap();
     }
     drop((partial, store));
     let journal = file(&folder, hash, "part-ranges");
     let whole = fs::read(&journal).unwrap();
 
-    // Torn in the second record: the first still holds, and what is appended later is read.
+    // Torn in the second record, and of what it spoke of one group is on disk: the first record still holds, the group
+    // is found, and what is appended later is read.
     fs::write(&journal, &whole[..whole.len() - 1]).unwrap();
+    flip(&file(&folder, hash, "part"), 2 * GROUP_BYTES);
     let (store, partial, missing) = begin(&folder);
-    assert_eq!(missing, groups(1, 8));
-    partial.absorb(Cursor::new(encoded(&content, &groups(7, 8))), &groups(7, 8), |_| ()).unwrap();
+    assert_eq!(missing, &groups(1, 3) | &groups(4, 8));
+    partial.absorb(Cursor::new(encoded(&content, &groups(7, 8))), &groups(7, 8)).unwrap();
+    partial.commit().unwrap();
     drop((partial, store));
     let (store, partial, missing) = begin(&folder);
-    assert_eq!(missing, groups(1, 7));
+    assert_eq!(missing, &groups(1, 3) | &groups(4, 7));
     drop((partial, store));
 
     // A record that claims everything, without its checksum, is not believed.
     let mut file = OpenOptions::new().append(true).open(&journal).unwrap();
     file.write_all(&[[0; 8], (8_u64 * 16).to_le_bytes(), [0; 8], [0; 8]].concat()).unwrap();
     let (store, partial, missing) = begin(&folder);
-    assert_eq!(missing, groups(1, 7));
+    assert_eq!(missing, &groups(1, 3) | &groups(4, 7));
     drop((partial, store));
 
     // Without a journal the files are scanned: nothing that verifies is fetched again.
     for broken in [&whole[..10], &[]] {
         fs::write(&journal, broken).unwrap();
         let (store, partial, missing) = begin(&folder);
-        assert_eq!(missing, &groups(1, 2) | &groups(4, 7));
+        assert_eq!(missing, &groups(1, 3) | &groups(4, 7));
         drop((partial, store));
     }
+}
+
+#[test]
+fn what_was_written_before_a_kill_is_found_though_no_record_speaks_of_it() {
+    // Two pieces, so that what was begun is told from what was not.
+    let content = bytes(64 * GROUP_BYTES);
+    let (hash, size) = (ContentHash::of(&content), content.len() as u64);
+    let folder = TempDir::new().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let partial = store.begin_download(hash, size).unwrap();
+    let range = groups(3, 9);
+    assert_eq!(partial.absorb(Cursor::new(encoded(&content, &range)), &range).unwrap(), 6 * GROUP_BYTES as u64);
+    let overlap = groups(8, 10);
+    assert_eq!(partial.absorb(Cursor::new(encoded(&content, &overlap)), &overlap).unwrap(), GROUP_BYTES as u64);
+    drop((partial, store));
+    // Never written by anybody who told the journal: not even looked at.
+    use std::os::unix::fs::FileExt;
+    let part = OpenOptions::new().write(true).open(file(&folder, hash, "part")).unwrap();
+    part.write_all_at(&content[40 * GROUP_BYTES..41 * GROUP_BYTES], 40 * GROUP_BYTES as u64).unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let partial = store.begin_download(hash, size).unwrap();
+    assert_eq!(partial.missing_ranges(), &all_chunks(size) - &groups(3, 10));
+}
+
+#[test]
+fn a_download_under_way_offers_its_complete_pieces() {
+    let content = bytes(100 * GROUP_BYTES);
+    let (hash, size) = (ContentHash::of(&content), content.len() as u64);
+    let folder = TempDir::new().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    assert!(matches!(store.share(hash), Err(StoreError::NotFound { .. })));
+    let partial = store.begin_download(hash, size).unwrap();
+    let mut shared = store.share(hash).unwrap();
+    let held = |holds: &Holds| (0..4).filter(|piece| holds.has(*piece)).collect::<Vec<u32>>();
+    for (range, expected) in [(groups(0, 40), vec![0]), (groups(40, 64), vec![0, 1]), (groups(96, 100), vec![0, 1, 3])] {
+        partial.absorb(Cursor::new(encoded(&content, &range)), &range).unwrap();
+        assert_eq!(held(&shared.holds.borrow_and_update()), expected);
+    }
+    let mut sent = Vec::new();
+    shared.blob.encode(&groups(32, 64), &mut sent).unwrap();
+    assert_eq!(sent, encoded(&content, &groups(32, 64)));
+    assert!(
+        matches!(shared.blob.encode(&groups(60, 70), &mut Vec::new()), Err(ServeError::Damaged { .. })),
+        "what is not here cannot leave"
+    );
+    let rest = partial.missing_ranges();
+    partial.absorb(Cursor::new(encoded(&content, &rest)), &rest).unwrap();
+    partial.finish().unwrap();
+    assert_eq!(*shared.holds.borrow_and_update(), Holds::All);
+    // Its files have other names now; who is being served does not notice.
+    shared.blob.encode(&groups(64, 96), &mut Vec::new()).unwrap();
+    drop(partial);
+    assert_eq!(*store.share(hash).unwrap().holds.borrow(), Holds::All);
 }
 
 #[test]
@@ -239,7 +297,7 @@ fn a_flipped_byte_is_never_served_and_only_its_group_is_fetched_again() {
     assert!(!store.has_blob(hash).unwrap());
     let partial = store.begin_download(hash, size).unwrap();
     assert_eq!(partial.missing_ranges(), groups(2, 3));
-    partial.absorb(Cursor::new(encoded(&content, &groups(2, 3))), &groups(2, 3), |_| ()).unwrap();
+    partial.absorb(Cursor::new(encoded(&content, &groups(2, 3))), &groups(2, 3)).unwrap();
     partial.finish().unwrap();
     assert_eq!(fs::read(store.blob_path(hash)).unwrap(), content);
 }
@@ -260,20 +318,25 @@ fn every_flipped_byte_of_an_outboard_is_noticed() {
 }
 
 #[test]
-fn damage_between_the_last_byte_and_the_seal_is_found() {
+fn damage_to_what_another_process_left_is_found_before_the_seal() {
     let content = bytes(4 * GROUP_BYTES);
     let (hash, size) = (ContentHash::of(&content), content.len() as u64);
     let folder = TempDir::new().unwrap();
     let store = Store::open(folder.path()).unwrap();
     let partial = store.begin_download(hash, size).unwrap();
     let all = all_chunks(size);
-    partial.absorb(Cursor::new(encoded(&content, &all)), &all, |_| ()).unwrap();
+    partial.absorb(Cursor::new(encoded(&content, &all)), &all).unwrap();
+    partial.commit().unwrap();
+    drop((partial, store));
+    let store = Store::open(folder.path()).unwrap();
+    let partial = store.begin_download(hash, size).unwrap();
+    assert!(partial.missing_ranges().is_empty());
     let path = file(&folder, hash, "part");
     use std::os::unix::fs::FileExt;
     OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[content[GROUP_BYTES] ^ 1], GROUP_BYTES as u64).unwrap();
     assert!(matches!(partial.finish(), Err(StoreError::Incomplete { missing, .. }) if missing == GROUP_BYTES as u64));
     assert_eq!(partial.missing_ranges(), groups(1, 2));
-    partial.absorb(Cursor::new(encoded(&content, &groups(1, 2))), &groups(1, 2), |_| ()).unwrap();
+    partial.absorb(Cursor::new(encoded(&content, &groups(1, 2))), &groups(1, 2)).unwrap();
     partial.finish().unwrap();
     store.verify_blob(hash).unwrap();
 }
@@ -289,7 +352,7 @@ fn small_blobs_need_no_outboard_and_empty_ones_are_refused() {
         store.open_blob(hash).unwrap().encode(&all_chunks(size), &mut wire).unwrap();
         store.remove_blob(hash).unwrap();
         let partial = store.begin_download(hash, size).unwrap();
-        partial.absorb(wire.as_slice(), &partial.missing_ranges(), |_| ()).unwrap();
+        partial.absorb(wire.as_slice(), &partial.missing_ranges()).unwrap();
         partial.finish().unwrap();
         assert_eq!(fs::read(store.blob_path(hash)).unwrap(), content);
     }

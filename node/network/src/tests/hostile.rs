@@ -5,31 +5,42 @@ use std::sync::{Arc, Mutex};
 use futures::{AsyncWriteExt, StreamExt};
 use libp2p::Swarm;
 use libp2p::swarm::SwarmEvent;
+use tokio::io::AsyncReadExt;
+use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use super::super::behaviour::{Net, NetEvent, swarm};
-use super::super::blob_frames::{Answer, Request};
+use super::super::blob_frames::{Ask, BLOCK_HEAD_BYTES, Tell, first_chunk, read_hash};
+use super::super::blob_streams::Inbound;
 use super::super::gossip::Gossip;
 use super::super::guard::Guard;
 use super::super::traffic::Meter;
 use super::*;
+use crate::pieces::{Holds, Pieces};
 use crate::store::{ChunkRanges, all_chunks};
 
 const SIZE: usize = 8 << 20;
 
-/// What a hostile provider does with one request.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What a hostile provider does in one conversation.
+#[derive(Clone, Debug, PartialEq)]
 enum Manner {
     Honest,
-    /// Sends so many bytes of the answer, then closes the stream.
+    /// Sends so many bytes of blocks, then closes the stream.
     Truncates(usize),
-    /// Sends so many bytes, then nothing, for ever.
+    /// Sends so many bytes of blocks, then nothing, for ever.
     Stalls(usize),
-    /// Flips one byte of the answer.
+    /// Sends so many bytes of blocks, then one byte now and then.
+    Trickles(usize),
+    /// Flips the byte of its blocks at this place.
     Corrupts(usize),
     LiesAboutSize,
-    Says(Answer),
-    /// Sends an answer that begins with an unknown status.
+    /// Says this first, and no more.
+    Says(Tell),
+    /// Begins with an answer of an unknown kind.
     Babbles,
+    /// Answers the first want with a block that it did not ask for.
+    Unasked,
+    /// Says that it cannot serve what it said it holds.
+    Refuses,
 }
 
 struct Hostile {
@@ -80,37 +91,75 @@ async fn hostile(secret: u8, bytes: &[u8], manner: Manner) -> Hostile {
     let task = tokio::spawn(async move {
         let _folder = folder;
         loop {
-            let SwarmEvent::Behaviour(NetEvent::Blobs(mut inbound)) = swarm.select_next_some().await else { continue };
-            let (store, seen) = (store.clone(), seen.clone());
+            let SwarmEvent::Behaviour(NetEvent::Blobs(inbound)) = swarm.select_next_some().await else { continue };
+            let (store, seen, manner) = (store.clone(), seen.clone(), manner.clone());
             tokio::spawn(async move {
-                let request = Request::read(&mut inbound.stream).await.unwrap();
-                seen.lock().unwrap().push(request.ranges.clone());
-                let (answer, hangs) = answer(&store, &request, manner);
-                let _ = inbound.stream.write_all(&answer).await;
-                let _ = inbound.stream.flush().await;
-                match hangs {
-                    true => std::future::pending().await,
-                    false => inbound.stream.close().await,
-                }
+                let _ = converse(store, seen, manner, inbound).await;
             });
         }
     });
     Hostile { id, address, asked, task }
 }
 
-fn answer(store: &Store, request: &Request, manner: Manner) -> (Vec<u8>, bool) {
-    let blob = store.open_blob(request.hash).unwrap();
-    let mut answer = Answer::Ranges { size: blob.size }.to_bytes();
-    blob.encode(&request.ranges, &mut answer).unwrap();
-    match manner {
-        Manner::Honest => {}
-        Manner::Truncates(at) | Manner::Stalls(at) => answer.truncate(at),
-        Manner::Corrupts(at) => answer[at] ^= 1,
-        Manner::LiesAboutSize => answer = Answer::Ranges { size: blob.size + 1 }.to_bytes(),
-        Manner::Says(said) => answer = said.to_bytes(),
-        Manner::Babbles => answer[0] = 77,
+/// Answers wants in its manner until the asker leaves.
+async fn converse(store: Store, seen: Arc<Mutex<Vec<ChunkRanges>>>, manner: Manner, inbound: Inbound) -> std::io::Result<()> {
+    let mut stream = inbound.stream.compat();
+    let blob = store.open_blob(read_hash(&mut stream).await?).unwrap();
+    let opening = match &manner {
+        Manner::LiesAboutSize => Tell::Holds { size: blob.size + 1, holds: Holds::All }.to_bytes(),
+        Manner::Says(said) => said.to_bytes(),
+        Manner::Babbles => vec![77],
+        _ => Tell::Holds { size: blob.size, holds: Holds::All }.to_bytes(),
+    };
+    stream.get_mut().write_all(&opening).await?;
+    stream.get_mut().flush().await?;
+    if matches!(manner, Manner::LiesAboutSize | Manner::Says(_) | Manner::Babbles) {
+        seen.lock().unwrap().push(ChunkRanges::empty());
+        return stream.get_mut().close().await;
     }
-    (answer, matches!(manner, Manner::Stalls(_)))
+    let mut sent = 0;
+    loop {
+        let kind = stream.read_u8().await?;
+        let Ask::Want(ranges) = Ask::read(kind, &mut stream).await? else { continue };
+        seen.lock().unwrap().push(ranges.clone());
+        let stream = stream.get_mut();
+        match manner {
+            Manner::Refuses => {
+                stream.write_all(&Tell::Cannot(first_chunk(&ranges)).to_bytes()).await?;
+                stream.flush().await?;
+                continue;
+            }
+            Manner::Unasked => {
+                stream.write_all(&Tell::Block(first_chunk(&ranges) + 512).to_bytes()).await?;
+                stream.flush().await?;
+                std::future::pending().await
+            }
+            _ => {}
+        }
+        for block in Pieces::blocks(&ranges) {
+            let mut answer = Tell::Block(first_chunk(&block)).to_bytes();
+            blob.encode(&block, &mut answer).unwrap();
+            match manner {
+                Manner::Corrupts(at) => answer[BLOCK_HEAD_BYTES + at] ^= 1,
+                Manner::Truncates(most) | Manner::Stalls(most) | Manner::Trickles(most) => answer.truncate(most.saturating_sub(sent)),
+                _ => {}
+            }
+            sent += answer.len();
+            stream.write_all(&answer).await?;
+            stream.flush().await?;
+            match manner {
+                Manner::Truncates(most) if sent >= most => return stream.close().await,
+                Manner::Stalls(most) if sent >= most => std::future::pending().await,
+                Manner::Trickles(most) if sent >= most => loop {
+                    // What belongs there, only slowly.
+                    stream.write_all(&[0]).await?;
+                    stream.flush().await?;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                },
+                _ => {}
+            }
+        }
+    }
 }
 
 /// A reader, connected to `provider`.
@@ -125,23 +174,29 @@ async fn every_lie_is_refused_by_name_and_costs_no_honest_byte() {
     let bytes = content(SIZE);
     let (hash, size) = (ContentHash::of(&bytes), bytes.len() as u64);
     let cases = [
-        (Manner::Corrupts(SIZE / 2), "sent wrong bytes"),
+        (Manner::Corrupts(300_000), "sent wrong bytes"),
         (Manner::Corrupts(20), "sent wrong bytes"),
+        (Manner::Unasked, "sent wrong bytes: a block that nobody asked for"),
         (Manner::LiesAboutSize, "says it has 8388609 bytes, but 8388608 were announced"),
-        (Manner::Says(Answer::NotFound), "does not have it"),
-        (Manner::Says(Answer::OutOfRange), "has no such ranges of it"),
+        (Manner::Says(Tell::NotFound), "does not have it"),
+        (Manner::Says(Tell::Wait), "sent wrong bytes: it did not say what it holds"),
         (Manner::Babbles, "sent wrong bytes"),
     ];
     let honest = start(config(200, TCP, &[])).await;
     honest.store.put_blob(&bytes).unwrap();
     for (number, (manner, fact)) in (0..).zip(cases) {
-        let liar = hostile(10 + number, &bytes, manner).await;
+        let liar = hostile(10 + number, &bytes, manner.clone()).await;
         let mut reader = reader(100 + number, &liar).await;
         reader.handle.fetch(hash, size, vec![liar.id]).unwrap();
         let why = reader.download(hash).await.unwrap_err();
         assert!(why.contains(&format!("peer {} {fact}", liar.id)), "{manner:?}: {why}");
         assert!(!reader.store.has_blob(hash).unwrap());
-        assert_eq!(liar.asked.lock().unwrap().len(), 1, "a liar is not asked again: {manner:?}");
+        let asked = liar.asked.lock().unwrap().len();
+        assert!((1..=2).contains(&asked), "a liar is asked once, for two pieces at most: {manner:?}: {asked}");
+        let lied = !matches!(manner, Manner::Says(Tell::NotFound));
+        while !reader.handle.peers().iter().any(|peer| peer.peer == liar.id && (peer.counts.offences > 0) == lied) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
 
         reader.handle.dial(honest.address.clone()).unwrap();
         reader.connected_to(honest.id()).await;
@@ -163,7 +218,7 @@ async fn a_busy_or_truncating_provider_is_asked_again_but_not_for_ever() {
     assert!(why.contains(&format!("peer {} stopped early", short.id)), "{why}");
     assert_eq!(short.asked.lock().unwrap().len(), 4);
 
-    let busy = hostile(11, &bytes, Manner::Says(Answer::Busy)).await;
+    let busy = hostile(11, &bytes, Manner::Says(Tell::Busy)).await;
     let honest = hostile(12, &bytes, Manner::Honest).await;
     reader.handle.dial(busy.address.clone()).unwrap();
     reader.connected_to(busy.id).await;
@@ -212,42 +267,46 @@ async fn a_download_goes_on_elsewhere_with_exactly_what_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_provider_loses_its_connection_and_the_next_one_serves() {
+async fn a_silent_or_trickling_provider_loses_its_connection_and_the_next_one_serves() {
     let bytes = content(SIZE / 4);
     let (hash, size) = (ContentHash::of(&bytes), bytes.len() as u64);
-    let silent = hostile(10, &bytes, Manner::Stalls(SIZE / 8)).await;
+    for manner in [Manner::Stalls(SIZE / 8), Manner::Trickles(SIZE / 8)] {
+        let silent = hostile(10, &bytes, manner.clone()).await;
+        let honest = hostile(11, &bytes, Manner::Honest).await;
+        let mut reader = reader(100, &silent).await;
+        reader.handle.fetch(hash, size, vec![silent.id]).unwrap();
+        let cut = |event| matches!(event, NetworkEvent::PeerDisconnected(peer) if peer == silent.id).then_some(());
+        reader.expect("the connection to be cut", cut).await;
+        reader.handle.dial(honest.address.clone()).unwrap();
+        reader.connected_to(honest.id).await;
+        reader.handle.fetch(hash, size, vec![honest.id]).unwrap();
+        reader.download(hash).await.unwrap();
+        assert_eq!(reader.bytes_of(hash), bytes);
+        let after = honest.asked.lock().unwrap().iter().fold(ChunkRanges::empty(), |all, ranges| &all | ranges);
+        assert_ne!(after, all_chunks(size), "what the silent one sent was kept");
+        reader.handle.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_cannot_serve_what_it_promised_is_left_for_others() {
+    let bytes = content(SIZE / 4);
+    let (hash, size) = (ContentHash::of(&bytes), bytes.len() as u64);
+    let unwilling = hostile(10, &bytes, Manner::Refuses).await;
     let honest = hostile(11, &bytes, Manner::Honest).await;
-    let mut reader = reader(100, &silent).await;
+    let mut reader = reader(100, &unwilling).await;
     reader.handle.dial(honest.address.clone()).unwrap();
     reader.connected_to(honest.id).await;
-    reader.handle.fetch(hash, size, vec![silent.id, honest.id]).unwrap();
-    // Both come, in either order: the connection is closed, and the blob is whole.
-    let (mut closed, mut fetched) = (false, false);
-    while !(closed && fetched) {
-        reader
-            .expect("the end of it", |event| match event {
-                NetworkEvent::PeerDisconnected(peer) if peer == silent.id => {
-                    closed = true;
-                    Some(())
-                }
-                NetworkEvent::BlobFetched { .. } => {
-                    fetched = true;
-                    Some(())
-                }
-                _ => None,
-            })
-            .await;
-    }
-    assert_eq!(reader.bytes_of(hash), bytes);
-    let after: Vec<_> = honest.asked.lock().unwrap().clone();
-    assert!(after.iter().all(|ranges| *ranges != all_chunks(size)), "what the silent one sent was kept");
+    reader.handle.fetch(hash, size, vec![unwilling.id, honest.id]).unwrap();
+    reader.download(hash).await.unwrap();
+    assert!(unwilling.asked.lock().unwrap().len() <= 4, "each piece is asked of it once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_download_lets_go_and_can_begin_again() {
     let bytes = content(SIZE / 8);
     let (hash, size) = (ContentHash::of(&bytes), bytes.len() as u64);
-    let silent = hostile(10, &bytes, Manner::Stalls(SIZE / 16)).await;
+    let silent = hostile(10, &bytes, Manner::Stalls(700_000)).await;
     let honest = hostile(11, &bytes, Manner::Honest).await;
     let mut config = config(100, TCP, &[&silent.address, &honest.address]);
     config.limits.stall_window = Duration::from_secs(60);

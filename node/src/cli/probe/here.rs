@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use mingle_protocol::identity::{Roster, SecretKey};
-use mingle_protocol::round::Round;
+use mingle_protocol::round::{Round, RoundFile};
+use mingle_protocol::standing::Standing;
 
 use super::super::training::TrainingArgs;
-use super::Check;
-use crate::bases::Digests;
+use super::{Check, Level};
+use crate::bases::{self, Digests, Places};
 use crate::contribution::check_base;
 use crate::data;
 use crate::models::device::DeviceChoice;
@@ -15,29 +16,76 @@ use crate::train::estimate::size;
 
 /// A file being written exists twice for a moment: what is kept, and what replaces it.
 const COPIES: u64 = 2;
+/// A busy process is not scheduled for milliseconds; what a fast line brings meanwhile must have a place.
+const UDP_BUFFER: u64 = 4 << 20;
 
-/// Whether this key may contribute.
-pub fn key(round: &Round, key: &SecretKey) -> Check {
-    let (member, name) = (key.member(), &round.manifest().name);
-    match round.manifest().roster.admits(&member) {
-        true => Check::ok("key", format!("{member} may announce in round \"{name}\"")),
-        false => Check::fail(
-            "key",
-            format!("{member} is not in the roster of round \"{name}\""),
-            "ask the round's founders to list this key; without it, only reading is possible",
-        ),
+/// Whether the founders have signed.
+pub fn round(file: &RoundFile) -> Check {
+    let name = &file.round.manifest().name;
+    let threshold = file.round.manifest().founders.as_ref().map_or(0, |founders| founders.threshold);
+    match file.is_signed() {
+        true if threshold == 0 => Check::ok("round", format!("\"{name}\" has no founders to sign it")),
+        true => Check::ok("round", format!("\"{name}\" is signed by its founders")),
+        false => {
+            let fact = format!("\"{name}\" has {} of {threshold} signatures of its founders", file.signers().count());
+            Check::fail("round", fact, "ask a founder for the signed file (`mingle round sign` makes it)")
+        }
+    }
+}
+
+/// What this key may do.
+pub fn key(round: &Round, key: &SecretKey, contributes: bool) -> Check {
+    let (member, manifest) = (key.member(), round.manifest());
+    let remedy = "ask the round's founders to admit this key";
+    match manifest.standing(&member) {
+        Some(Standing::Member) => Check::ok("key", format!("{member} may announce")),
+        // Only a peer knows what the founders changed since.
+        found if manifest.founders.is_some() => {
+            let fact = match found {
+                Some(_) => format!("{member} may read and not announce, unless the founders have changed that since"),
+                None => format!("{member} is not named in the round file; the founders may have admitted it since"),
+            };
+            Check::warn("key", fact, remedy)
+        }
+        None if round.is_private() => Check::fail("key", format!("{member} is a stranger to this private round"), remedy),
+        _ if contributes => Check::fail("key", format!("{member} is not in the roster"), remedy),
+        _ => Check::ok("key", format!("{member} may read")),
     }
 }
 
 /// The data, the base, and whether a training on them fits into memory.
-pub fn training(round: &Round, base: Option<&Path>, data: &[PathBuf], training: &TrainingArgs, digests: &Digests) -> Vec<Check> {
-    let (records, right) = (read(data), base.map(|base| base_is_right(round, base, digests)));
-    let usable = records.level == super::Level::Ok && right.as_ref().is_some_and(|check| check.level == super::Level::Ok);
-    let memory = match base {
-        Some(base) if usable => fits(round, base, data, training),
-        _ => Check::skip("memory", "needs readable --data and the right --base"),
+pub fn training(
+    round: &Round,
+    places: &Places,
+    base: Option<&Path>,
+    digests: &Digests,
+    data: &[PathBuf],
+    training: &TrainingArgs,
+) -> Vec<Check> {
+    let records = read(data);
+    let found = match base {
+        Some(base) => check_base(base, round, digests).map(|()| base.to_owned()),
+        None => bases::find(&round.manifest().base, places, digests).map_err(Into::into),
     };
-    vec![records, right.unwrap_or_else(|| Check::skip("base", "no --base was given")), memory]
+    let (right, memory) = match found {
+        Ok(base) => {
+            let right = Check::ok("base", format!("{} has the round's digest", base.display()));
+            let memory = match records.level {
+                Level::Ok => fits(round, &base, data, training),
+                _ => Check::skip("memory", "needs readable --data"),
+            };
+            (right, memory)
+        }
+        // Only a training needs it.
+        Err(_) if base.is_none() && data.is_empty() => {
+            (Check::skip("base", "no --base was given"), Check::skip("memory", "needs --data and the base"))
+        }
+        Err(error) => {
+            let wrong = Check::error("base", &error, "give the Hugging Face directory of the round's base as --base");
+            (wrong, Check::skip("memory", "needs the round's base"))
+        }
+    };
+    vec![records, right, memory]
 }
 
 fn read(paths: &[PathBuf]) -> Check {
@@ -54,13 +102,6 @@ fn read(paths: &[PathBuf]) -> Check {
     match records {
         0 => Check::fail("data", "the files hold no example", "give files with at least one line"),
         _ => Check::ok("data", format!("{records} examples in {} files", paths.len())),
-    }
-}
-
-fn base_is_right(round: &Round, base: &Path, digests: &Digests) -> Check {
-    match check_base(base, round, digests) {
-        Ok(()) => Check::ok("base", format!("{} has the round's digest", base.display())),
-        Err(error) => Check::error("base", &error, "give the Hugging Face directory of the round's base"),
     }
 }
 
@@ -131,6 +172,22 @@ pub fn gpu(choice: DeviceChoice) -> Check {
     }
 }
 
+/// QUIC's sockets have the system's default buffer: what does not fit is dropped and sent again.
+pub fn udp() -> Check {
+    const SETTING: &str = "/proc/sys/net/core/rmem_default";
+    let found = std::fs::read_to_string(SETTING).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let fact = |bytes| format!("UDP sockets receive into {}", size(bytes));
+    match found {
+        None => Check::skip("udp", "the system does not tell how large a UDP socket's buffer is"),
+        Some(bytes) if bytes < UDP_BUFFER => {
+            let remedy =
+                format!("fast lines lose packets over QUIC: sysctl -w net.core.rmem_default={UDP_BUFFER} net.core.rmem_max={UDP_BUFFER}");
+            Check::warn("udp", fact(bytes), remedy)
+        }
+        Some(bytes) => Check::ok("udp", fact(bytes)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,9 +198,9 @@ mod tests {
         let there = free_bytes(&std::env::temp_dir()).unwrap();
         let missing = free_bytes(&std::env::temp_dir().join("mingle-probe/not/there")).unwrap();
         assert!(there > 0 && missing > 0);
-        assert!(read(&[]).level == super::super::Level::Skip);
+        assert!(read(&[]).level == Level::Skip);
         let gone = read(&["not/there.jsonl".into()]);
-        assert_eq!(gone.level, super::super::Level::Fail);
+        assert_eq!(gone.level, Level::Fail);
         assert!(gone.remedy.is_some());
     }
 }

@@ -34,6 +34,9 @@ struct Heard {
 /// # Errors
 /// No folder for its store can be made.
 pub async fn checks(round: &Round, key: &SecretKey, args: &NetworkArgs, patience: Duration) -> Result<Vec<Check>> {
+    if args.offline {
+        return Ok(vec![Check::skip("listen", "--offline was given")]);
+    }
     let folder = std::env::temp_dir().join(format!("mingle-probe-{}", std::process::id()));
     let store = Store::open(&folder).context("cannot make a folder for the probe")?;
     let config = NetworkConfig {

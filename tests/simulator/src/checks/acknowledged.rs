@@ -11,7 +11,7 @@ use crate::Name;
 use crate::ground::Said;
 use crate::peer::Peer;
 
-/// What one peer let out of one member: the highest sequence, and the records at it.
+/// What one peer let out of one member, or about it: the highest sequence, and the records at it.
 #[derive(Default)]
 struct Out {
     sequence: u64,
@@ -20,7 +20,7 @@ struct Out {
 
 /// What every peer has let out.
 pub struct Acknowledged {
-    out: Vec<BTreeMap<MemberKey, Out>>,
+    out: Vec<BTreeMap<(bool, MemberKey), Out>>,
     known: BTreeSet<RecordId>,
     open_roster: bool,
 }
@@ -32,7 +32,7 @@ impl Acknowledged {
 
     pub fn let_out(&mut self, at: Name, said: Said) {
         self.known.insert(said.id);
-        let out = self.out[at].entry(said.member).or_default();
+        let out = self.out[at].entry((said.standing, said.member)).or_default();
         if said.sequence > out.sequence {
             *out = Out { sequence: said.sequence, records: BTreeSet::new() };
         }
@@ -74,7 +74,14 @@ impl Acknowledged {
     fn holds(&self, at: Name, ledger: &Ledger) -> Result<(), String> {
         let held: BTreeSet<RecordId> = ledger.records().map(SignedRecord::id).collect();
         let greatest = ledger.slots().last().map(|(member, _)| member);
-        for (member, out) in &self.out[at] {
+        for ((standing, member), out) in &self.out[at] {
+            if *standing {
+                // At one sequence the more restrictive change is kept, whichever that is.
+                if ledger.standing_sequence(member) < out.sequence {
+                    return Err(format!("the change of member {}'s standing (sequence {})", member.short(), out.sequence));
+                }
+                continue;
+            }
             let sequence = ledger.sequence(member);
             let superseded = sequence > out.sequence || (sequence == out.sequence && is_conflict(ledger, member));
             // Beyond the member cap of an open round the greatest keys give way.

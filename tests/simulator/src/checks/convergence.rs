@@ -8,6 +8,7 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::ledger::{Admitted, Ledger, SlotState};
 use mingle_protocol::record::{RecordId, SignedRecord};
+use mingle_protocol::standing::Standing;
 
 use crate::ground::{Ground, Said};
 use crate::peer::Peer;
@@ -42,21 +43,20 @@ impl Convergence {
         let judged = || peers.iter().enumerate().filter(|(_, peer)| peer.is_judged());
         let Some((_, first)) = judged().next() else { return Ok(()) };
         let ledger = first.machine.ledger();
-        let suspect = judged().find(|(at, _)| *at == self.suspect.get());
-        if let Some((at, peer)) = suspect.into_iter().chain(judged()).find(|(_, peer)| peer.machine.ledger() != ledger) {
+        let mut merged = None;
+        // Whoever did not agree a moment ago most likely still does not.
+        for (at, peer) in judged().find(|(at, _)| *at == self.suspect.get()).into_iter().chain(judged()) {
             self.suspect.set(at);
-            let (has, have) = (peer.machine.ledger().record_count(), ledger.record_count());
-            return Err(format!("peer {at} knows {has} records, others {have}, or others than these"));
-        }
-        let target = target(ledger, peers, ground);
-        for (at, peer) in suspect.into_iter().chain(judged()) {
-            let set = peer.merge_set();
-            if set != target {
-                self.suspect.set(at);
-                return Err(format!("peer {at} has {} adapters to merge, but {} can be had", set.len(), target.len()));
+            if peer.machine.ledger() != ledger {
+                let (has, have) = (peer.machine.ledger().record_count(), ledger.record_count());
+                return Err(format!("peer {at} knows {has} records, others {have}, or others than these"));
             }
-            if !peer.merging.is_at(&target) {
-                self.suspect.set(at);
+            let target: &Vec<Admitted> = merged.get_or_insert_with(|| target(ledger, peers, ground));
+            if peer.merge_set() != target {
+                let has = peer.merge_set().len();
+                return Err(format!("peer {at} has {has} adapters to merge, but {} can be had", target.len()));
+            }
+            if !peer.merging.is_at(target) {
                 return Err(format!("peer {at} has not merged its set"));
             }
         }
@@ -85,9 +85,14 @@ impl Convergence {
 /// The set that these records admit, less what does not fit and what nobody has.
 fn target(ledger: &Ledger, peers: &[Peer], ground: &Ground) -> Vec<Admitted> {
     let mut slots: BTreeMap<MemberKey, (u64, Vec<&SignedRecord>)> = BTreeMap::new();
+    let mut standings: BTreeMap<MemberKey, (u64, Standing)> = BTreeMap::new();
     for record in ledger.records() {
-        let slot = slots.entry(record.record().member()).or_default();
-        let sequence = record.record().sequence();
+        let (member, sequence) = (record.record().member(), record.record().sequence());
+        if let Some(change) = record.standing() {
+            standings.insert(member, (sequence, change.becomes));
+            continue;
+        }
+        let slot = slots.entry(member).or_default();
         if sequence > slot.0 {
             *slot = (sequence, Vec::new());
         }
@@ -95,18 +100,20 @@ fn target(ledger: &Ledger, peers: &[Peer], ground: &Ground) -> Vec<Admitted> {
             slot.1.push(record);
         }
     }
+    let manifest = ground.round.manifest();
+    let is_member = |member: &MemberKey| match standings.get(member) {
+        Some((_, standing)) => *standing == Standing::Member,
+        None => manifest.roster.admits(member),
+    };
     let can_be_had = |adapter: &ContentHash| peers.iter().any(|peer| peer.is_judged() && peer.disk.blobs.get(adapter) == Some(&true));
     let one = |(member, (_, records)): (MemberKey, (u64, Vec<&SignedRecord>))| {
         let [record] = records.as_slice() else { return None };
         let said = record.announcement()?;
-        let file = ground.file(&said.adapter).filter(|file| file.fit && file.bytes.len() as u64 == said.size)?;
-        can_be_had(&file.hash).then(|| Admitted {
-            member,
-            record: record.id(),
-            adapter: said.adapter,
-            size: said.size,
-            weight: said.weight,
-        })
+        let (adapter, size, weight) = (said.adapter, said.size, said.weight);
+        is_member(&member).then(|| Admitted { member, record: record.id(), adapter, size, weight })
     };
-    slots.into_iter().filter_map(one).collect()
+    // The places of the round are given in the order of the keys, whether or not the adapters can be had.
+    let admitted = slots.into_iter().filter_map(one).take(manifest.member_max as usize);
+    let fits = |entry: &Admitted| ground.file(&entry.adapter).is_some_and(|file| file.fit && file.bytes.len() as u64 == entry.size);
+    admitted.filter(|entry| fits(entry) && can_be_had(&entry.adapter)).collect()
 }

@@ -1,0 +1,119 @@
+//! Whose block is sent next, and how fast we send: places in memory, shared fairly, and a bound on the rate.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::limits::{SERVED_AT_ONCE_MAX, SERVED_PER_PEER_MAX};
+
+/// One block in memory on its way to a peer. The place is free again when it is dropped.
+pub struct Turn {
+    _of_peer: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
+}
+
+/// Turns are given in the order they were asked for, to each peer a few at most: so none can keep the others waiting.
+#[derive(Clone)]
+pub struct Turns {
+    all: Arc<Semaphore>,
+    of_peer: Arc<Mutex<HashMap<PeerId, Weak<Semaphore>>>>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { all: Arc::new(Semaphore::new(SERVED_AT_ONCE_MAX)), of_peer: Arc::default() }
+    }
+}
+
+impl Turns {
+    fn of_peer(&self, peer: PeerId) -> Arc<Semaphore> {
+        let mut peers: MutexGuard<'_, _> = self.of_peer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(places) = peers.get(&peer).and_then(Weak::upgrade) {
+            return places;
+        }
+        // Whoever is not served any more is forgotten here, so the list is as long as conversations are many.
+        peers.retain(|_, places| places.strong_count() > 0);
+        let places = Arc::new(Semaphore::new(SERVED_PER_PEER_MAX));
+        peers.insert(peer, Arc::downgrade(&places));
+        places
+    }
+
+    /// A turn if one is free now.
+    pub fn try_take(&self, peer: PeerId) -> Option<Turn> {
+        let of_peer = self.of_peer(peer).try_acquire_owned().ok()?;
+        let of_all = self.all.clone().try_acquire_owned().ok()?;
+        Some(Turn { _of_peer: of_peer, _of_all: of_all })
+    }
+
+    pub async fn take(&self, peer: PeerId) -> Turn {
+        let of_peer = self.of_peer(peer);
+        loop {
+            // Neither is ever closed.
+            if let (Ok(of_peer), Ok(of_all)) = (of_peer.clone().acquire_owned().await, self.all.clone().acquire_owned().await) {
+                return Turn { _of_peer: of_peer, _of_all: of_all };
+            }
+        }
+    }
+}
+
+/// A bound on bytes a second over all conversations together.
+pub struct Bucket {
+    per_second: Option<u64>,
+    began: Instant,
+    /// Until when what was sent fills the rate.
+    filled: Mutex<Duration>,
+}
+
+impl Bucket {
+    pub fn new(per_second: Option<u64>) -> Self {
+        Self { per_second: per_second.filter(|rate| *rate > 0), began: Instant::now(), filled: Mutex::default() }
+    }
+
+    pub fn is_bounded(&self) -> bool {
+        self.per_second.is_some()
+    }
+
+    /// How long to wait before these bytes may go.
+    pub fn reserve(&self, bytes: usize) -> Duration {
+        let Some(per_second) = self.per_second else { return Duration::ZERO };
+        let now = self.began.elapsed();
+        let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = (*filled).max(now);
+        *filled = from + Duration::from_secs_f64(bytes as f64 / per_second as f64);
+        from - now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_can_take_every_turn() {
+        let turns = Turns::default();
+        let (greedy, modest) = (PeerId::random(), PeerId::random());
+        let held: Vec<Turn> = std::iter::from_fn(|| turns.try_take(greedy)).collect();
+        assert_eq!(held.len(), SERVED_PER_PEER_MAX);
+        assert!(turns.try_take(modest).is_some());
+        let waiting = tokio::spawn({
+            let turns = turns.clone();
+            async move { drop(turns.take(greedy).await) }
+        });
+        drop(held);
+        waiting.await.unwrap();
+        assert!(turns.try_take(modest).is_some());
+        assert!(turns.of_peer.lock().unwrap().len() <= 2);
+    }
+
+    #[test]
+    fn bytes_wait_for_their_time() {
+        let bucket = Bucket::new(Some(1000));
+        let first = bucket.reserve(500);
+        let second = bucket.reserve(500);
+        assert!(first.is_zero() && second > Duration::from_millis(400) && second <= Duration::from_millis(500), "{second:?}");
+        assert!(Bucket::new(None).reserve(usize::MAX).is_zero());
+    }
+}
