@@ -176,6 +176,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             vouching: receipt.map_or(0, |receipt| self.machine.vouching(receipt.set_root, receipt.merged)),
             faults: self.vouching.faults.clone(),
             traffic: self.network.traffic().into(),
+            conduct: self.network.peers().into_iter().map(Into::into).collect(),
             home: self.home.folder().to_owned(),
         };
         // A status is for looking at: a full disk must not stop the peer for its sake.
