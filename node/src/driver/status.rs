@@ -13,6 +13,7 @@ use mingle_protocol::standing::{Standing, StandingChange};
 use serde::{Deserialize, Serialize};
 
 use super::event::TrainingStatus;
+use super::transfers::{TransferStatus, UploadStatus};
 use super::vouching::FaultStatus;
 use crate::files;
 use crate::network::{Link, Traffic};
@@ -57,6 +58,12 @@ pub struct Status {
     pub faults: Vec<FaultStatus>,
     #[serde(default)]
     pub traffic: TrafficStatus,
+    /// Files on their way here, with what each provider brings.
+    #[serde(default)]
+    pub transfers: Vec<TransferStatus>,
+    /// What was sent of files since the start, by peer.
+    #[serde(default)]
+    pub uploads: Vec<UploadStatus>,
     pub home: PathBuf,
 }
 
