@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::blob_frames::Ask;
+use crate::head::{Head, HeadCheck, HeadVerdict};
 use crate::limits::{LINKS_MAX, Limits, PROGRESS_INTERVAL};
 use crate::link::{Heard, LinkError, Order, converse};
 use crate::pieces::Pieces;
@@ -29,6 +30,8 @@ const REPAIRS_MAX: u32 = 3;
 const FRUITLESS_MAX: Duration = Duration::from_secs(60);
 /// What the conversations may have said that the download has not heard yet.
 const HEARD_MAX: usize = 64;
+/// No piece: what is asked for the head's sake.
+const HEAD: u32 = u32::MAX;
 
 /// What every download shares.
 #[derive(Clone)]
@@ -46,7 +49,17 @@ pub struct Context {
 pub enum Ended {
     Fetched,
     Failed(String),
+    /// By its first bytes.
+    Refused(String),
     Cancelled,
+}
+
+/// What is to be fetched.
+pub struct Wanted {
+    pub hash: ContentHash,
+    pub size: u64,
+    pub providers: Vec<PeerId>,
+    pub head: Option<Arc<dyn HeadCheck>>,
 }
 
 /// A peer that may have the blob, and whether the driver named it.
@@ -59,6 +72,8 @@ struct Download {
     stop: CancellationToken,
     providers: Providers,
     schedule: Schedule<PeerId>,
+    /// To be judged before anything else is fetched.
+    head: Option<Head>,
     links: JoinSet<(PeerId, Result<(), LinkError>)>,
     heard: mpsc::Sender<(PeerId, Heard)>,
     began: Instant,
@@ -72,14 +87,8 @@ struct Download {
 }
 
 /// Runs a download to its end; `more` brings further providers while it runs.
-pub async fn run(
-    context: Context,
-    hash: ContentHash,
-    size: u64,
-    providers: Vec<PeerId>,
-    more: mpsc::Receiver<Hint>,
-    stop: CancellationToken,
-) -> Ended {
+pub async fn run(context: Context, wanted: Wanted, more: mpsc::Receiver<Hint>, stop: CancellationToken) -> Ended {
+    let Wanted { hash, size, providers, head } = wanted;
     let store = context.store.clone();
     let begun = blocking(move || match store.blob_size(hash)? {
         Some(found) if found == size => Ok(None),
@@ -94,6 +103,7 @@ pub async fn run(
     let (heard, hearing) = mpsc::channel(HEARD_MAX);
     let mut download = Download {
         schedule: schedule(&partial),
+        head: head.map(|check| Head::new(check, size)),
         pieces: Pieces::of(size),
         partial,
         stop,
@@ -111,13 +121,21 @@ pub async fn run(
     let ended = download.drive(hearing, more).await;
     // The conversations hold the partial blob: it is free for the next download only when they are gone.
     download.stop.cancel();
-    download.links.shutdown_gently().await;
+    // Never aborted, which could cut them off in the middle of a write.
+    while download.links.join_next().await.is_some() {}
     download.context.board.clear(hash);
-    if !matches!(ended, Ended::Fetched) {
-        let partial = download.partial.clone();
-        if let Err(why) = blocking(move || partial.commit()).await {
-            tracing::warn!(%hash, why, "what was fetched could not be made durable");
+    let Download { partial, context, .. } = download;
+    let kept = match &ended {
+        Ended::Fetched => Ok(()),
+        Ended::Failed(_) | Ended::Cancelled => blocking(move || partial.commit()).await,
+        // Nobody will ask for the rest.
+        Ended::Refused(_) => {
+            drop(partial);
+            blocking(move || context.store.remove_blob(hash)).await
         }
+    };
+    if let Err(why) = kept {
+        tracing::warn!(%hash, why, "what was fetched could not be made durable, or removed");
     }
     ended
 }
@@ -135,17 +153,6 @@ fn schedule(partial: &PartialBlob) -> Schedule<PeerId> {
     Schedule::new((0..pieces.count()).map(piece), seed)
 }
 
-/// Waits for tasks that have been told to stop, which abort would cut off in the middle of a write.
-trait Gently {
-    async fn shutdown_gently(&mut self);
-}
-
-impl<T: 'static> Gently for JoinSet<T> {
-    async fn shutdown_gently(&mut self) {
-        while self.join_next().await.is_some() {}
-    }
-}
-
 impl Download {
     async fn drive(&mut self, mut hearing: mpsc::Receiver<(PeerId, Heard)>, mut more: mpsc::Receiver<Hint>) -> Ended {
         let mut progress = interval(PROGRESS_INTERVAL);
@@ -154,7 +161,14 @@ impl Download {
         loop {
             self.connect();
             if std::mem::take(&mut self.due) {
-                self.plan();
+                match self.head.take() {
+                    Some(head) => {
+                        if let Some(ended) = self.plan_head(head) {
+                            return ended;
+                        }
+                    }
+                    None => self.plan(),
+                }
             }
             if self.schedule.is_complete() {
                 match self.finish().await {
@@ -205,6 +219,32 @@ impl Download {
             let (context, partial, heard, stop) = (self.context.clone(), self.partial.clone(), self.heard.clone(), self.stop.clone());
             self.links.spawn(async move { (peer, converse(context, partial, peer, inbox, heard, stop).await) });
         }
+    }
+
+    /// Judges the first bytes, or asks one provider for them.
+    fn plan_head(&mut self, mut head: Head) -> Option<Ended> {
+        let now = self.now();
+        match head.judge(&self.partial) {
+            Err(error) => return Some(Ended::Failed(error.to_string())),
+            Ok(Some(HeadVerdict::Refused(why))) => return Some(Ended::Refused(why)),
+            Ok(Some(_)) => {
+                let size = self.partial.size();
+                for piece in self.pieces.touched(&head.ranges(size)) {
+                    let left = byte_count(&self.partial.missing_of(&self.pieces.chunks_of(piece)), size);
+                    self.schedule.correct(piece, left);
+                }
+                self.due = true;
+                return None;
+            }
+            Ok(None) => {}
+        }
+        let ranges = self.partial.missing_of(&head.ranges(self.partial.size()));
+        let holders = self.schedule.holders(&self.pieces.touched(&ranges));
+        if let Some(peer) = head.next(holders.into_iter(), now) {
+            self.providers.order(peer, Order::Want { piece: HEAD, ranges });
+        }
+        self.head = Some(head);
+        None
     }
 
     fn plan(&mut self) {
@@ -260,6 +300,12 @@ impl Download {
                     self.moved = Instant::now();
                 }
             }
+            Heard::Answered { piece: HEAD } | Heard::Cannot { piece: HEAD } => {
+                if let Some(head) = &mut self.head {
+                    head.settled(peer);
+                }
+                self.due = true;
+            }
             Heard::Answered { piece } => {
                 let left = byte_count(&self.partial.missing_of(&self.pieces.chunks_of(piece)), self.partial.size());
                 if left == 0 {
@@ -280,6 +326,9 @@ impl Download {
     /// What a conversation's end means for its provider; `Some` when it ends the download.
     async fn settle(&mut self, peer: PeerId, outcome: Result<(), LinkError>) -> Option<Ended> {
         self.schedule.gone(peer);
+        if let Some(head) = &mut self.head {
+            head.settled(peer);
+        }
         self.due = true;
         if let Err(error) = &outcome {
             tracing::debug!(hash = %self.partial.hash(), %error, "a conversation about a blob ended");

@@ -8,15 +8,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::download::{self, Context, Ended, Hint};
+use super::download::{self, Context, Ended, Hint, Wanted};
 use super::limits::{DOWNLOADS_MAX, DOWNLOADS_WAITING_MAX, PROVIDERS_MAX};
 use super::service::Report;
-
-struct Wanted {
-    hash: ContentHash,
-    size: u64,
-    providers: Vec<PeerId>,
-}
 
 struct Running {
     stop: CancellationToken,
@@ -38,9 +32,9 @@ impl Downloads {
     }
 
     /// Begins, queues, or adds providers. `Err` when too many wait already.
-    pub fn fetch(&mut self, hash: ContentHash, size: u64, mut providers: Vec<PeerId>, tasks: &mut JoinSet<()>) -> Result<(), String> {
-        providers.truncate(PROVIDERS_MAX);
-        let wanted = Wanted { hash, size, providers };
+    pub fn fetch(&mut self, mut wanted: Wanted, tasks: &mut JoinSet<()>) -> Result<(), String> {
+        wanted.providers.truncate(PROVIDERS_MAX);
+        let hash = wanted.hash;
         if let Some(running) = self.running.get_mut(&hash) {
             if running.stop.is_cancelled() {
                 running.again = Some(wanted);
@@ -87,7 +81,8 @@ impl Downloads {
 
     fn start(&mut self, tasks: &mut JoinSet<()>) {
         while self.running.len() < DOWNLOADS_MAX {
-            let Some(Wanted { hash, size, providers }) = self.waiting.pop_front() else { return };
+            let Some(wanted) = self.waiting.pop_front() else { return };
+            let hash = wanted.hash;
             let stop = self.stop.child_token();
             let (more, receiver) = mpsc::channel(PROVIDERS_MAX);
             self.running.insert(hash, Running { stop: stop.clone(), more, again: None });
@@ -95,7 +90,7 @@ impl Downloads {
             tasks.spawn(async move {
                 let reports = context.reports.clone();
                 // A task of its own: whatever happens in it, its place among the running is freed.
-                let running = tokio::spawn(download::run(context, hash, size, providers, receiver, stop));
+                let running = tokio::spawn(download::run(context, wanted, receiver, stop));
                 let ended = running.await.unwrap_or_else(|error| Ended::Failed(format!("the download failed: {error}")));
                 // The service is gone only when nobody waits for the news.
                 let _ = reports.send(Report::Ended { hash, ended }).await;
@@ -110,6 +105,7 @@ impl Ended {
         match self {
             Self::Fetched => Some(super::NetworkEvent::BlobFetched { hash }),
             Self::Failed(why) => Some(super::NetworkEvent::BlobFailed { hash, why }),
+            Self::Refused(why) => Some(super::NetworkEvent::BlobRefused { hash, why }),
             Self::Cancelled => None,
         }
     }

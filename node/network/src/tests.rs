@@ -8,6 +8,7 @@ mod loud;
 mod peers;
 mod reach;
 mod rounds;
+mod swarm;
 mod traffic;
 
 use std::time::Duration;

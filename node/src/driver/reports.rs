@@ -65,6 +65,10 @@ impl<F: FnMut(&Event)> Driver<F> {
                 tracing::debug!(%hash, why, "fetch failed");
                 self.handle(Input::BlobFailed { adapter: hash })?;
             }
+            NetworkEvent::BlobRefused { hash, why } => {
+                self.have.remove(&hash);
+                self.handle(Input::BlobRefused { adapter: hash, why })?;
+            }
             NetworkEvent::BlobDamaged { hash } => self.lost(hash)?,
         }
         Ok(())

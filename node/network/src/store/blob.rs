@@ -11,6 +11,7 @@ use bao_tree::io::sync::{encode_ranges_validated, outboard};
 use mingle_protocol::hash::ContentHash;
 
 use super::durable::{self, Temporary};
+use super::nodes::Paged;
 use super::scan::scan_all;
 use super::{
     BLOB, BLOB_BYTES_MAX, ChunkRanges, OUTBOARD, PART, PART_OUTBOARD, PART_RANGES, Result, Store, StoreError, TEMPORARY, all_chunks,
@@ -206,7 +207,7 @@ impl StoredBlob {
     /// Writes `ranges` with their proofs, each group verified before its first byte is written.
     pub fn encode(&self, ranges: &ChunkRanges, to: impl Write) -> Result<(), ServeError> {
         let root = blake3::Hash::from(self.hash.0);
-        let outboard = PreOrderOutboard { root, tree: tree_of(self.size), data: &self.outboard };
+        let outboard = PreOrderOutboard { root, tree: tree_of(self.size), data: Paged::new(&self.outboard) };
         let mut to = Receiver { to, failed: None };
         let outcome =
             encode_ranges_validated(&self.data, outboard, ranges, &mut to).map_err(|error: EncodeError| io::Error::from(error).to_string());
