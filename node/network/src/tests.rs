@@ -3,6 +3,7 @@
 mod access;
 mod blobs;
 mod hostile;
+mod kills;
 mod loud;
 mod peers;
 mod reach;
