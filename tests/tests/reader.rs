@@ -189,9 +189,9 @@ fn liar(scene: &Scene, number: u8, target: &Status, blob: &[u8]) -> Liar {
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("an address")],
         bootstrap: vec![target.listening[0].parse().expect("an address")],
         mdns: false,
+        reach: Default::default(),
         topic: format!("/mingle/records/1/{}", scene.round.id()),
         allowed: None,
-        reach: mingle::network::ReachConfig::default(),
         limits: Limits::default(),
     };
     let (handle, mut events) = Network::start(config, store).expect("a network");

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mingle_network::store::Store;
-use mingle_network::{Limits, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, Traffic, Verdict};
+use mingle_network::{Limits, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, ReachConfig, Traffic, Verdict};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -37,9 +37,9 @@ fn config(number: usize, bootstrap: Vec<Multiaddr>) -> NetworkConfig {
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("an address")],
         bootstrap,
         mdns: false,
-        topic: "/mingle/records/example".to_owned(),
+        topic: format!("/mingle/records/1/{}", "0".repeat(64)),
         allowed: None,
-        reach: mingle_network::ReachConfig::default(),
+        reach: ReachConfig::default(),
         limits: Limits::default(),
     }
 }
@@ -98,6 +98,8 @@ async fn main() {
     tokio::time::sleep(AFTERMATH).await;
     let connections: usize = peers.iter().map(|peer| peer.handle.connected_peers().len()).sum();
     let joined = control(&peers);
+    tokio::time::sleep(AFTERMATH).await;
+    let idle = control(&peers);
 
     let began = Instant::now();
     for (number, peer) in peers.iter().enumerate() {
@@ -128,8 +130,10 @@ async fn main() {
     );
     println!("delivered      {:.3} %", 100.0 * arrived() as f64 / all as f64);
     show("joining", joined);
-    show("announcements", (said.0 - joined.0, said.1 - joined.1));
-    show("both", said);
+    show("announcements", (said.0 - idle.0, said.1 - idle.1));
+    show("both", (joined.0 + said.0 - idle.0, joined.1 + said.1 - idle.1));
+    let a_minute = |bytes: u64| bytes as f64 / count as f64 * 60.0 / AFTERMATH.as_secs_f64();
+    println!("idle           {:8.0} bytes in, {:8.0} out, a minute a peer", a_minute(idle.0 - joined.0), a_minute(idle.1 - joined.1));
     let scores: Vec<f64> = peers.iter().flat_map(|peer| peer.handle.peers()).map(|peer| peer.score).collect();
     let least = scores.iter().copied().fold(f64::INFINITY, f64::min);
     println!("lowest score   {least:.3} of {} neighbours", scores.len());

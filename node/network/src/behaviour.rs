@@ -10,17 +10,17 @@ use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    StreamProtocol, Swarm, SwarmBuilder, autonat, dcutr, gossipsub, identify, kad, mdns, memory_connection_limits, noise, ping, relay,
-    request_response, tcp, tls, upnp, yamux,
+    Swarm, SwarmBuilder, autonat, dcutr, gossipsub, identify, mdns, memory_connection_limits, noise, ping, relay, request_response, tcp,
+    tls, upnp, yamux,
 };
 
 use super::blob_streams;
 use super::gate::Gate;
 use super::guard::Guard;
 use super::limits::{
-    CIRCUIT_BYTES_MAX, CIRCUIT_DURATION, CIRCUITS_MAX, CIRCUITS_PER_PEER_MAX, CONNECTIONS_PER_PEER_MAX, DIAL_TIMEOUT, IDLE_TIMEOUT,
-    INBOUND_CONNECTIONS_MAX, INBOUND_CONNECTIONS_SLACK, Limits, OUTBOUND_CONNECTIONS_MAX, PENDING_CONNECTIONS_MAX, RESERVATIONS_MAX,
-    SEED_CONNECTIONS_MAX, SYNC_STREAMS_MAX, SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
+    CIRCUIT_BYTES_MAX, CIRCUIT_DURATION, CIRCUITS_MAX, CIRCUITS_PER_PEER_MAX, CONNECTIONS_PER_PEER_MAX, DIAL_TIMEOUT, GOSSIP_STREAMS_MAX,
+    IDLE_TIMEOUT, INBOUND_CONNECTIONS_MAX, INBOUND_CONNECTIONS_SLACK, Limits, OUTBOUND_CONNECTIONS_MAX, PENDING_CONNECTIONS_MAX,
+    RESERVATIONS_MAX, SEED_CONNECTIONS_MAX, SYNC_STREAMS_MAX, SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
 };
 use super::memory;
 use super::metered::Metered;
@@ -28,17 +28,13 @@ use super::quotas::Quota;
 use super::reach::{ReachConfig, Role};
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
 use super::traffic::Meter;
-use super::{NetworkError, rounds};
+use super::{NetworkError, referrals, rounds};
 
 const IDENTIFY_PROTOCOL: &str = "/mingle/1";
-const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/mingle/kad/1");
 const AGENT: &str = concat!("mingle/", env!("CARGO_PKG_VERSION"));
 
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Looks for peers that joined since.
-const KAD_BOOTSTRAP_INTERVAL: Duration = Duration::from_secs(300);
 /// QUIC's own keep-alive notices a dead peer before the idle timeout below does harm.
 const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(5);
 const QUIC_IDLE_MS_MAX: u32 = 15_000;
@@ -53,10 +49,10 @@ pub struct Net {
     pub identify: Metered<identify::Behaviour>,
     pub ping: ping::Behaviour,
     pub gossip: Metered<gossipsub::Behaviour>,
-    pub kad: Metered<kad::Behaviour<kad::store::MemoryStore>>,
     pub sync: request_response::Behaviour<SyncCodec>,
     pub blobs: blob_streams::Behaviour,
     pub rounds: rounds::Behaviour,
+    pub referrals: referrals::Behaviour,
     pub relay_client: relay::client::Behaviour,
     /// Only in seeds.
     pub relay_server: Toggle<relay::Behaviour>,
@@ -101,8 +97,7 @@ pub fn swarm(
             Quota::Introductions,
         ),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
-        gossip: Metered::new(gossip, guard, Quota::GossipFrames),
-        kad: Metered::new(kademlia(local), guard, Quota::Lookups),
+        gossip: Metered::new(gossip, guard, Quota::GossipFrames).with_streams_max(GOSSIP_STREAMS_MAX),
         sync: request_response::Behaviour::with_codec(
             SyncCodec::new(),
             [(SYNC_PROTOCOL, request_response::ProtocolSupport::Full)],
@@ -110,6 +105,7 @@ pub fn swarm(
         ),
         blobs: blob_streams::Behaviour::new(meter.clone()),
         rounds: rounds::behaviour(request_response::ProtocolSupport::Full),
+        referrals: referrals::behaviour(),
         relay_client,
         relay_server: is_seed.then(|| relay::Behaviour::new(local, circuits())).into(),
         dcutr: dcutr::Behaviour::new(local),
@@ -167,23 +163,6 @@ fn connection_bounds(inbound: u32) -> ConnectionLimits {
         .with_max_established_incoming(Some(inbound + INBOUND_CONNECTIONS_SLACK))
         .with_max_established_outgoing(Some(OUTBOUND_CONNECTIONS_MAX))
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX))
-}
-
-/// Finds peers and keeps nothing for others: records put by strangers are refused.
-fn kademlia(local: libp2p::PeerId) -> kad::Behaviour<kad::store::MemoryStore> {
-    let mut config = kad::Config::new(KAD_PROTOCOL);
-    config
-        .set_query_timeout(KAD_QUERY_TIMEOUT)
-        .set_record_filtering(kad::StoreInserts::FilterBoth)
-        .set_periodic_bootstrap_interval(Some(KAD_BOOTSTRAP_INTERVAL));
-    let store = kad::store::MemoryStoreConfig { max_records: 0, max_provided_keys: 0, ..Default::default() };
-    let store = kad::store::MemoryStore::with_config(local, store);
-    let mut kad = kad::Behaviour::with_config(local, store, config);
-    // A server until it is known that nobody can dial us. Kademlia's own way is the other one round, a client until an
-    // external address is confirmed; but on one machine, or in one site, nobody ever confirms one, and a network of
-    // clients knows nobody.
-    kad.set_mode(Some(kad::Mode::Server));
-    kad
 }
 
 fn yamux_config() -> yamux::Config {

@@ -84,6 +84,13 @@ impl Dialer {
         true
     }
 
+    /// Remembers where others say a peer listens, unless it has told us itself.
+    pub fn hear_of(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, now: Instant) {
+        if !self.book.contains_key(&peer) {
+            self.learn(peer, addresses, now);
+        }
+    }
+
     /// The dials of bootstrap peers that are due; each is to be reported with `established` or `failed`.
     pub fn due(&mut self, now: Instant, connected: impl Fn(&PeerId) -> bool) -> Vec<DialOpts> {
         let local = self.local;
@@ -127,6 +134,11 @@ impl Dialer {
             true if addresses.is_empty() => None,
             true => Some(DialOpts::peer_id(peer).condition(PeerCondition::NotDialing).addresses(addresses).build()),
         }
+    }
+
+    /// Where a known peer listens.
+    pub fn addresses(&self, peer: &PeerId) -> Option<&[Multiaddr]> {
+        self.book.get(peer).map(|known| known.addresses.as_slice())
     }
 
     /// Forgets who is not to be known any more; bootstrap peers are an operator's choice and stay.

@@ -93,6 +93,11 @@ impl Gate {
         self.connections.values().any(|connection| connection.peer == *peer && !connection.relayed)
     }
 
+    /// Whether we reached the peer ourselves, so that others can, too.
+    pub fn was_dialled(&self, peer: &PeerId) -> bool {
+        self.connections.values().any(|connection| connection.peer == *peer && !connection.inbound && !connection.relayed)
+    }
+
     /// Closes what has been silent for too long.
     pub fn sweep(&mut self, now: Instant) {
         let (known, patience) = (&self.known, self.silent_patience);

@@ -166,6 +166,13 @@ impl Guard {
         books.offence(peer, offence);
     }
 
+    /// Disconnects the peer; it may come back.
+    pub fn part_with(&self, peer: PeerId) {
+        let books = &mut *self.books();
+        books.leaving.push_back(peer);
+        books.wake();
+    }
+
     /// Whether the peer may be connected to.
     pub fn admits(&self, peer: &PeerId) -> Result<(), Refusal> {
         let books = self.books();

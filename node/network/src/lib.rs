@@ -31,6 +31,7 @@ mod questions;
 mod quotas;
 mod rate;
 mod reach;
+mod referrals;
 mod round_codec;
 pub mod rounds;
 mod schedule;

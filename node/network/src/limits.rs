@@ -24,6 +24,10 @@ pub const SYNC_STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The driver answers from memory; a peer that hears nothing for so long asks someone else.
 pub const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Gossip streams a peer may open on one connection, one after the other. Gossip gives up a connection after five; one
+/// that is given up hears nothing more, so the whole connection is closed before.
+pub const GOSSIP_STREAMS_MAX: usize = 3;
+
 /// Commands of the driver that may wait: a burst of verdicts after a partition heals.
 pub const COMMANDS_MAX: usize = 1024;
 /// Events that may wait for the driver before sockets are no longer read.
@@ -79,7 +83,7 @@ pub const CIRCUIT_DURATION: Duration = Duration::from_secs(120);
 /// without any verdict.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Known peers with their addresses, beyond what Kademlia keeps; the oldest is forgotten.
+/// Known peers with their addresses; the oldest is forgotten.
 pub const ADDRESS_BOOK_MAX: usize = 512;
 /// Addresses believed per peer; identify may list any number.
 pub const ADDRESSES_PER_PEER_MAX: usize = 16;
@@ -93,9 +97,14 @@ pub const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 pub const BACKOFF_LONGEST: Duration = Duration::from_secs(30);
 /// How often known peers are dialled while neighbours are missing.
 pub const DISCOVERY_INTERVAL: Duration = Duration::from_secs(2);
-/// Kademlia is asked at the 1st, 2nd, 4th, 8th... of these rounds, and from then on every so many (once a minute): a
-/// network smaller than the target always misses neighbours.
-pub const LOOKUP_ROUNDS: u32 = 30;
+/// Peers named in one answer to who misses neighbours: three answers name enough.
+pub const REFERRALS_MAX: usize = 8;
+/// Addresses named for each: one of each transport, and a relay's.
+pub const REFERRAL_ADDRESSES_MAX: usize = 4;
+/// The first pause before a neighbour is asked again for others; it doubles up to the longest.
+pub const REFERRAL_AGAIN: Duration = Duration::from_secs(15);
+/// The longest such pause: a network smaller than the target always misses neighbours.
+pub const REFERRAL_AGAIN_LONGEST: Duration = Duration::from_secs(600);
 /// How often the dialler looks whether a bootstrap peer is due.
 pub const DIAL_TICK: Duration = Duration::from_millis(250);
 

@@ -45,8 +45,8 @@ pub enum Quota {
     BlobServedKib,
     /// Round files we are asked for.
     RoundFiles,
-    /// Kademlia's messages.
-    Lookups,
+    /// Questions for other peers.
+    Referrals,
     /// A peer's news about itself.
     Introductions,
 }
@@ -62,7 +62,7 @@ impl Quota {
         Self::BlobRequests,
         Self::BlobServedKib,
         Self::RoundFiles,
-        Self::Lookups,
+        Self::Referrals,
         Self::Introductions,
     ];
 
@@ -88,8 +88,8 @@ impl Quota {
             Self::BlobServedKib => rate(64 << 20, 60 * (256 << 10)),
             // Who joins asks once, and again when something on the way failed.
             Self::RoundFiles => rate(16, 12),
-            // A walk asks one peer a few times; walks begin at most every other second.
-            Self::Lookups => rate(256, 60 * 8),
+            // Asked once, and again after pauses that grow.
+            Self::Referrals => rate(32, 12),
             // A peer with many interfaces says each new address once.
             Self::Introductions => rate(32, 12),
         }
@@ -205,7 +205,7 @@ mod tests {
             // A hundred adapters of 512 MiB in an hour, in small ranges.
             take(Quota::BlobRequests, 256);
             take(Quota::BlobServedKib, 1 << 20);
-            take(Quota::Lookups, 20);
+            take(Quota::Referrals, 4);
             take(Quota::Introductions, 2);
             clock.advance(Duration::from_secs(60));
         }

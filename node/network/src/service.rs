@@ -4,6 +4,7 @@
 //! not read until it does, while commands still are, so that neither side can wait for the other.
 
 mod guarded;
+mod meeting;
 mod reaching;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, mdns, ping};
+use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, mdns, ping};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::round::RoundId;
@@ -29,9 +30,10 @@ use super::download::Context;
 use super::downloads::{Downloads, Ended, Wanted};
 use super::gossip::Gossip;
 use super::guard::{Guard, Offence};
-use super::limits::{BUFFERS_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, LOOKUP_ROUNDS, Limits, REPORTS_MAX, WATCH_TICK};
+use super::limits::{BUFFERS_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, Limits, REPORTS_MAX, WATCH_TICK};
 use super::peers::PeerStatus;
 use super::questions::Questions;
+use super::referrals::Asked;
 use super::rounds::Offer;
 use super::traffic::Meter;
 use super::transfers::Board;
@@ -105,8 +107,8 @@ pub struct Service {
     tasks: JoinSet<()>,
     stop: CancellationToken,
     limits: Limits,
-    /// Rounds of looking for neighbours.
-    rounds: u32,
+    /// Which neighbours were asked for others.
+    referred: Asked,
     events: mpsc::Sender<NetworkEvent>,
     /// Not yet taken by the driver.
     backlog: VecDeque<NetworkEvent>,
@@ -156,7 +158,7 @@ impl Service {
             tasks: JoinSet::new(),
             stop,
             limits: config.limits,
-            rounds: 0,
+            referred: Asked::default(),
             events,
             backlog: VecDeque::new(),
             reports,
@@ -311,25 +313,6 @@ impl Service {
         }
     }
 
-    /// While neighbours are missing: asks Kademlia for a random corner of the network and dials who is known.
-    fn discover(&mut self) {
-        let missing = self.limits.peers_target.saturating_sub(self.ready.len());
-        if missing == 0 {
-            return;
-        }
-        if !self.ready.is_empty() {
-            self.rounds = self.rounds.wrapping_add(1);
-            if self.rounds.is_power_of_two() || self.rounds.is_multiple_of(LOOKUP_ROUNDS) {
-                self.swarm.behaviour_mut().kad.get_closest_peers(PeerId::random());
-            }
-        }
-        let (swarm, dialer) = (&mut self.swarm, &mut self.dialer);
-        for dial in dialer.neighbours(Instant::now(), missing, |peer| swarm.is_connected(peer)) {
-            // Refused when it is being dialled already.
-            let _ = swarm.dial(dial);
-        }
-    }
-
     fn swarm_event(&mut self, event: SwarmEvent<NetEvent>) {
         self.hear(&event);
         match event {
@@ -370,11 +353,9 @@ impl Service {
             NetEvent::Gossip(gossipsub::Event::Subscribed { topic, .. }) => {
                 self.gossip.subscribed(&mut self.swarm.behaviour_mut().gossip, &topic);
             }
-            NetEvent::Kad(kad::Event::RoutingUpdated { peer, addresses, .. }) if self.guard.admits(&peer).is_ok() => {
-                self.dialer.learn(peer, addresses.into_vec(), Instant::now());
-            }
+            NetEvent::Referrals(event) => self.referral_event(event),
             NetEvent::Sync(event) => self.sync_event(event),
-            NetEvent::Rounds(event) => self.offer.event(&self.guard, &mut self.swarm.behaviour_mut().rounds, event),
+            NetEvent::Rounds(event) => self.round_event(event),
             // A peer that lost its power says nothing; TCP would believe in it for hours.
             NetEvent::Ping(ping::Event { connection, result: Err(ping::Failure::Timeout | ping::Failure::Other { .. }), .. }) => {
                 self.swarm.close_connection(connection);

@@ -1,6 +1,7 @@
 //! Several real networks in one process, over loopback TCP and QUIC, and hostile peers that speak the real protocols.
 
 mod access;
+mod adversaries;
 mod blobs;
 mod hostile;
 mod kills;
@@ -25,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TCP: &str = "/ip4/127.0.0.1/tcp/0";
 const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 
+/// The gossip topic of every peer here.
+const TOPIC: &str = "/mingle/records/test/1";
+
 struct Peer {
     handle: NetworkHandle,
     events: mpsc::Receiver<NetworkEvent>,
@@ -40,7 +44,7 @@ fn config(secret: u8, listen: &str, bootstrap: &[&Multiaddr]) -> NetworkConfig {
         listen: vec![listen.parse().unwrap()],
         bootstrap: bootstrap.iter().map(|address| (*address).clone()).collect(),
         mdns: false,
-        topic: "/mingle/records/test/1".to_owned(),
+        topic: TOPIC.to_owned(),
         allowed: None,
         reach: ReachConfig::default(),
         limits: Limits { stall_window: Duration::from_secs(2), ..Limits::default() },

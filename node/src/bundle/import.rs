@@ -1,6 +1,7 @@
 //! From a bundle into a stopped peer's store: what verifies is kept, what does not is refused with its reason.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -185,12 +186,28 @@ fn take_adapter(bundle: &Bundle, number: usize, part: &Part, store: &Store, mut 
     if !partial.missing_ranges().is_empty() {
         let encoded = bundle.adapter(number).map_err(|error| AbsorbError::Stream { source: std::io::Error::other(error) })?;
         let mut read = 0;
-        partial.absorb(encoded, &all_chunks(part.size), |bytes| {
-            read += bytes;
-            progress(read);
-        })?;
+        let watched = Watched {
+            from: encoded,
+            each: |bytes| {
+                read += bytes;
+                progress(read);
+            },
+        };
+        partial.absorb(watched, &all_chunks(part.size))?;
     }
     Ok(partial.finish()?)
+}
+
+/// Tells how many bytes each read brings.
+struct Watched<R, F> {
+    from: R,
+    each: F,
+}
+
+impl<R: Read, F: FnMut(u64)> Read for Watched<R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.from.read(buffer).inspect(|count| (self.each)(*count as u64))
+    }
 }
 
 /// Folds all that is here and writes the merged adapter where a running peer would.

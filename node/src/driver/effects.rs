@@ -129,6 +129,9 @@ impl<F: FnMut(&Event)> Driver<F> {
     }
 
     pub(super) fn notice(&mut self, notice: Notice) {
+        if let Notice::Recorded(_) | Notice::Conflict(_) = notice {
+            self.vouching.changed();
+        }
         let event = match notice {
             // Its own record is told of when it is made.
             Notice::Recorded(record) if Some(record.id()) == self.said => return,
@@ -181,6 +184,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             vouching: receipt.map_or(0, |receipt| self.machine.vouching(receipt.set_root, receipt.merged)),
             faults: self.vouching.faults.clone(),
             traffic: self.network.traffic().into(),
+            conduct: self.network.peers().into_iter().map(Into::into).collect(),
             transfers: self.network.transfers().into_iter().map(Into::into).collect(),
             uploads: self.network.uploads().into_iter().map(Into::into).collect(),
             home: self.home.folder().to_owned(),

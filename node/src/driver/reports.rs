@@ -76,9 +76,7 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     pub(super) fn lost(&mut self, adapter: ContentHash) -> Result<()> {
         self.have.remove(&adapter);
-        if self.vouching.served().contains(&adapter) {
-            self.vouching.changed();
-        }
+        self.vouching.lost(adapter);
         (self.observe)(&Event::Trouble { why: format!("the stored file of adapter {adapter} is gone or damaged; fetching it again") });
         self.handle(Input::BlobLost { adapter })
     }

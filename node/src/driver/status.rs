@@ -16,7 +16,7 @@ use super::event::TrainingStatus;
 use super::transfers::{TransferStatus, UploadStatus};
 use super::vouching::FaultStatus;
 use crate::files;
-use crate::network::{Link, Traffic};
+use crate::network::{self, Link, Traffic};
 
 /// A status older than this belongs to a peer that is gone.
 pub const STALE_MS: u128 = 5_000;
@@ -58,6 +58,9 @@ pub struct Status {
     pub faults: Vec<FaultStatus>,
     #[serde(default)]
     pub traffic: TrafficStatus,
+    /// How each connected peer behaves.
+    #[serde(default)]
+    pub conduct: Vec<ConductStatus>,
     /// Files on their way here, with what each provider brings.
     #[serde(default)]
     pub transfers: Vec<TransferStatus>,
@@ -65,6 +68,32 @@ pub struct Status {
     #[serde(default)]
     pub uploads: Vec<UploadStatus>,
     pub home: PathBuf,
+}
+
+/// What a connected peer has done since it connected, and gossip's score of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConductStatus {
+    pub peer: String,
+    pub score: f64,
+    /// Gossiped messages that were new here, and how many of them were valid.
+    pub messages: u64,
+    pub accepted: u64,
+    /// Questions of reconciliation, and bytes of the answers.
+    pub questions: u64,
+    pub answer_bytes: u64,
+    pub blob_requests: u64,
+    pub blob_bytes: u64,
+    /// How often it was refused for asking too much, and what else it did wrong.
+    pub over_quota: u64,
+    pub offences: u64,
+}
+
+impl From<network::PeerStatus> for ConductStatus {
+    fn from(status: network::PeerStatus) -> Self {
+        let network::PeerStatus { peer, score, counts, .. } = status;
+        let network::Counts { messages, accepted, questions, answer_bytes, blob_requests, blob_bytes, over_quota, offences, .. } = counts;
+        Self { peer: peer.to_string(), score, messages, accepted, questions, answer_bytes, blob_requests, blob_bytes, over_quota, offences }
+    }
 }
 
 /// Bytes since the start, as the network counts them.

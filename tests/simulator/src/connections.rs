@@ -3,7 +3,7 @@
 use mingle_protocol::machine::Input;
 
 use crate::Name;
-use crate::figures::{BACKOFF_FIRST, BACKOFF_LONGEST, CONNECTIONS_MAX, DIAL_INTERVAL, DIALS_AT_ONCE, REDIAL_PAUSE, SILENCE_MAX};
+use crate::figures::{BACKOFF_FIRST, BACKOFF_LONGEST, CONNECTIONS_MAX, DIAL_INTERVAL, DIALS_AT_ONCE, MESH, REDIAL_PAUSE, SILENCE_MAX};
 use crate::wire::{Link, pair};
 use crate::world::{Event, Visit, World};
 
@@ -56,8 +56,9 @@ impl World {
         }
         self.links_made += 1;
         let delay = self.setting.delay.base + if self.setting.delay.more > 0 { self.dice.below(50) as u64 } else { 0 };
-        let link = Link { number: self.links_made, delay, mesh: self.grafts(one, other), silent_since: None };
+        let link = Link { number: self.links_made, delay, silent_since: None };
         self.links.insert(pair(one, other), link);
+        self.graft(one, other, MESH);
         for (at, with) in [(one, other), (other, one)] {
             self.peers[at].dialler.attempts.remove(&with);
             // An end that has not noticed the break of an earlier connection does not notice this one either.
@@ -91,6 +92,7 @@ impl World {
     pub fn sever(&mut self, one: Name, other: Name, one_hears: u64, other_hears: u64) {
         let Some(link) = self.links.remove(&pair(one, other)) else { return };
         for (at, with, wait) in [(one, other, one_hears), (other, one, other_hears)] {
+            self.peers[at].mesh.remove(&with);
             let visit = self.visit(at);
             self.agenda.after(wait, Event::Parted { at: visit, with, link: link.number });
         }

@@ -47,9 +47,7 @@ impl World {
                 if let Some(output) = self.peers[at].driver.pending.pop_front() {
                     self.perform(at, output);
                 }
-            } else if !self.saved(at) {
-                return;
-            } else if !self.next_input(at) {
+            } else if !self.saved(at) || !self.next_input(at) {
                 return;
             }
         }
@@ -113,7 +111,10 @@ impl World {
         let Some(waiting) = self.peers[at].driver.inbox.pop_front() else { return false };
         match waiting {
             Waiting::Input(input, origin) => self.feed(at, input, origin),
-            Waiting::Tick => self.feed(at, Input::Tick, Origin::Nothing),
+            Waiting::Tick => {
+                self.vouch(at);
+                self.feed(at, Input::Tick, Origin::Nothing);
+            }
             Waiting::Deed(deed) => self.act(at, deed),
             Waiting::Averaged(report) => self.averaged(at, report),
             Waiting::CollectGarbage => self.collect_garbage(at),

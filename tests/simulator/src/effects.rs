@@ -63,9 +63,9 @@ impl World {
             Notice::Conflict(_) => "sees a conflict",
             Notice::RecordRefused(_) => "refuses a record",
             Notice::SyncRefused(_) => "refuses an answer",
-            Notice::AdapterRefused { .. } => "refuses an adapter",
             Notice::NotKept(_) => "has no place for its own record",
-            Notice::Fault(_) => "finds a contradiction",
+            Notice::Fault(fault) => return self.found_fault(at, fault),
+            Notice::AdapterRefused { .. } => "refuses an adapter",
         };
         self.note(at, what, 0);
     }

@@ -40,6 +40,8 @@ pub const FAILURE_PAUSE: u64 = 500;
 pub const FAILURES_MAX: u32 = 4;
 /// `limits::BLOB_OPEN_TIMEOUT`.
 pub const OPEN_MAX: u64 = 10_000;
+/// `vouching::STILL`.
+pub const STILL: u64 = 3_000;
 /// `Limits::stall_window`.
 pub const STALL: u64 = 8_000;
 /// A download in which nothing moves talks to one more provider for each such while.

@@ -3,7 +3,6 @@
 //! They share what they hear. After the faults end they go on, but say nothing new that is valid: what all must agree on
 //! must come to rest at some time.
 
-use mingle_protocol::attestation::RawAttestation;
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::record::Record;
 use mingle_protocol::round::RoundId;
@@ -45,14 +44,14 @@ impl World {
         (!self.healed || self.checks.acknowledged.is_known(&said.id)).then_some(bytes)
     }
 
-    fn drawn(&mut self, most: usize) -> Vec<u8> {
+    pub fn drawn(&mut self, most: usize) -> Vec<u8> {
         let length = self.dice.below(most + 1);
         (0..length).map(|_| self.dice.number() as u8).collect()
     }
 
     pub fn mischief(&mut self, visit: Visit) {
         let at = visit.peer;
-        let wait = 200 + self.dice.below(1_500) as u64;
+        let wait = 500 + self.dice.below(3_000) as u64;
         self.agenda.after(wait, Event::Mischief(visit));
         let neighbours: Vec<Name> = self.peers[at].neighbours.iter().copied().collect();
         if neighbours.is_empty() {
@@ -159,8 +158,8 @@ impl World {
                 round: RoundId(fingerprint),
                 count: 0,
                 fingerprint,
-                attestation: Some(RawAttestation(self.drawn(300))),
-                attestations: 0,
+                attestation: Some(self.false_attestation(at)),
+                attestations: 16,
             },
             2 => sync::Request::Exchange { round, wanted: self.names(sync::BATCH_MAX), records: self.old_records() },
             3 => sync::Request::Range { round, message: sync::RangeMessage(self.drawn(300)) },
@@ -187,7 +186,7 @@ impl World {
                 return self.send(at, to, Mail::Answer { token, bytes: garbage.into() });
             }
         };
-        let attestations = (0..self.dice.below(3)).map(|_| RawAttestation(self.drawn(300))).collect();
+        let attestations = (0..self.dice.below(3)).map(|_| self.false_attestation(at)).collect();
         let bytes = sync::Response { answer, attestations }.to_bytes().expect("a response within its bounds");
         self.send(at, to, Mail::Answer { token, bytes: bytes.into() });
     }

@@ -27,6 +27,7 @@ mod strikes;
 pub mod summary;
 mod trace;
 mod transfers;
+mod vouching;
 mod wire;
 mod world;
 

@@ -13,6 +13,7 @@ use mingle_protocol::round::Round;
 use crate::Name;
 use crate::peer::{Origin, Waiting};
 use crate::setting::Planted;
+use crate::vouching::MergedAs;
 use crate::world::{Event, World};
 
 /// Longest that one step of the merger takes, in milliseconds.
@@ -23,6 +24,7 @@ pub struct Merging {
     held: BTreeMap<MemberKey, Admitted>,
     /// What the driver was last told.
     merged: Vec<Admitted>,
+    published: Option<MergedAs>,
     /// The newest set that was asked for and not begun.
     ordered: Option<Vec<Admitted>>,
     /// The set being worked on.
@@ -34,16 +36,28 @@ pub struct Report {
     refused: Vec<ContentHash>,
     lost: Vec<ContentHash>,
     merged: Vec<Admitted>,
+    published: Option<MergedAs>,
 }
 
 impl Merging {
     pub fn new(round: &Round) -> Self {
-        Self { average: Accumulator::new(round.tensors()), held: BTreeMap::new(), merged: Vec::new(), ordered: None, under_way: None }
+        Self {
+            average: Accumulator::new(round.tensors()),
+            held: BTreeMap::new(),
+            merged: Vec::new(),
+            published: None,
+            ordered: None,
+            under_way: None,
+        }
     }
 
     /// What is in the merged adapter, as the driver knows it.
     pub fn in_merge(&self) -> impl Iterator<Item = &Admitted> {
         self.merged.iter()
+    }
+
+    pub fn published(&self) -> Option<MergedAs> {
+        self.published
     }
 
     pub fn is_at(&self, set: &[Admitted]) -> bool {
@@ -72,13 +86,18 @@ impl World {
     /// A step is done: the average is at the set, less what could not be used.
     pub fn step_done(&mut self, at: Name) {
         let Some(set) = self.peers[at].merging.under_way.take() else { return };
-        let report = self.follow(at, &set);
+        let mut report = self.follow(at, &set);
         if !report.merged.is_empty() && self.setting.fold_always {
             let root = set_root(self.ground.round.id(), &report.merged);
-            let merged = self.peers[at].merging.average.finalise().map(|file| ContentHash::of(&file));
-            let seen = merged.map_err(|why| why.to_string()).and_then(|merged| self.checks.agreement.merged(at, root, merged));
-            if let Err(why) = seen {
-                self.fail(why);
+            match self.peers[at].merging.average.finalise() {
+                Err(why) => self.fail(why.to_string()),
+                Ok(file) => {
+                    let merged = ContentHash::of(&file);
+                    report.published = Some(MergedAs { root, merged, size: file.len() as u64 });
+                    if let Err(why) = self.checks.agreement.merged(at, root, merged) {
+                        self.fail(why);
+                    }
+                }
             }
         }
         self.begin_step(at);
@@ -123,17 +142,19 @@ impl World {
                 }
             }
         }
-        Report { refused, lost, merged: held.values().cloned().collect() }
+        Report { refused, lost, merged: held.values().cloned().collect(), published: None }
     }
 
     /// What the driver makes of a report: the machine hears of what was unusable, then garbage is collected.
     pub fn averaged(&mut self, at: Name, report: Report) {
-        let Report { refused, lost, merged } = report;
+        let Report { refused, lost, merged, published } = report;
+        self.merge_changed(at);
         let peer = &mut self.peers[at];
-        peer.merging.merged = merged;
+        (peer.merging.merged, peer.merging.published) = (merged, published);
         let mut next = Vec::new();
         for adapter in refused {
             peer.disk.blobs.remove(&adapter);
+            peer.disk.refused.insert(adapter);
             next.push(Input::BlobRefused { adapter, why: "does not fit".into() });
         }
         next.extend(lost.into_iter().map(|adapter| Input::BlobLost { adapter }));

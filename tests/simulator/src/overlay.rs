@@ -38,9 +38,8 @@ impl World {
     }
 
     pub fn forward(&mut self, at: Name, from: Name, message: u64, bytes: Bytes) {
-        let in_mesh = |to: &Name| self.links.get(&pair(at, *to)).is_some_and(|link| link.mesh);
-        let neighbours: Vec<Name> = self.peers[at].neighbours.iter().copied().filter(|to| *to != from).filter(in_mesh).collect();
-        for to in neighbours {
+        let mesh: Vec<Name> = self.peers[at].mesh.iter().copied().filter(|to| *to != from).collect();
+        for to in mesh {
             self.send(at, to, Mail::Gossip { message, bytes: bytes.clone() });
         }
     }
@@ -58,27 +57,24 @@ impl World {
         self.wait(at, Waiting::Input(input, Origin::Gossip { from, message, bytes }));
     }
 
-    fn mesh_of(&self, at: Name) -> usize {
-        self.peers[at].neighbours.iter().filter(|to| self.links.get(&pair(at, **to)).is_some_and(|link| link.mesh)).count()
-    }
-
-    /// Whether a new link becomes part of the mesh.
-    pub fn grafts(&self, one: Name, other: Name) -> bool {
-        let (left, right) = (self.mesh_of(one), self.mesh_of(other));
-        left.min(right) < MESH && left.max(right) < MESH_HIGH
+    /// Takes a link into the mesh where there is room for it.
+    pub fn graft(&mut self, one: Name, other: Name, least: usize) {
+        let (left, right) = (self.peers[one].mesh.len(), self.peers[other].mesh.len());
+        if left.min(right) < least && left.max(right) < MESH_HIGH {
+            self.peers[one].mesh.insert(other);
+            self.peers[other].mesh.insert(one);
+        }
     }
 
     /// The heartbeat: too thin a mesh takes links in.
     pub fn heartbeat(&mut self, at: Name) {
-        if self.mesh_of(at) >= MESH_LOW {
+        if self.peers[at].mesh.len() >= MESH_LOW {
             return;
         }
         let neighbours: Vec<Name> = self.peers[at].neighbours.iter().copied().collect();
         for to in neighbours {
-            if self.mesh_of(to) < MESH_HIGH
-                && let Some(link) = self.links.get_mut(&pair(at, to))
-            {
-                link.mesh = true;
+            if self.links.contains_key(&pair(at, to)) {
+                self.graft(at, to, MESH);
             }
         }
     }

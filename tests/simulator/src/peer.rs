@@ -33,6 +33,8 @@ pub struct Disk {
     pub blobs: BTreeMap<ContentHash, bool>,
     /// How much of a blob is there, in thousandths.
     pub parts: BTreeMap<ContentHash, u64>,
+    /// Adapters found not to fit.
+    pub refused: BTreeSet<ContentHash>,
     /// What this member means to have said in the end.
     pub wish: Option<Deed>,
 }
@@ -107,6 +109,8 @@ pub struct Peer {
     pub machine: Machine<Name>,
     pub driver: Driver,
     pub neighbours: BTreeSet<Name>,
+    /// Of these, to whom the gossip of others is passed on.
+    pub mesh: BTreeSet<Name>,
     /// Gossip that was seen, by its mark.
     pub seen: BTreeSet<u64>,
     pub outbox: VecDeque<Bytes>,
@@ -117,6 +121,8 @@ pub struct Peer {
     pub dialler: Dialler,
     pub transfers: BTreeMap<ContentHash, Transfer>,
     pub serving: u32,
+    /// When the merge is vouched for, if it is still by then.
+    pub vouch_at: Option<u64>,
     pub merging: Merging,
     /// The process dies after so many more outputs.
     pub dies_after: Option<u64>,
@@ -136,6 +142,7 @@ impl Peer {
             machine: Machine::new(round.clone(), []),
             driver: Driver::default(),
             neighbours: BTreeSet::new(),
+            mesh: BTreeSet::new(),
             seen: BTreeSet::new(),
             outbox: VecDeque::new(),
             invalid: BTreeMap::new(),
@@ -143,6 +150,7 @@ impl Peer {
             dialler: Dialler::default(),
             transfers: BTreeMap::new(),
             serving: 0,
+            vouch_at: None,
             merging: Merging::new(round),
             dies_after: None,
         }
@@ -151,6 +159,7 @@ impl Peer {
     /// A new process over the same disk.
     pub fn reborn(&mut self, round: &Round, records: Vec<SignedRecord>, now: u64) {
         let old = std::mem::replace(self, Self::new(round));
+        let refused: Vec<_> = old.disk.refused.iter().map(|adapter| (*adapter, "does not fit".to_owned())).collect();
         *self = Self {
             hostile: old.hostile,
             key: old.key,
@@ -159,7 +168,7 @@ impl Peer {
             slow: old.slow,
             clock: Clock { begun: now, ..old.clock },
             disk: old.disk,
-            machine: Machine::new(round.clone(), records),
+            machine: Machine::new(round.clone(), records).remember_refused(refused),
             ..Self::new(round)
         };
     }

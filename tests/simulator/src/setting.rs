@@ -37,7 +37,7 @@ pub struct Class {
 impl Class {
     /// 8 to 32 peers with every fault.
     pub fn small() -> Self {
-        Self { peers: 8..=32, members_max: 24, faults: true, patience_ms: 60_000, planted: Planted::Nothing }
+        Self { peers: 8..=32, members_max: 24, faults: true, patience_ms: 30_000, planted: Planted::Nothing }
     }
 
     /// No faults, links of 50 ms.

@@ -22,8 +22,6 @@ pub struct Link {
     /// Tells this connection from earlier ones of the same two.
     pub number: u64,
     pub delay: u64,
-    /// Whether gossip is passed on over it.
-    pub mesh: bool,
     /// Since when nothing comes through.
     pub silent_since: Option<u64>,
 }

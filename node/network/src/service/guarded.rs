@@ -110,12 +110,6 @@ impl Service {
         let guard = self.guard.clone();
         let admits = |peer: &PeerId| guard.admits(peer).is_ok();
         self.dialer.retain(admits);
-        let kad = &mut self.swarm.behaviour_mut().kad;
-        let routes: Vec<PeerId> =
-            kad.kbuckets().flat_map(|bucket| bucket.iter().map(|entry| *entry.node.key.preimage()).collect::<Vec<_>>()).collect();
-        for peer in routes.iter().filter(|peer| !admits(peer)) {
-            kad.remove_peer(peer);
-        }
         self.warn_of_bootstrap();
     }
 

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{ConnectionId, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, autonat, dcutr, identify, kad, ping, relay, upnp};
+use libp2p::{Multiaddr, PeerId, autonat, dcutr, identify, ping, relay, upnp};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::behaviour::NetEvent;
 use super::super::dialer::{believable, worth};
-use super::super::limits::{ADDRESSES_PER_PEER_MAX, Limits};
+use super::super::limits::Limits;
 use super::super::paths::{Paths, is_relayed};
-use super::super::reach::{Reach, ReachConfig, Reachability, Role, Step, is_global};
+use super::super::reach::{Reach, ReachConfig, Role, Step, is_global};
 use super::super::sync_codec::SYNC_PROTOCOL;
 use super::super::{NetworkEvent, Observed, ReachStatus};
 use super::Service;
@@ -103,18 +103,10 @@ impl Service {
         let Some(remote) = self.swarm.behaviour().blobs.remote(connection).cloned() else { return };
         let mut addresses: Vec<Multiaddr> = info.listen_addrs.into_iter().filter(|address| believable(address, &remote)).collect();
         addresses.sort_by_cached_key(|address| (worth(address), address.clone()));
-        let news = self.dialer.learn(peer, addresses.clone(), Instant::now());
-        // Routing tables are for peers that speak to us; others are only let in.
+        self.dialer.learn(peer, addresses, Instant::now());
+        // The others are only let in.
         if !info.protocols.contains(&SYNC_PROTOCOL) {
             return;
-        }
-        if news || !self.ready.contains(&peer) {
-            let kad = &mut self.swarm.behaviour_mut().kad;
-            // Replaced, not added to: Kademlia itself would keep whatever a peer ever claimed.
-            kad.remove_peer(&peer);
-            for address in addresses.into_iter().take(ADDRESSES_PER_PEER_MAX) {
-                kad.add_address(&peer, address);
-            }
         }
         self.swarm.behaviour_mut().gate.greeted(peer);
         if self.ready.insert(peer) {
@@ -158,10 +150,6 @@ impl Service {
             return;
         }
         if before.reachability != status.reachability {
-            // Who cannot be dialled should not be asked by strangers; see also `kademlia`.
-            let private = matches!(status.reachability, Reachability::Private { .. });
-            let mode = if private { kad::Mode::Client } else { kad::Mode::Server };
-            self.swarm.behaviour_mut().kad.set_mode(Some(mode));
             self.tell(NetworkEvent::Reachability(status.reachability.clone()));
         }
         self.reaching.shown.send_replace(status);

@@ -58,12 +58,19 @@ impl Drop for Hostile {
     }
 }
 
-fn bare_swarm(secret: u8) -> Swarm<Net> {
+/// A swarm without a service, that dials from the address it listens on.
+pub(super) async fn bare_swarm_at(secret: u8, listen: &str) -> Swarm<Net> {
+    let mut swarm = bare_swarm(secret, listen);
+    address_of(&mut swarm).await;
+    swarm
+}
+
+fn bare_swarm(secret: u8, listen: &str) -> Swarm<Net> {
     let key = keypair_of([secret; 32]).unwrap();
-    let (gossip, _) = Gossip::new("/mingle/records/test/1").unwrap();
+    let (gossip, _) = Gossip::new(TOPIC).unwrap();
     let guard = Arc::new(Guard::new(None, Scoring::On));
     let mut swarm = swarm(&key, gossip, false, &guard, &ReachConfig::default(), &Meter::default(), &Limits::default()).unwrap();
-    swarm.listen_on(TCP.parse().unwrap()).unwrap();
+    swarm.listen_on(listen.parse().unwrap()).unwrap();
     swarm
 }
 
@@ -79,7 +86,7 @@ pub(super) async fn hostile(secret: u8, bytes: &[u8], manner: Manner) -> Hostile
     let folder = TempDir::new().unwrap();
     let store = Store::open(folder.path()).unwrap();
     store.put_blob(bytes).unwrap();
-    let mut swarm = bare_swarm(secret);
+    let mut swarm = bare_swarm(secret, TCP);
     let address = address_of(&mut swarm).await;
     let asked = Arc::new(Mutex::new(Vec::new()));
     let (id, seen) = (*swarm.local_peer_id(), asked.clone());
@@ -322,7 +329,7 @@ async fn streams_beyond_the_bounds_and_false_frames_do_no_harm() {
     let bytes = content(100_000);
     let honest = start(config(1, TCP, &[])).await;
     let (hash, size) = honest.store.put_blob(&bytes).unwrap();
-    let mut flood = bare_swarm(2);
+    let mut flood = bare_swarm(2, TCP);
     flood.dial(honest.address.clone()).unwrap();
     let target = honest.id();
     let flooding = tokio::spawn(async move {

@@ -12,7 +12,7 @@ use super::*;
 
 /// Writes what it is given as it is: the length is the test's.
 #[derive(Clone)]
-struct Raw;
+pub(super) struct Raw;
 
 impl Codec for Raw {
     type Protocol = StreamProtocol;

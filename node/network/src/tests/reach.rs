@@ -134,3 +134,30 @@ async fn a_reservation_is_made_again_when_the_relay_comes_back() {
     let seed = start(NetworkConfig { listen: vec![address], ..seed_config(1) }).await;
     assert!(one.circuit().await.to_string().contains(&seed.id().to_string()));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_web_socket_carries_questions_and_blobs() {
+    let mut one = start(config(1, "/ip4/127.0.0.1/tcp/0/ws", &[])).await;
+    assert!(one.address.to_string().contains("/ws/p2p/"), "{}", one.address);
+    let mut two = start(config(2, TCP, &[&one.address])).await;
+    two.connected_to(one.id()).await;
+    one.connected_to(two.id()).await;
+    two.ask(&mut one, b"over the web's port").await;
+    let bytes = content(300_000);
+    let (hash, size) = one.store.put_blob(&bytes).unwrap();
+    two.handle.fetch(hash, size, vec![one.id()]).unwrap();
+    two.download(hash).await.unwrap();
+    assert_eq!(two.bytes_of(hash), bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_refused_leaves_no_path_behind() {
+    let mut closed = start(NetworkConfig { allowed: Some([member(2)].into()), ..seed_config(1) }).await;
+    let stranger = start(hasty(3, TCP, &[&closed.address])).await;
+    let refused = |event| if let NetworkEvent::Refused { peer, .. } = event { Some(peer) } else { None };
+    assert_eq!(closed.expect("a refusal", refused).await, stranger.id());
+    let friend = start(hasty(2, TCP, &[&closed.address])).await;
+    closed.linked(friend.id(), |link| !link.relayed).await;
+    let links: Vec<PeerId> = closed.handle.reachability().borrow().links.iter().map(|link| link.peer).collect();
+    assert_eq!(links, [friend.id()]);
+}

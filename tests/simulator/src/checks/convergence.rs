@@ -43,21 +43,20 @@ impl Convergence {
         let judged = || peers.iter().enumerate().filter(|(_, peer)| peer.is_judged());
         let Some((_, first)) = judged().next() else { return Ok(()) };
         let ledger = first.machine.ledger();
-        let suspect = judged().find(|(at, _)| *at == self.suspect.get());
-        if let Some((at, peer)) = suspect.into_iter().chain(judged()).find(|(_, peer)| peer.machine.ledger() != ledger) {
+        let mut merged = None;
+        // Whoever did not agree a moment ago most likely still does not.
+        for (at, peer) in judged().find(|(at, _)| *at == self.suspect.get()).into_iter().chain(judged()) {
             self.suspect.set(at);
-            let (has, have) = (peer.machine.ledger().record_count(), ledger.record_count());
-            return Err(format!("peer {at} knows {has} records, others {have}, or others than these"));
-        }
-        let target = target(ledger, peers, ground);
-        for (at, peer) in suspect.into_iter().chain(judged()) {
-            let set = peer.merge_set();
-            if set != target {
-                self.suspect.set(at);
-                return Err(format!("peer {at} has {} adapters to merge, but {} can be had", set.len(), target.len()));
+            if peer.machine.ledger() != ledger {
+                let (has, have) = (peer.machine.ledger().record_count(), ledger.record_count());
+                return Err(format!("peer {at} knows {has} records, others {have}, or others than these"));
             }
-            if !peer.merging.is_at(&target) {
-                self.suspect.set(at);
+            let target: &Vec<Admitted> = merged.get_or_insert_with(|| target(ledger, peers, ground));
+            if peer.merge_set() != target {
+                let has = peer.merge_set().len();
+                return Err(format!("peer {at} has {has} adapters to merge, but {} can be had", target.len()));
+            }
+            if !peer.merging.is_at(target) {
                 return Err(format!("peer {at} has not merged its set"));
             }
         }
