@@ -89,6 +89,8 @@ async fn a_killed_download_fetches_next_to_nothing_twice() {
     let sent = seed.handle.traffic().blob_out;
     let twice = sent.saturating_sub(size + size / 100);
     println!("{killed} kills of {} MiB: {:.1} MiB sent twice, seed {dice_seed}", size / MIB, twice as f64 / MIB as f64);
-    assert!(twice <= 64 * MIB * kills / 100, "{twice} bytes were sent twice in {killed} kills; seed {dice_seed}");
+    // A block (512 KiB) on its way and one being written; few kills may be unlucky ones, many must keep to the bar.
+    let most = (kills * MIB).min(64 * MIB);
+    assert!(twice <= most, "{twice} bytes were sent twice in {killed} kills; seed {dice_seed}");
     assert!(killed > kills / 2, "only {killed} kills met the download; seed {dice_seed}");
 }
