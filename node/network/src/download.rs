@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::PeerId;
-use mingle_protocol::hash::ContentHash;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::blob_frames::Ask;
-use crate::head::{Head, HeadCheck, HeadVerdict};
+use crate::downloads::{Ended, Hint, Wanted};
+use crate::head::{Head, HeadVerdict};
 use crate::limits::{LINKS_MAX, Limits, PROGRESS_INTERVAL};
 use crate::link::{Heard, LinkError, Order, converse};
 use crate::pieces::Pieces;
@@ -45,26 +45,6 @@ pub struct Context {
     pub board: Board,
 }
 
-/// How a download ended.
-pub enum Ended {
-    Fetched,
-    Failed(String),
-    /// By its first bytes.
-    Refused(String),
-    Cancelled,
-}
-
-/// What is to be fetched.
-pub struct Wanted {
-    pub hash: ContentHash,
-    pub size: u64,
-    pub providers: Vec<PeerId>,
-    pub head: Option<Arc<dyn HeadCheck>>,
-}
-
-/// A peer that may have the blob, and whether the driver named it.
-pub type Hint = (PeerId, bool);
-
 struct Download {
     context: Context,
     partial: Arc<PartialBlob>,
@@ -84,6 +64,8 @@ struct Download {
     /// Who sent something last, for the progress report.
     sender: Option<PeerId>,
     repairs: u32,
+    /// Makes durable what has come, while more comes.
+    commit: Option<JoinHandle<Result<(), StoreError>>>,
 }
 
 /// Runs a download to its end; `more` brings further providers while it runs.
@@ -115,6 +97,7 @@ pub async fn run(context: Context, wanted: Wanted, more: mpsc::Receiver<Hint>, s
         due: true,
         sender: None,
         repairs: 0,
+        commit: None,
         context,
     };
     providers.into_iter().for_each(|peer| download.providers.add(peer, true, Instant::now()));
@@ -123,6 +106,9 @@ pub async fn run(context: Context, wanted: Wanted, more: mpsc::Receiver<Hint>, s
     download.stop.cancel();
     // Never aborted, which could cut them off in the middle of a write.
     while download.links.join_next().await.is_some() {}
+    if let Some(commit) = download.commit.take() {
+        let _ = commit.await;
+    }
     download.context.board.clear(hash);
     let Download { partial, context, .. } = download;
     let kept = match &ended {
@@ -192,6 +178,12 @@ impl Download {
                     },
                     Err(error) => return Ended::Failed(format!("a conversation failed: {error}")),
                 },
+                committed = Self::committed(&mut self.commit), if self.commit.is_some() => {
+                    self.commit = None;
+                    if let Err(error) = committed {
+                        return Ended::Failed(error.to_string());
+                    }
+                },
                 Some((peer, named)) = more.recv() => self.providers.add(peer, named, Instant::now()),
                 () = sleep_until(next) => {}
                 _ = progress.tick() => {
@@ -199,6 +191,14 @@ impl Download {
                     self.tell(&mut told);
                 }
             }
+        }
+    }
+
+    async fn committed(commit: &mut Option<JoinHandle<Result<(), StoreError>>>) -> Result<(), StoreError> {
+        match commit {
+            // A commit that was cut off is made up for at the end.
+            Some(commit) => commit.await.unwrap_or(Ok(())),
+            None => Ok(()),
         }
     }
 
@@ -298,6 +298,10 @@ impl Download {
                 self.sender = Some(peer);
                 if new > 0 {
                     self.moved = Instant::now();
+                }
+                if self.commit.is_none() && self.partial.commit_is_due() {
+                    let partial = self.partial.clone();
+                    self.commit = Some(tokio::task::spawn_blocking(move || partial.commit()));
                 }
             }
             Heard::Answered { piece: HEAD } | Heard::Cannot { piece: HEAD } => {

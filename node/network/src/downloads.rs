@@ -1,6 +1,7 @@
 //! The downloads of one peer: a few run, the others wait their turn, each hash at most once.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use libp2p::PeerId;
 use mingle_protocol::hash::ContentHash;
@@ -8,9 +9,30 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::download::{self, Context, Ended, Hint, Wanted};
+use super::download::{self, Context};
+use super::head::HeadCheck;
 use super::limits::{DOWNLOADS_MAX, DOWNLOADS_WAITING_MAX, PROVIDERS_MAX};
 use super::service::Report;
+
+/// What is to be fetched.
+pub struct Wanted {
+    pub hash: ContentHash,
+    pub size: u64,
+    pub providers: Vec<PeerId>,
+    pub head: Option<Arc<dyn HeadCheck>>,
+}
+
+/// A peer that may have the blob, and whether the driver named it.
+pub type Hint = (PeerId, bool);
+
+/// How a download ended.
+pub enum Ended {
+    Fetched,
+    Failed(String),
+    /// By its first bytes.
+    Refused(String),
+    Cancelled,
+}
 
 struct Running {
     stop: CancellationToken,

@@ -64,7 +64,7 @@ pub use traffic::Traffic;
 pub use transfers::{ProviderState, ProviderStatus, Transfer, Upload};
 
 use crate::store::Store;
-use download::Wanted;
+use downloads::Wanted;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
 use service::Command;
 use traffic::Meter;

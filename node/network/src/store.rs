@@ -23,6 +23,7 @@ mod durable;
 mod index;
 mod journal;
 mod nodes;
+mod outboard;
 mod partial;
 mod scan;
 mod share;

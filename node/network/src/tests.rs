@@ -4,6 +4,7 @@ mod access;
 mod adversaries;
 mod blobs;
 mod hostile;
+mod kills;
 mod loud;
 mod peers;
 mod reach;

@@ -5,7 +5,7 @@
 //! is served to others meanwhile (`share.rs`).
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,10 +17,11 @@ use mingle_protocol::hash::ContentHash;
 use tokio::sync::watch;
 
 use super::absorb::AbsorbError;
-use super::blob::{build_outboard, check_size};
+use super::blob::check_size;
 use super::durable;
 use super::journal::{Journal, Kind, Known};
 use super::nodes::Nodes;
+use super::outboard::build_outboard;
 use super::scan::{scan, scan_all};
 use super::{
     BLOB, ChunkRanges, Inner, OUTBOARD, PART, PART_OUTBOARD, PART_RANGES, Result, Store, StoreError, all_chunks, io_error, tree_of,
@@ -199,10 +200,7 @@ impl PartialBlob {
         }
         // Before the groups count as here: whoever is told of them must find their proofs.
         nodes.write_to(&self.outboard).map_err(io_error("write", &self.store.path(self.hash, PART_OUTBOARD)))?;
-        let (new, due) = self.wrote(&written);
-        if due && let Ok(committing) = self.committing.try_lock() {
-            self.commit_held(&committing)?;
-        }
+        let new = self.wrote(&written);
         outcome.map(|()| new)
     }
 
@@ -240,8 +238,8 @@ impl PartialBlob {
         }
     }
 
-    /// Counts what was written: how many bytes are new, and whether it is time to make them durable.
-    fn wrote(&self, written: &ChunkRanges) -> (u64, bool) {
+    /// Counts what was written: how many bytes are new.
+    fn wrote(&self, written: &ChunkRanges) -> u64 {
         let mut state = self.state();
         let new = written - &state.have;
         let bytes = byte_count(&new, self.size);
@@ -250,7 +248,6 @@ impl PartialBlob {
         state.uncommitted_bytes += bytes;
         let complete: Vec<u32> =
             self.pieces.touched(&new).into_iter().filter(|piece| state.have.is_superset(&self.pieces.chunks_of(*piece))).collect();
-        let due = state.uncommitted_bytes >= COMMIT_BYTES;
         drop(state);
         if !complete.is_empty() {
             self.holds.send_if_modified(|holds| match holds {
@@ -258,7 +255,12 @@ impl PartialBlob {
                 Holds::Some(bits) => complete.into_iter().fold(false, |news, piece| bits.set(piece) | news),
             });
         }
-        (bytes, due)
+        bytes
+    }
+
+    /// Whether so much was absorbed since the last commit that it is time for one. Absorbing goes on beside it.
+    pub fn commit_is_due(&self) -> bool {
+        self.state().uncommitted_bytes >= COMMIT_BYTES
     }
 
     /// Makes what was absorbed durable, and says so in the journal.
@@ -364,9 +366,8 @@ fn rescan(store: &Inner, hash: ContentHash, size: u64, data: &File, outboard: &F
     if !valid.is_empty() || sparse {
         return Ok(valid);
     }
-    let reader = BufReader::new(data.try_clone().map_err(failed())?);
     // A wrong outboard does no harm: none of its nodes verify, and the download writes them anew.
-    let root = build_outboard(reader, size, outboard).map_err(failed())?;
+    let root = build_outboard(data, size, outboard).map_err(failed())?;
     Ok(if root == hash { all_chunks(size) } else { ChunkRanges::empty() })
 }
 
