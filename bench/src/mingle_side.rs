@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mingle_network::store::Store;
-use mingle_network::{Limits, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle};
+use mingle_network::{Limits, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, ReachConfig};
 use tokio::sync::mpsc;
 
 struct Node {
@@ -25,6 +25,7 @@ fn node(number: usize, bootstrap: Vec<Multiaddr>) -> Result<Node> {
         mdns: false,
         topic: "/mingle/bench".into(),
         allowed: None,
+        reach: ReachConfig::default(),
         limits: Limits::default(),
     };
     let (handle, events) = Network::start(config, store.clone())?;

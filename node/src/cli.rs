@@ -69,7 +69,7 @@ enum Verb {
     Run(run::Args),
     /// Check before joining: data, base, memory, disk, GPU, and what the network lets through
     Probe(probe::Args),
-    /// Run a public peer that others meet at: it relays their signalling, dials them back, keeps and serves the adapters
+    /// Run a public peer that others meet at, which relays and keeps for them
     Seed(seed::Args),
     /// Train here only and write a PEFT directory
     Train(train::Args),

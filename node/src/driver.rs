@@ -9,10 +9,12 @@ mod belonging;
 mod effects;
 mod event;
 mod goal;
+mod heads;
 mod refusals;
 mod reports;
 mod signals;
 mod status;
+mod transfers;
 mod vouching;
 mod work;
 

@@ -60,7 +60,7 @@ pub struct Machine<P> {
 enum Heard {
     /// It is in the ledger.
     Before(RecordId),
-    Now(SignedRecord),
+    Now(Box<SignedRecord>),
 }
 
 impl<P: Clone + Ord> Machine<P> {
@@ -172,7 +172,7 @@ impl<P: Clone + Ord> Machine<P> {
     fn gossip(&mut self, bytes: &[u8], now: Millis, out: &mut Vec<Output<P>>) {
         let verdict = match self.recognise(bytes) {
             Ok(Heard::Now(record)) => {
-                if self.admit(record, now, out) {
+                if self.admit(*record, now, out) {
                     Verdict::Accept
                 } else {
                     Verdict::Ignore
@@ -192,7 +192,7 @@ impl<P: Clone + Ord> Machine<P> {
         let record = UnverifiedRecord(bytes);
         match record.claims() {
             Some((id, signature)) if self.held.get(&id) == Some(&signature) => Ok(Heard::Before(id)),
-            _ => record.verify(&self.round).map(Heard::Now),
+            _ => Ok(Heard::Now(Box::new(record.verify(&self.round)?))),
         }
     }
 

@@ -141,6 +141,7 @@ fn candle_and_libp2p_stay_in_their_rooms() {
         "node/trainer/src/train",
         "node/trainer/src/evaluate",
         "node/trainer/src/peft",
+        "node/trainer/examples",
         "node/src/cli",
         "node/src/contribution",
     ];
@@ -149,7 +150,7 @@ fn candle_and_libp2p_stay_in_their_rooms() {
         let node = path.starts_with("node/");
         let at_home = |rooms: &[&str]| rooms.iter().any(|room| path.starts_with(room));
         assert!(!node || !text.contains("candle_") || at_home(&candle), "{path} knows candle");
-        assert!(!node || !text.contains("libp2p::") || at_home(&["node/network/src"]), "{path} knows libp2p");
+        assert!(!node || !text.contains("libp2p::") || at_home(&["node/network/src", "node/network/examples"]), "{path} knows libp2p");
     }
 }
 
@@ -157,7 +158,8 @@ fn candle_and_libp2p_stay_in_their_rooms() {
 fn a_record_is_made_of_bytes_in_one_file_only() {
     for (path, text) in rust_files() {
         let elsewhere = path != "protocol/src/record.rs" && path.starts_with("protocol/src");
-        let text = code(&text);
+        // A function that gives one is not yet one that makes one.
+        let text = code(&text).replace("-> SignedRecord {", "");
         assert!(!elsewhere || !text.contains("SignedRecord {"), "{path} makes a signed record without its checks");
         assert!(!elsewhere || !text.contains("from_cbor::<Record>"), "{path} decodes a record without its checks");
     }

@@ -228,3 +228,39 @@ fn what_is_wrong_with_a_bundle_is_said_in_words() {
     let imported = scene.json(&scene.path("reader"), "bundle import DIR/good --json");
     assert_eq!((counts(&imported["records"]), counts(&imported["adapters"])), ([0, 1, 0], [1, 0, 0]));
 }
+
+#[test]
+fn an_import_that_is_killed_again_and_again_ends_as_if_it_never_had_been() {
+    let seed = mingle_tests::dice::seed();
+    println!("seed {seed}");
+    let mut dice = mingle_tests::Dice::new(seed, "kills of an import");
+    let folder = TempDir::new().expect("a temporary folder");
+    let round = adapters::round("killed", 48, 1_024, []);
+    std::fs::write(folder.path().join("round.json"), round.to_json()).expect("a round file");
+    let scene = Scene { folder, round };
+    let member = scene.path("member");
+    for number in 1..=4 {
+        scene.peft(number);
+        let home = scene.path(&format!("member-{number}"));
+        scene.run(&home, &format!("publish DIR/adapter-{number} --round DIR/round.json --examples {number}00 --offline")).right();
+        scene.run(&home, &format!("bundle export --round DIR/round.json --out DIR/from-{number}")).right();
+        scene.run(&member, &format!("bundle import DIR/from-{number}")).right();
+    }
+    scene.run(&member, "bundle export --round DIR/round.json --out DIR/all").right();
+    let reader = scene.path("reader");
+    for _ in 0..12 {
+        let mut importing = std::process::Command::new(PROGRAM)
+            .args(["bundle", "import", "--quiet", "--home"])
+            .args([&reader, &scene.path("all")])
+            .stdin(std::process::Stdio::null())
+            .spawn()
+            .expect("the program can be started");
+        std::thread::sleep(dice.milliseconds(120));
+        importing.kill().expect("the process can be killed");
+        importing.wait().expect("the process can be waited for");
+    }
+    let imported = scene.json(&reader, "bundle import DIR/all --out DIR/merged --json");
+    let [new, known, refused] = counts(&imported["adapters"]);
+    assert_eq!((new + known, refused, &imported["recomputed"]), (4, 0, &true.into()));
+    assert_eq!(hash_in(&scene.path("merged")), scene.expected(&[1, 2, 3, 4]));
+}

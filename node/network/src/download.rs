@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::PeerId;
-use mingle_protocol::hash::ContentHash;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::blob_frames::Ask;
+use crate::downloads::{Ended, Hint, Wanted};
+use crate::head::{Head, HeadVerdict};
 use crate::limits::{LINKS_MAX, Limits, PROGRESS_INTERVAL};
 use crate::link::{Heard, LinkError, Order, converse};
 use crate::pieces::Pieces;
@@ -29,6 +30,8 @@ const REPAIRS_MAX: u32 = 3;
 const FRUITLESS_MAX: Duration = Duration::from_secs(60);
 /// What the conversations may have said that the download has not heard yet.
 const HEARD_MAX: usize = 64;
+/// No piece: what is asked for the head's sake.
+const HEAD: u32 = u32::MAX;
 
 /// What every download shares.
 #[derive(Clone)]
@@ -42,16 +45,6 @@ pub struct Context {
     pub board: Board,
 }
 
-/// How a download ended.
-pub enum Ended {
-    Fetched,
-    Failed(String),
-    Cancelled,
-}
-
-/// A peer that may have the blob, and whether the driver named it.
-pub type Hint = (PeerId, bool);
-
 struct Download {
     context: Context,
     partial: Arc<PartialBlob>,
@@ -59,6 +52,8 @@ struct Download {
     stop: CancellationToken,
     providers: Providers,
     schedule: Schedule<PeerId>,
+    /// To be judged before anything else is fetched.
+    head: Option<Head>,
     links: JoinSet<(PeerId, Result<(), LinkError>)>,
     heard: mpsc::Sender<(PeerId, Heard)>,
     began: Instant,
@@ -69,17 +64,13 @@ struct Download {
     /// Who sent something last, for the progress report.
     sender: Option<PeerId>,
     repairs: u32,
+    /// Makes durable what has come, while more comes.
+    commit: Option<JoinHandle<Result<(), StoreError>>>,
 }
 
 /// Runs a download to its end; `more` brings further providers while it runs.
-pub async fn run(
-    context: Context,
-    hash: ContentHash,
-    size: u64,
-    providers: Vec<PeerId>,
-    more: mpsc::Receiver<Hint>,
-    stop: CancellationToken,
-) -> Ended {
+pub async fn run(context: Context, wanted: Wanted, more: mpsc::Receiver<Hint>, stop: CancellationToken) -> Ended {
+    let Wanted { hash, size, providers, head } = wanted;
     let store = context.store.clone();
     let begun = blocking(move || match store.blob_size(hash)? {
         Some(found) if found == size => Ok(None),
@@ -94,6 +85,7 @@ pub async fn run(
     let (heard, hearing) = mpsc::channel(HEARD_MAX);
     let mut download = Download {
         schedule: schedule(&partial),
+        head: head.map(|check| Head::new(check, size)),
         pieces: Pieces::of(size),
         partial,
         stop,
@@ -105,19 +97,31 @@ pub async fn run(
         due: true,
         sender: None,
         repairs: 0,
+        commit: None,
         context,
     };
     providers.into_iter().for_each(|peer| download.providers.add(peer, true, Instant::now()));
     let ended = download.drive(hearing, more).await;
     // The conversations hold the partial blob: it is free for the next download only when they are gone.
     download.stop.cancel();
-    download.links.shutdown_gently().await;
+    // Never aborted, which could cut them off in the middle of a write.
+    while download.links.join_next().await.is_some() {}
+    if let Some(commit) = download.commit.take() {
+        let _ = commit.await;
+    }
     download.context.board.clear(hash);
-    if !matches!(ended, Ended::Fetched) {
-        let partial = download.partial.clone();
-        if let Err(why) = blocking(move || partial.commit()).await {
-            tracing::warn!(%hash, why, "what was fetched could not be made durable");
+    let Download { partial, context, .. } = download;
+    let kept = match &ended {
+        Ended::Fetched => Ok(()),
+        Ended::Failed(_) | Ended::Cancelled => blocking(move || partial.commit()).await,
+        // Nobody will ask for the rest.
+        Ended::Refused(_) => {
+            drop(partial);
+            blocking(move || context.store.remove_blob(hash)).await
         }
+    };
+    if let Err(why) = kept {
+        tracing::warn!(%hash, why, "what was fetched could not be made durable, or removed");
     }
     ended
 }
@@ -135,17 +139,6 @@ fn schedule(partial: &PartialBlob) -> Schedule<PeerId> {
     Schedule::new((0..pieces.count()).map(piece), seed)
 }
 
-/// Waits for tasks that have been told to stop, which abort would cut off in the middle of a write.
-trait Gently {
-    async fn shutdown_gently(&mut self);
-}
-
-impl<T: 'static> Gently for JoinSet<T> {
-    async fn shutdown_gently(&mut self) {
-        while self.join_next().await.is_some() {}
-    }
-}
-
 impl Download {
     async fn drive(&mut self, mut hearing: mpsc::Receiver<(PeerId, Heard)>, mut more: mpsc::Receiver<Hint>) -> Ended {
         let mut progress = interval(PROGRESS_INTERVAL);
@@ -154,7 +147,14 @@ impl Download {
         loop {
             self.connect();
             if std::mem::take(&mut self.due) {
-                self.plan();
+                match self.head.take() {
+                    Some(head) => {
+                        if let Some(ended) = self.plan_head(head) {
+                            return ended;
+                        }
+                    }
+                    None => self.plan(),
+                }
             }
             if self.schedule.is_complete() {
                 match self.finish().await {
@@ -178,6 +178,12 @@ impl Download {
                     },
                     Err(error) => return Ended::Failed(format!("a conversation failed: {error}")),
                 },
+                committed = Self::committed(&mut self.commit), if self.commit.is_some() => {
+                    self.commit = None;
+                    if let Err(error) = committed {
+                        return Ended::Failed(error.to_string());
+                    }
+                },
                 Some((peer, named)) = more.recv() => self.providers.add(peer, named, Instant::now()),
                 () = sleep_until(next) => {}
                 _ = progress.tick() => {
@@ -185,6 +191,14 @@ impl Download {
                     self.tell(&mut told);
                 }
             }
+        }
+    }
+
+    async fn committed(commit: &mut Option<JoinHandle<Result<(), StoreError>>>) -> Result<(), StoreError> {
+        match commit {
+            // A commit that was cut off is made up for at the end.
+            Some(commit) => commit.await.unwrap_or(Ok(())),
+            None => Ok(()),
         }
     }
 
@@ -205,6 +219,32 @@ impl Download {
             let (context, partial, heard, stop) = (self.context.clone(), self.partial.clone(), self.heard.clone(), self.stop.clone());
             self.links.spawn(async move { (peer, converse(context, partial, peer, inbox, heard, stop).await) });
         }
+    }
+
+    /// Judges the first bytes, or asks one provider for them.
+    fn plan_head(&mut self, mut head: Head) -> Option<Ended> {
+        let now = self.now();
+        match head.judge(&self.partial) {
+            Err(error) => return Some(Ended::Failed(error.to_string())),
+            Ok(Some(HeadVerdict::Refused(why))) => return Some(Ended::Refused(why)),
+            Ok(Some(_)) => {
+                let size = self.partial.size();
+                for piece in self.pieces.touched(&head.ranges(size)) {
+                    let left = byte_count(&self.partial.missing_of(&self.pieces.chunks_of(piece)), size);
+                    self.schedule.correct(piece, left);
+                }
+                self.due = true;
+                return None;
+            }
+            Ok(None) => {}
+        }
+        let ranges = self.partial.missing_of(&head.ranges(self.partial.size()));
+        let holders = self.schedule.holders(&self.pieces.touched(&ranges));
+        if let Some(peer) = head.next(holders.into_iter(), now) {
+            self.providers.order(peer, Order::Want { piece: HEAD, ranges });
+        }
+        self.head = Some(head);
+        None
     }
 
     fn plan(&mut self) {
@@ -259,6 +299,16 @@ impl Download {
                 if new > 0 {
                     self.moved = Instant::now();
                 }
+                if self.commit.is_none() && self.partial.commit_is_due() {
+                    let partial = self.partial.clone();
+                    self.commit = Some(tokio::task::spawn_blocking(move || partial.commit()));
+                }
+            }
+            Heard::Answered { piece: HEAD } | Heard::Cannot { piece: HEAD } => {
+                if let Some(head) = &mut self.head {
+                    head.settled(peer);
+                }
+                self.due = true;
             }
             Heard::Answered { piece } => {
                 let left = byte_count(&self.partial.missing_of(&self.pieces.chunks_of(piece)), self.partial.size());
@@ -280,6 +330,9 @@ impl Download {
     /// What a conversation's end means for its provider; `Some` when it ends the download.
     async fn settle(&mut self, peer: PeerId, outcome: Result<(), LinkError>) -> Option<Ended> {
         self.schedule.gone(peer);
+        if let Some(head) = &mut self.head {
+            head.settled(peer);
+        }
         self.due = true;
         if let Err(error) = &outcome {
             tracing::debug!(hash = %self.partial.hash(), %error, "a conversation about a blob ended");

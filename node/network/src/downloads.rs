@@ -1,6 +1,7 @@
 //! The downloads of one peer: a few run, the others wait their turn, each hash at most once.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use libp2p::PeerId;
 use mingle_protocol::hash::ContentHash;
@@ -8,14 +9,29 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::download::{self, Context, Ended, Hint};
+use super::download::{self, Context};
+use super::head::HeadCheck;
 use super::limits::{DOWNLOADS_MAX, DOWNLOADS_WAITING_MAX, PROVIDERS_MAX};
 use super::service::Report;
 
-struct Wanted {
-    hash: ContentHash,
-    size: u64,
-    providers: Vec<PeerId>,
+/// What is to be fetched.
+pub struct Wanted {
+    pub hash: ContentHash,
+    pub size: u64,
+    pub providers: Vec<PeerId>,
+    pub head: Option<Arc<dyn HeadCheck>>,
+}
+
+/// A peer that may have the blob, and whether the driver named it.
+pub type Hint = (PeerId, bool);
+
+/// How a download ended.
+pub enum Ended {
+    Fetched,
+    Failed(String),
+    /// By its first bytes.
+    Refused(String),
+    Cancelled,
 }
 
 struct Running {
@@ -38,9 +54,9 @@ impl Downloads {
     }
 
     /// Begins, queues, or adds providers. `Err` when too many wait already.
-    pub fn fetch(&mut self, hash: ContentHash, size: u64, mut providers: Vec<PeerId>, tasks: &mut JoinSet<()>) -> Result<(), String> {
-        providers.truncate(PROVIDERS_MAX);
-        let wanted = Wanted { hash, size, providers };
+    pub fn fetch(&mut self, mut wanted: Wanted, tasks: &mut JoinSet<()>) -> Result<(), String> {
+        wanted.providers.truncate(PROVIDERS_MAX);
+        let hash = wanted.hash;
         if let Some(running) = self.running.get_mut(&hash) {
             if running.stop.is_cancelled() {
                 running.again = Some(wanted);
@@ -87,7 +103,8 @@ impl Downloads {
 
     fn start(&mut self, tasks: &mut JoinSet<()>) {
         while self.running.len() < DOWNLOADS_MAX {
-            let Some(Wanted { hash, size, providers }) = self.waiting.pop_front() else { return };
+            let Some(wanted) = self.waiting.pop_front() else { return };
+            let hash = wanted.hash;
             let stop = self.stop.child_token();
             let (more, receiver) = mpsc::channel(PROVIDERS_MAX);
             self.running.insert(hash, Running { stop: stop.clone(), more, again: None });
@@ -95,7 +112,7 @@ impl Downloads {
             tasks.spawn(async move {
                 let reports = context.reports.clone();
                 // A task of its own: whatever happens in it, its place among the running is freed.
-                let running = tokio::spawn(download::run(context, hash, size, providers, receiver, stop));
+                let running = tokio::spawn(download::run(context, wanted, receiver, stop));
                 let ended = running.await.unwrap_or_else(|error| Ended::Failed(format!("the download failed: {error}")));
                 // The service is gone only when nobody waits for the news.
                 let _ = reports.send(Report::Ended { hash, ended }).await;
@@ -110,6 +127,7 @@ impl Ended {
         match self {
             Self::Fetched => Some(super::NetworkEvent::BlobFetched { hash }),
             Self::Failed(why) => Some(super::NetworkEvent::BlobFailed { hash, why }),
+            Self::Refused(why) => Some(super::NetworkEvent::BlobRefused { hash, why }),
             Self::Cancelled => None,
         }
     }

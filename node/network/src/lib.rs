@@ -18,6 +18,7 @@ mod downloads;
 mod gate;
 mod gossip;
 mod guard;
+mod head;
 mod limits;
 mod link;
 mod memory;
@@ -53,6 +54,7 @@ use mingle_protocol::identity::MemberKey;
 use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use head::{HeadCheck, HeadVerdict};
 pub use libp2p::{Multiaddr, PeerId};
 pub use limits::{Limits, Scoring};
 pub use paths::Link;
@@ -62,6 +64,7 @@ pub use traffic::Traffic;
 pub use transfers::{ProviderState, ProviderStatus, Transfer, Upload};
 
 use crate::store::Store;
+use downloads::Wanted;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
 use service::Command;
 use traffic::Meter;
@@ -178,6 +181,11 @@ pub enum NetworkEvent {
         hash: ContentHash,
         why: String,
     },
+    /// Its first bytes are not those of what it should be (`fetch_checked`); nothing of it is kept.
+    BlobRefused {
+        hash: ContentHash,
+        why: String,
+    },
     /// A stored blob was found damaged while it was served and is out of the store: fetch it again.
     BlobDamaged {
         hash: ContentHash,
@@ -267,7 +275,19 @@ impl NetworkHandle {
     ///
     /// Ends in `BlobFetched` or `BlobFailed`. Asking again while it runs only adds providers.
     pub fn fetch(&self, hash: ContentHash, size: u64, providers: Vec<PeerId>) -> Result<(), NetworkError> {
-        self.send(Command::Fetch { hash, size, providers })
+        self.send(Command::Fetch(Wanted { hash, size, providers, head: None }))
+    }
+
+    /// Like `fetch`, but the first bytes come first and are judged: what `head` refuses ends in `BlobRefused`, and
+    /// nothing of it is kept.
+    pub fn fetch_checked(
+        &self,
+        hash: ContentHash,
+        size: u64,
+        providers: Vec<PeerId>,
+        head: Arc<dyn HeadCheck>,
+    ) -> Result<(), NetworkError> {
+        self.send(Command::Fetch(Wanted { hash, size, providers, head: Some(head) }))
     }
 
     /// Stops a download without an event. What was verified is kept.

@@ -98,17 +98,14 @@ pub async fn converse(
         peer,
         connection,
         stream,
-        heard,
         wants: VecDeque::new(),
-        absorbing: VecDeque::new(),
-        spare: Vec::new(),
+        disk: Disk { peer, heard, absorbing: VecDeque::new(), spare: Vec::new() },
         waits: 0,
     };
     let ended = link.run(orders).await;
     // What is being written belongs to the download until it is written.
-    while !link.absorbing.is_empty() && link.absorbed().await.is_ok() {}
-    for left in link.absorbing.drain(..) {
-        let _ = left.task.await;
+    while let Some(absorbed) = link.disk.finished().await {
+        let _ = link.disk.settle(absorbed).await;
     }
     ended
 }
@@ -121,12 +118,62 @@ struct Want {
     dropped: bool,
 }
 
+/// A block on its way to the disk.
 struct Absorbing {
     piece: u32,
     bytes: u64,
     /// Whether it is the last block of what was wanted.
     last: bool,
     task: JoinHandle<(Vec<u8>, Result<u64, AbsorbError>)>,
+}
+
+/// A block that has come to its end.
+struct Absorbed {
+    piece: u32,
+    bytes: u64,
+    last: bool,
+    outcome: Result<u64, AbsorbError>,
+    buffer: Option<Vec<u8>>,
+}
+
+/// What is between the stream and the disk.
+struct Disk {
+    peer: PeerId,
+    heard: mpsc::Sender<(PeerId, Heard)>,
+    absorbing: VecDeque<Absorbing>,
+    /// Buffers to be used again: filling fresh ones with zeros costs as much as hashing them.
+    spare: Vec<Vec<u8>>,
+}
+
+impl Disk {
+    /// The end of the block that has been at the disk for longest. Nothing is lost when it is not waited for.
+    async fn finished(&mut self) -> Option<Absorbed> {
+        let first = self.absorbing.front_mut()?;
+        let ended = (&mut first.task).await;
+        let Absorbing { piece, bytes, last, .. } = self.absorbing.pop_front()?;
+        let (outcome, buffer) = match ended {
+            Ok((buffer, outcome)) => (outcome, Some(buffer)),
+            Err(error) => (Err(AbsorbError::Stream { source: io::Error::other(error) }), None),
+        };
+        Some(Absorbed { piece, bytes, last, outcome, buffer })
+    }
+
+    async fn settle(&mut self, absorbed: Absorbed) -> Result<(), LinkError> {
+        let Absorbed { piece, bytes, last, outcome, buffer } = absorbed;
+        self.spare.extend(buffer);
+        match outcome {
+            Ok(new) => self.tell(Heard::Moved { piece, bytes, new }).await?,
+            Err(AbsorbError::Store(error)) => return Err(LinkError::Store(error)),
+            Err(AbsorbError::Stream { source }) => return Err(LinkError::Connection { peer: self.peer, what: source.to_string() }),
+            Err(error) => return Err(LinkError::Mismatch { peer: self.peer, what: error.to_string() }),
+        }
+        if last { self.tell(Heard::Answered { piece }).await } else { Ok(()) }
+    }
+
+    async fn tell(&mut self, heard: Heard) -> Result<(), LinkError> {
+        let told = self.heard.send((self.peer, heard)).await;
+        told.map_err(|_| LinkError::Connection { peer: self.peer, what: "the download has ended".to_owned() })
+    }
 }
 
 struct Link {
@@ -136,11 +183,8 @@ struct Link {
     peer: PeerId,
     connection: ConnectionId,
     stream: Watched<Compat<Stream>>,
-    heard: mpsc::Sender<(PeerId, Heard)>,
     wants: VecDeque<Want>,
-    absorbing: VecDeque<Absorbing>,
-    /// Buffers to be used again: filling fresh ones with zeros costs as much as hashing them.
-    spare: Vec<Vec<u8>>,
+    disk: Disk,
     waits: u32,
 }
 
@@ -150,7 +194,7 @@ impl Link {
         self.write(&hash.0).await?;
         let kind = self.kind().await?.ok_or_else(|| self.truncated("it said nothing"))?;
         match self.frame(kind).await? {
-            Tell::Holds { size, holds } if size == self.partial.size() => self.tell(Heard::Holds(holds)).await?,
+            Tell::Holds { size, holds } if size == self.partial.size() => self.disk.tell(Heard::Holds(holds)).await?,
             Tell::Holds { size: found, .. } => {
                 return Err(LinkError::SizeMismatch { peer: self.peer, announced: self.partial.size(), found });
             }
@@ -160,12 +204,12 @@ impl Link {
         }
         loop {
             // With nothing asked for it may be silent as long as it likes.
-            self.stream.rest(self.wants.iter().all(|want| want.dropped) && self.absorbing.is_empty());
-            let may_read = self.absorbing.len() < ABSORBING_MAX;
+            self.stream.rest(self.wants.iter().all(|want| want.dropped) && self.disk.absorbing.is_empty());
+            let may_read = self.disk.absorbing.len() < ABSORBING_MAX;
             let mut kind = [0; 1];
             tokio::select! {
                 biased;
-                absorbed = Self::finished(&mut self.absorbing), if !self.absorbing.is_empty() => self.settle(absorbed).await?,
+                Some(absorbed) = self.disk.finished() => self.disk.settle(absorbed).await?,
                 order = orders.recv() => match order {
                     Some(order) => self.order(order).await?,
                     None => return Ok(()),
@@ -202,7 +246,7 @@ impl Link {
             Tell::Have(pieces) => {
                 let count = self.pieces.count();
                 match pieces.iter().all(|piece| *piece < count) {
-                    true => self.tell(Heard::Have(pieces)).await,
+                    true => self.disk.tell(Heard::Have(pieces)).await,
                     false => Err(self.lie("it speaks of pieces that do not exist")),
                 }
             }
@@ -216,7 +260,7 @@ impl Link {
                     self.wants.iter().position(|want| want.first == first).ok_or_else(|| self.lie("it refuses what nobody asked"))?;
                 let want = self.wants.remove(place);
                 match want {
-                    Some(want) if !want.dropped => self.tell(Heard::Cannot { piece: want.piece }).await,
+                    Some(want) if !want.dropped => self.disk.tell(Heard::Cannot { piece: want.piece }).await,
                     _ => Ok(()),
                 }
             }
@@ -244,9 +288,19 @@ impl Link {
             Ok(place) => place,
             Err(_) => return Err(LinkError::Connection { peer: self.peer, what: "the network has stopped".to_owned() }),
         };
-        let mut buffer = self.spare.pop().unwrap_or_else(|| vec![0; BLOCK_WIRE_BYTES_MAX]);
+        let mut buffer = self.disk.spare.pop().unwrap_or_else(|| vec![0; BLOCK_WIRE_BYTES_MAX]);
         let into = buffer.get_mut(..length).unwrap_or_default();
-        let read = self.stream.read_exact(into).await;
+        let read = {
+            let mut reading = std::pin::pin!(self.stream.read_exact(into));
+            loop {
+                tokio::select! {
+                    biased;
+                    // What came before is told of at once, however slowly this one comes.
+                    Some(absorbed) = self.disk.finished() => self.disk.settle(absorbed).await?,
+                    read = &mut reading => break read.map(|_| ()),
+                }
+            }
+        };
         read.map_err(|error| self.failed(error))?;
 
         let bytes = byte_count(&ranges, self.partial.size());
@@ -256,36 +310,8 @@ impl Link {
             drop(place);
             (buffer, absorbed)
         });
-        self.absorbing.push_back(Absorbing { piece, bytes, last: last && !dropped, task });
+        self.disk.absorbing.push_back(Absorbing { piece, bytes, last: last && !dropped, task });
         Ok(())
-    }
-
-    /// The end of the block that has been at the disk for longest. Nothing is lost when it is not waited for.
-    async fn finished(absorbing: &mut VecDeque<Absorbing>) -> Option<(u32, u64, bool, Result<u64, AbsorbError>, Option<Vec<u8>>)> {
-        let first = absorbing.front_mut()?;
-        let ended = (&mut first.task).await;
-        let Absorbing { piece, bytes, last, .. } = absorbing.pop_front()?;
-        Some(match ended {
-            Ok((buffer, absorbed)) => (piece, bytes, last, absorbed, Some(buffer)),
-            Err(error) => (piece, bytes, last, Err(AbsorbError::Stream { source: io::Error::other(error) }), None),
-        })
-    }
-
-    async fn absorbed(&mut self) -> Result<(), LinkError> {
-        let absorbed = Self::finished(&mut self.absorbing).await;
-        self.settle(absorbed).await
-    }
-
-    async fn settle(&mut self, absorbed: Option<(u32, u64, bool, Result<u64, AbsorbError>, Option<Vec<u8>>)>) -> Result<(), LinkError> {
-        let Some((piece, bytes, last, absorbed, buffer)) = absorbed else { return Ok(()) };
-        self.spare.extend(buffer);
-        match absorbed {
-            Ok(new) => self.tell(Heard::Moved { piece, bytes, new }).await?,
-            Err(AbsorbError::Store(error)) => return Err(LinkError::Store(error)),
-            Err(AbsorbError::Stream { source }) => return Err(self.failed(source)),
-            Err(error) => return Err(self.lie(&error.to_string())),
-        }
-        if last { self.tell(Heard::Answered { piece }).await } else { Ok(()) }
     }
 
     async fn kind(&mut self) -> Result<Option<u8>, LinkError> {
@@ -305,11 +331,6 @@ impl Link {
             failed => failed,
         };
         written.map_err(|error| self.failed(error))
-    }
-
-    async fn tell(&mut self, heard: Heard) -> Result<(), LinkError> {
-        let told = self.heard.send((self.peer, heard)).await;
-        told.map_err(|_| LinkError::Connection { peer: self.peer, what: "the download has ended".to_owned() })
     }
 
     fn lie(&self, what: &str) -> LinkError {

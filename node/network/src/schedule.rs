@@ -153,6 +153,19 @@ impl<P: Copy + Ord> Schedule<P> {
         }
     }
 
+    /// So many bytes of a piece that nobody is asked for are missing.
+    pub fn correct(&mut self, piece: u32, left: u64) {
+        if let Some(piece) = self.pieces.get_mut(piece as usize) {
+            piece.left = left;
+        }
+    }
+
+    /// Who holds all of these.
+    pub fn holders(&self, pieces: &[u32]) -> Vec<P> {
+        let holds = |(peer, entry): (&P, &Peer)| pieces.iter().all(|piece| entry.holds.has(*piece)).then_some(*peer);
+        self.peers.iter().filter_map(holds).collect()
+    }
+
     /// The peer does not hold the piece after all.
     pub fn lacks(&mut self, peer: P, piece: u32, now: Duration) {
         self.unqueue(peer, piece, now);

@@ -26,8 +26,8 @@ use super::behaviour::{Net, NetEvent, swarm};
 use super::blob_serve::Server;
 use super::blob_streams::Opened;
 use super::dialer::Dialer;
-use super::download::{Context, Ended};
-use super::downloads::Downloads;
+use super::download::Context;
+use super::downloads::{Downloads, Ended, Wanted};
 use super::gossip::Gossip;
 use super::guard::{Guard, Offence};
 use super::limits::{BUFFERS_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, Limits, REPORTS_MAX, WATCH_TICK};
@@ -50,7 +50,7 @@ pub enum Command {
     Report { message_id: MessageId, from: PeerId, verdict: Verdict },
     SyncRequest { peer: PeerId, bytes: Vec<u8> },
     SyncRespond { token: SyncToken, bytes: Vec<u8> },
-    Fetch { hash: ContentHash, size: u64, providers: Vec<PeerId> },
+    Fetch(Wanted),
     CancelFetch(ContentHash),
     Dial(Multiaddr),
     OfferRound(RoundId, Arc<[u8]>),
@@ -257,10 +257,10 @@ impl Service {
             Command::SyncRequest { peer, bytes } => self.ask(peer, bytes),
             Command::SyncRespond { token, bytes } => self.respond(token, bytes),
             Command::SetAllowed(allowed) => self.set_allowed(allowed.as_ref()),
-            Command::Fetch { hash, size, mut providers } => {
-                let local = self.local_peer();
-                providers.retain(|peer| *peer != local);
-                if let Err(why) = self.downloads.fetch(hash, size, providers, &mut self.tasks) {
+            Command::Fetch(mut wanted) => {
+                let (local, hash) = (self.local_peer(), wanted.hash);
+                wanted.providers.retain(|peer| *peer != local);
+                if let Err(why) = self.downloads.fetch(wanted, &mut self.tasks) {
                     self.tell(NetworkEvent::BlobFailed { hash, why });
                 }
             }

@@ -17,10 +17,13 @@
 //! blobs/*.tmp                  leftovers of a crash, removed at the next open
 //! ```
 
+mod absorb;
 mod blob;
 mod durable;
 mod index;
 mod journal;
+mod nodes;
+mod outboard;
 mod partial;
 mod scan;
 mod share;
@@ -35,9 +38,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bao_tree::{BaoTree, BlockSize, ChunkNum};
 use mingle_protocol::hash::ContentHash;
 
+pub use absorb::AbsorbError;
 pub use bao_tree::ChunkRanges;
 pub use blob::{ServeError, StoredBlob};
-pub use partial::{AbsorbError, PartialBlob, byte_count};
+pub use partial::{PartialBlob, byte_count};
 pub use share::Shared;
 
 use index::Index;

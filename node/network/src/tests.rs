@@ -4,10 +4,12 @@ mod access;
 mod adversaries;
 mod blobs;
 mod hostile;
+mod kills;
 mod loud;
 mod peers;
 mod reach;
 mod rounds;
+mod swarm;
 mod traffic;
 
 use std::time::Duration;

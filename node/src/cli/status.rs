@@ -93,6 +93,7 @@ fn show(status: &Status) {
         let adapter = slot.adapter.map(|adapter| adapter.short()).unwrap_or_default();
         println!("           {}  adapter {adapter:8}  weight {:6}  {note}", slot.member.short(), slot.weight);
     }
+    show_transfers(status);
     match &status.merged {
         None => println!("merged     nothing yet"),
         Some(merged) => {
@@ -106,5 +107,26 @@ fn show(status: &Status) {
     for fault in &status.faults {
         let [one, other] = fault.members.map(|member| member.short());
         println!("FAULT      members {one} and {other} signed different merges of set {}; see evidence/", fault.set_root.short());
+    }
+}
+
+fn show_transfers(status: &Status) {
+    /// Bytes of a MiB.
+    const MIB: f64 = 1024.0 * 1024.0;
+    for transfer in &status.transfers {
+        let (have, size) = (transfer.have as f64 / MIB, transfer.size as f64 / MIB);
+        println!(
+            "fetching   {}  {have:.1} of {size:.1} MiB, {:.1} MiB/s",
+            transfer.adapter.short(),
+            transfer.bytes_per_second() as f64 / MIB
+        );
+        for provider in transfer.providers.iter().filter(|provider| provider.bytes > 0 || provider.state == "sending") {
+            let (bytes, rate) = (provider.bytes as f64 / MIB, provider.bytes_per_second as f64 / MIB);
+            println!("           {}  {}  {bytes:.1} MiB, {rate:.1} MiB/s", provider.peer, provider.state);
+        }
+    }
+    let (sent, rate) = status.uploads.iter().fold((0, 0), |(sent, rate), upload| (sent + upload.bytes, rate + upload.bytes_per_second));
+    if sent > 0 {
+        println!("served     {:.1} MiB to {} peers, {:.1} MiB/s", sent as f64 / MIB, status.uploads.len(), rate as f64 / MIB);
     }
 }

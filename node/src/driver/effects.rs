@@ -2,12 +2,14 @@
 //! anybody is told of it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use anyhow::Result;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::machine::{Input, Millis, Notice, Output, Verdict};
 use mingle_protocol::record::{RecordId, SignedRecord};
 
+use super::heads::AdapterHead;
 use super::{Driver, Event, LinkStatus, MergedStatus, Status, averaging, belonging, status};
 use crate::network::{self, NetworkHandle, PeerId};
 
@@ -71,9 +73,15 @@ impl<F: FnMut(&Event)> Driver<F> {
                 let announcers = self.machine.ledger().admitted().filter(|entry| (entry.adapter, entry.size) == (adapter, size));
                 let vouched = self.machine.vouched().filter(|vouched| vouched.merged == adapter);
                 let vouching = vouched.iter().flat_map(|vouched| &vouched.attestations).map(|signed| signed.attestation().member);
-                let members = announcers.map(|entry| entry.member).chain(vouching);
-                let providers = members.filter_map(|member| network::peer_of(&member)).collect();
-                if !self.send(|network| network.fetch(adapter, size, providers)) {
+                let announcers: Vec<MemberKey> = announcers.map(|entry| entry.member).collect();
+                // An adapter is judged by its header before the rest of it comes; a merged file has another one.
+                let head = (!announcers.is_empty()).then(|| Arc::new(AdapterHead(self.machine.round().tensors().clone())));
+                let providers = announcers.into_iter().chain(vouching).filter_map(|member| network::peer_of(&member)).collect();
+                let fetched = self.send(|network| match head {
+                    Some(head) => network.fetch_checked(adapter, size, providers, head),
+                    None => network.fetch(adapter, size, providers),
+                });
+                if !fetched {
                     self.unstarted.push(adapter);
                 }
             }
@@ -121,6 +129,9 @@ impl<F: FnMut(&Event)> Driver<F> {
     }
 
     pub(super) fn notice(&mut self, notice: Notice) {
+        if let Notice::Recorded(_) | Notice::Conflict(_) = notice {
+            self.vouching.changed();
+        }
         let event = match notice {
             // Its own record is told of when it is made.
             Notice::Recorded(record) if Some(record.id()) == self.said => return,
@@ -174,6 +185,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             faults: self.vouching.faults.clone(),
             traffic: self.network.traffic().into(),
             conduct: self.network.peers().into_iter().map(Into::into).collect(),
+            transfers: self.network.transfers().into_iter().map(Into::into).collect(),
+            uploads: self.network.uploads().into_iter().map(Into::into).collect(),
             home: self.home.folder().to_owned(),
         };
         // A status is for looking at: a full disk must not stop the peer for its sake.

@@ -65,6 +65,10 @@ impl<F: FnMut(&Event)> Driver<F> {
                 tracing::debug!(%hash, why, "fetch failed");
                 self.handle(Input::BlobFailed { adapter: hash })?;
             }
+            NetworkEvent::BlobRefused { hash, why } => {
+                self.have.remove(&hash);
+                self.handle(Input::BlobRefused { adapter: hash, why })?;
+            }
             NetworkEvent::BlobDamaged { hash } => self.lost(hash)?,
         }
         Ok(())
@@ -72,9 +76,7 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     pub(super) fn lost(&mut self, adapter: ContentHash) -> Result<()> {
         self.have.remove(&adapter);
-        if self.vouching.served().contains(&adapter) {
-            self.vouching.changed();
-        }
+        self.vouching.lost(adapter);
         (self.observe)(&Event::Trouble { why: format!("the stored file of adapter {adapter} is gone or damaged; fetching it again") });
         self.handle(Input::BlobLost { adapter })
     }

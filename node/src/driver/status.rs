@@ -13,6 +13,7 @@ use mingle_protocol::standing::{Standing, StandingChange};
 use serde::{Deserialize, Serialize};
 
 use super::event::TrainingStatus;
+use super::transfers::{TransferStatus, UploadStatus};
 use super::vouching::FaultStatus;
 use crate::files;
 use crate::network::{self, Link, Traffic};
@@ -60,6 +61,12 @@ pub struct Status {
     /// How each connected peer behaves.
     #[serde(default)]
     pub conduct: Vec<ConductStatus>,
+    /// Files on their way here, with what each provider brings.
+    #[serde(default)]
+    pub transfers: Vec<TransferStatus>,
+    /// What was sent of files since the start, by peer.
+    #[serde(default)]
+    pub uploads: Vec<UploadStatus>,
     pub home: PathBuf,
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Vouching {
     due: Option<Instant>,
     /// A merged file is being stored.
     busy: bool,
+    /// What this process has signed for, and what it named as left out.
+    said: Option<(Receipt, Vec<RecordId>)>,
     /// Merged files in the store, the newest last.
     served: Vec<ContentHash>,
     pub faults: Vec<FaultStatus>,
@@ -69,12 +71,20 @@ impl Vouching {
     pub fn open(store: &Store, evidence: &Path, jobs: mpsc::Sender<Job>) -> Result<Self> {
         let served = store.meta_get(SERVED_KEY)?.unwrap_or_default();
         let served = served.as_chunks::<32>().0.iter().map(|hash| ContentHash(*hash)).collect();
-        Ok(Self { jobs, due: None, busy: false, served, faults: read_faults(evidence) })
+        Ok(Self { jobs, due: None, busy: false, said: None, served, faults: read_faults(evidence) })
     }
 
-    /// The merge is another one now, or none.
+    /// The merge is another one now, or none; or there is a record more that it may leave out.
     pub fn changed(&mut self) {
         self.due = Some(Instant::now() + STILL);
+    }
+
+    /// A blob is gone from the disk; a merged file is stored once more.
+    pub fn lost(&mut self, blob: ContentHash) {
+        if self.served.contains(&blob) {
+            self.said = None;
+            self.changed();
+        }
     }
 
     pub fn served(&self) -> &[ContentHash] {
@@ -99,10 +109,13 @@ impl<F: FnMut(&Event)> Driver<F> {
         let member = self.role == "member" && self.machine.has_word(&self.key.member());
         let Some((receipt, folder)) = self.merged.as_ref().filter(|(receipt, _)| member && receipt.admitted == self.machine.merge_set())
         else {
-            // It is asked again with the next merge.
             return Ok(());
         };
         let Some(excluded) = self.machine.attestable() else { return Ok(()) };
+        if self.vouching.said.as_ref().is_some_and(|(said, left_out)| (said, left_out) == (receipt, &excluded)) {
+            self.vouching.due = None;
+            return Ok(());
+        }
         let (receipt, path) = (receipt.clone(), merged_file(folder, self.machine.round().kind()));
         let (store, jobs) = (self.store.clone(), self.vouching.jobs.clone());
         self.vouching.due = None;
@@ -128,6 +141,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         };
         let round = self.machine.round().clone();
         let Receipt { set_root, merged, .. } = receipt;
+        self.vouching.said = Some((receipt, excluded.clone()));
         let attestation = Attestation { round: round.id(), member: self.key.member(), set_root, merged, size, excluded };
         let signed = SignedAttestation::sign(&attestation, &self.key, &round).context("cannot vouch for the merged adapter")?;
         self.handle(Input::Attest(signed))?;

@@ -268,7 +268,7 @@ impl<P: Clone + Ord> Machine<P> {
                 Ok(Heard::Before(id)) => right.push(id),
                 Ok(Heard::Now(record)) => {
                     right.push(record.id());
-                    verified.push(record);
+                    verified.push(*record);
                 }
                 Err(error) => out.push(Output::Notice(Notice::RecordRefused(error))),
             }

@@ -111,7 +111,7 @@ fn absorb(round: &Round, ledger: &mut Ledger, records: &[RawRecord]) -> Vec<Reco
 #[test]
 fn equal_ledgers_take_one_question_of_a_hundred_bytes() {
     let round = wide_round();
-    let mut ours = ledger(&round, (0..50).map(|member| record(member)));
+    let mut ours = ledger(&round, (0..50).map(record));
     let took = reconcile(&round, &mut ours.clone(), &mut ours);
     assert!(took.questions == 1 && took.bytes < 130, "{took:?}");
 }
@@ -119,8 +119,8 @@ fn equal_ledgers_take_one_question_of_a_hundred_bytes() {
 #[test]
 fn small_ledgers_end_equal_after_one_list_and_one_exchange() {
     let round = wide_round();
-    let mut ours = ledger(&round, (0..100).map(|member| record(member)));
-    let mut theirs = ledger(&round, (20..120).map(|member| record(member)));
+    let mut ours = ledger(&round, (0..100).map(record));
+    let mut theirs = ledger(&round, (20..120).map(record));
     let took = reconcile(&round, &mut ours, &mut theirs);
     assert_eq!(ours, theirs);
     assert_eq!((took.questions, took.records, ours.record_count()), (2, 40, 120));
@@ -129,7 +129,7 @@ fn small_ledgers_end_equal_after_one_list_and_one_exchange() {
 #[test]
 fn one_difference_among_ten_thousand_costs_a_few_kilobytes() {
     let round = wide_round();
-    let all: Vec<SignedRecord> = (0..10_001).map(|member| record(member)).collect();
+    let all: Vec<SignedRecord> = (0..10_001).map(record).collect();
     let whole = ledger(&round, all.iter().cloned());
     // Missing here, and missing there.
     for (mut ours, mut theirs) in
@@ -153,8 +153,8 @@ fn one_difference_among_ten_thousand_costs_a_few_kilobytes() {
 #[test]
 fn large_ledgers_with_nothing_in_common_come_to_an_end() {
     let round = wide_round();
-    let mut ours = ledger(&round, (0..4_000).map(|member| record(member)));
-    let mut theirs = ledger(&round, (4_000..8_000).map(|member| record(member)));
+    let mut ours = ledger(&round, (0..4_000).map(record));
+    let mut theirs = ledger(&round, (4_000..8_000).map(record));
     let took = reconcile(&round, &mut ours, &mut theirs);
     println!("{took:?}");
     assert_eq!(ours, theirs);
@@ -176,7 +176,7 @@ fn a_neighbour_that_listed_what_it_does_not_have_is_asked_once() {
 #[test]
 fn a_neighbour_without_end_is_left() {
     let round = wide_round();
-    let all = ledger(&round, (0..1_100).map(|member| record(member)));
+    let all = ledger(&round, (0..1_100).map(record));
     let catalogue = Catalogue::of(&all);
     // It always answers that everything differs.
     let forever = RangeMessage([vec![0x61, 0, 0, 1], vec![9; 16]].concat());
@@ -218,7 +218,7 @@ proptest! {
         right in proptest::collection::btree_set(5_500u32..6_500, 0..60),
     ) {
         let round = wide_round();
-        let of = |own: &BTreeSet<u32>| ledger(&round, (0..shared).chain(own.iter().copied()).map(|member| record(member)));
+        let of = |own: &BTreeSet<u32>| ledger(&round, (0..shared).chain(own.iter().copied()).map(record));
         let (mut ours, mut theirs) = (of(&left), of(&right));
         let mut union = ours.clone();
         union.join(&theirs);
@@ -231,7 +231,7 @@ proptest! {
     #[test]
     fn no_bytes_make_a_peer_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in 0usize..400) {
         let round = wide_round();
-        let catalogue = Catalogue::of(&ledger(&round, (0..64).map(|member| record(member))));
+        let catalogue = Catalogue::of(&ledger(&round, (0..64).map(record)));
         let mut whole = catalogue.ask().unwrap().0;
         whole.truncate(cut);
         for hostile in [bytes.clone(), [vec![0x61], bytes.clone()].concat(), [whole, bytes.clone()].concat()] {

@@ -1,5 +1,7 @@
 //! What members do: announce an adapter, another one later, take it back. As the node does it, with its order of effects.
 
+use std::collections::btree_map::Entry;
+
 use mingle_protocol::ledger::SlotState;
 use mingle_protocol::machine::Input;
 use mingle_protocol::record::{Record, SignedRecord};
@@ -73,8 +75,8 @@ impl World {
             && (said.adapter, said.examples) == (adapter, examples)
         {
             // It stands already; where the disk has lost it, it is stored once more.
-            if !peer.disk.blobs.contains_key(&adapter) {
-                peer.disk.blobs.insert(adapter, true);
+            if let Entry::Vacant(place) = peer.disk.blobs.entry(adapter) {
+                place.insert(true);
                 peer.driver.inbox.push_front(stored);
             }
             return;

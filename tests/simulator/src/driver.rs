@@ -47,9 +47,7 @@ impl World {
                 if let Some(output) = self.peers[at].driver.pending.pop_front() {
                     self.perform(at, output);
                 }
-            } else if !self.saved(at) {
-                return;
-            } else if !self.next_input(at) {
+            } else if !self.saved(at) || !self.next_input(at) {
                 return;
             }
         }

@@ -11,6 +11,8 @@ use crate::wire::Split;
 
 /// Members say nothing before the network stands, where nothing goes wrong.
 const CALM_BEGINNING_MS: u64 = 5_000;
+/// Peers are looked at before the last deed for so long.
+const LOOK_BACK_MS: u64 = 15_000;
 
 #[derive(Clone, Copy, Debug)]
 pub enum Strike {
@@ -56,8 +58,10 @@ pub struct Plan {
     pub deeds: Vec<(u64, Name, Deed)>,
     pub strikes: Vec<(u64, Strike)>,
     pub splits: Vec<Split>,
-    /// When the faults end.
+    /// When the faults end; without faults, when the last deed is done.
     pub heal_at: u64,
+    /// From when on peers are looked at.
+    pub look_from: u64,
 }
 
 impl Plan {
@@ -84,12 +88,15 @@ impl Plan {
             strikes: Vec::new(),
             splits: Vec::new(),
             heal_at: setting.troubled_ms,
+            look_from: setting.troubled_ms,
         };
         plan.draw_deeds(setting, faults, files, dice);
         plan.draw_roster(setting, dice);
         plan.draw_strikes(setting, &leavers, dice);
         if !faults {
             plan.heal_at = plan.deeds.iter().map(|(at, ..)| *at).max().unwrap_or(CALM_BEGINNING_MS);
+            // The last deeds may turn out to be none: what is there to be said may have been said before.
+            plan.look_from = plan.heal_at.saturating_sub(LOOK_BACK_MS);
         }
         plan
     }

@@ -225,6 +225,7 @@ impl World {
             self.agenda.at(at, Event::Strike(strike));
         }
         self.agenda.at(plan.heal_at, Event::Heal);
+        self.agenda.at(plan.look_from, Event::Look);
     }
 
     /// The timers of a process that begins.
@@ -263,7 +264,7 @@ impl World {
                     if let Err(why) = &agree {
                         self.last_doubt.clone_from(why);
                     }
-                    if let Some(since) = agreed_at.filter(|since| now - since >= STEADY_MS) {
+                    if let Some(since) = agreed_at.filter(|since| self.healed && now - since >= STEADY_MS) {
                         let from = if class.faults { self.heal_at.max(self.last_word) } else { self.last_word };
                         return Ok(since - from.min(since));
                     }
@@ -295,10 +296,7 @@ impl World {
             Event::Deed(peer, deed) => self.decide(peer, deed),
             Event::Strike(strike) => self.strike(strike),
             Event::Start(peer) => self.start(peer),
-            Event::Heal => {
-                self.heal();
-                self.agenda.after(0, Event::Look);
-            }
+            Event::Heal => self.heal(),
             Event::Look => {}
             Event::Tick(visit) if self.lives(visit) => {
                 self.agenda.after(self.setting.tick_ms, Event::Tick(visit));

@@ -7,10 +7,12 @@ use std::path::Path;
 use bao_tree::blake3;
 use bao_tree::io::EncodeError;
 use bao_tree::io::outboard::PreOrderOutboard;
-use bao_tree::io::sync::{encode_ranges_validated, outboard};
+use bao_tree::io::sync::encode_ranges_validated;
 use mingle_protocol::hash::ContentHash;
 
 use super::durable::{self, Temporary};
+use super::nodes::Paged;
+use super::outboard::build_outboard;
 use super::scan::scan_all;
 use super::{
     BLOB, BLOB_BYTES_MAX, ChunkRanges, OUTBOARD, PART, PART_OUTBOARD, PART_RANGES, Result, Store, StoreError, TEMPORARY, all_chunks,
@@ -42,21 +44,21 @@ impl Store {
         Ok((self.put(bytes, size, &folder)?, size))
     }
 
-    /// One pass over `data`: copied, hashed and its outboard built with a buffer of one group.
+    /// Copies `data`, then hashes the copy with all cores: what is hashed is what was written.
     fn put(&self, data: impl Read, size: u64, source: &Path) -> Result<ContentHash> {
         check_size(size)?;
         let copy = Temporary::create(&self.0.blobs)?;
         let nodes = Temporary::create(&self.0.blobs)?;
-        let hash = {
-            let buffered = io::BufWriter::with_capacity(COPY_BUFFER_BYTES, &copy.file);
-            let mut tee = Tee { from: data, to: buffered };
-            let root = build_outboard(&mut tee, size, &nodes.file).map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => StoreError::SourceChanged { path: source.to_path_buf() },
-                _ => io_error("copy", source)(error),
-            })?;
-            tee.to.flush().map_err(io_error("write a copy of", source))?;
-            root
+        let mut buffered = BufReader::with_capacity(COPY_BUFFER_BYTES, data.take(size));
+        let copied = {
+            let mut to = io::BufWriter::with_capacity(COPY_BUFFER_BYTES, &copy.file);
+            let copied = io::copy(&mut buffered, &mut to);
+            copied.and_then(|copied| to.flush().map(|()| copied)).map_err(io_error("copy", source))?
         };
+        if copied != size {
+            return Err(StoreError::SourceChanged { path: source.to_path_buf() });
+        }
+        let hash = build_outboard(&copy.file, size, &nodes.file).map_err(io_error("read a copy of", source))?;
         if self.blob_size(hash)?.is_some() {
             return Ok(hash); // The same bytes are here already; the temporaries go.
         }
@@ -169,14 +171,6 @@ pub(super) fn check_size(size: u64) -> Result<()> {
     }
 }
 
-/// Builds the pre-order outboard of `data` into `target` (empty) and returns the root.
-pub(super) fn build_outboard(data: impl Read, size: u64, target: &File) -> io::Result<ContentHash> {
-    let tree = tree_of(size);
-    target.set_len(tree.outboard_size())?;
-    let target = PreOrderOutboard { root: blake3::Hash::from([0; 32]), tree, data: target.try_clone()? };
-    Ok(ContentHash(*outboard(data, tree, target)?.as_bytes()))
-}
-
 /// A blob's files, open: complete, or (for [`Shared`](super::Shared)) complete in what is offered of it.
 pub struct StoredBlob {
     pub hash: ContentHash,
@@ -206,7 +200,7 @@ impl StoredBlob {
     /// Writes `ranges` with their proofs, each group verified before its first byte is written.
     pub fn encode(&self, ranges: &ChunkRanges, to: impl Write) -> Result<(), ServeError> {
         let root = blake3::Hash::from(self.hash.0);
-        let outboard = PreOrderOutboard { root, tree: tree_of(self.size), data: &self.outboard };
+        let outboard = PreOrderOutboard { root, tree: tree_of(self.size), data: Paged::new(&self.outboard) };
         let mut to = Receiver { to, failed: None };
         let outcome =
             encode_ranges_validated(&self.data, outboard, ranges, &mut to).map_err(|error: EncodeError| io::Error::from(error).to_string());
@@ -239,19 +233,5 @@ impl<W: Write> Write for Receiver<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
-    }
-}
-
-/// Copies what is read from it.
-struct Tee<R, W> {
-    from: R,
-    to: W,
-}
-
-impl<R: Read, W: Write> Read for Tee<R, W> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.from.read(buffer)?;
-        self.to.write_all(buffer.get(..count).unwrap_or_default())?;
-        Ok(count)
     }
 }

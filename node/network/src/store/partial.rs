@@ -5,20 +5,23 @@
 //! is served to others meanwhile (`share.rs`).
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, Read};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bao_tree::blake3;
+use bao_tree::io::BaoContentItem;
 use bao_tree::io::sync::DecodeResponseIter;
-use bao_tree::io::{BaoContentItem, DecodeError};
 use bao_tree::{BaoTree, ChunkNum};
 use mingle_protocol::hash::ContentHash;
 use tokio::sync::watch;
 
-use super::blob::{build_outboard, check_size};
+use super::absorb::AbsorbError;
+use super::blob::check_size;
 use super::durable;
 use super::journal::{Journal, Kind, Known};
+use super::nodes::Nodes;
+use super::outboard::build_outboard;
 use super::scan::{scan, scan_all};
 use super::{
     BLOB, ChunkRanges, Inner, OUTBOARD, PART, PART_OUTBOARD, PART_RANGES, Result, Store, StoreError, all_chunks, io_error, tree_of,
@@ -28,26 +31,6 @@ use crate::pieces::{Holds, Pieces};
 /// 32 MiB: what a power failure may cost of a download; small against what a link moves in a minute, large against the
 /// price of an fsync. A kill costs nothing that was written: the journal's notes say where to look.
 const COMMIT_BYTES: u64 = 32 << 20;
-
-/// Two hashes of 32 bytes: one node of the outboard.
-const NODE_BYTES: u64 = 64;
-
-/// Why a stream could not be absorbed. What was verified before the failure is kept.
-#[derive(Debug, thiserror::Error)]
-pub enum AbsorbError {
-    /// The sender is at fault: bytes that do not belong to this hash.
-    #[error("bytes near offset {offset} do not belong to the blob")]
-    Mismatch { offset: u64 },
-    /// The stream ended before the ranges were complete.
-    #[error("the stream ended early near offset {offset}")]
-    Truncated { offset: u64 },
-    /// The connection is at fault.
-    #[error("the stream failed: {source}")]
-    Stream { source: io::Error },
-    /// Our disk is at fault.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// One download. Dropping it keeps what is verified; the blob can be taken up again with `begin_download`.
 pub struct PartialBlob {
@@ -181,6 +164,13 @@ impl PartialBlob {
         ranges - &self.state().have
     }
 
+    /// The first bytes, which must not be missing.
+    pub fn head(&self, length: u64) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(length.min(self.size)).unwrap_or_default()];
+        self.data.read_exact_at(&mut bytes, 0).map_err(io_error("read", &self.store.path(self.hash, PART)))?;
+        Ok(bytes)
+    }
+
     /// How many bytes are verified and written.
     pub fn have_bytes(&self) -> u64 {
         self.size - byte_count(&self.missing_ranges(), self.size)
@@ -197,20 +187,20 @@ impl PartialBlob {
         self.note(ranges)?;
         let had = &self.state().have & ranges;
         let mut written = ChunkRanges::empty();
+        let mut nodes = Nodes::default();
         let mut outcome = Ok(());
         for item in DecodeResponseIter::new(blake3::Hash::from(self.hash.0), self.tree, encoded, ranges) {
             outcome = match item {
-                Ok(item) => self.write(item, &had, &mut written).map_err(AbsorbError::from),
-                Err(error) => Err(absorb_error(error)),
+                Ok(item) => self.write(item, &had, &mut nodes, &mut written).map_err(AbsorbError::from),
+                Err(error) => Err(error.into()),
             };
             if outcome.is_err() {
                 break;
             }
         }
-        let (new, due) = self.wrote(&written);
-        if due && let Ok(committing) = self.committing.try_lock() {
-            self.commit_held(&committing)?;
-        }
+        // Before the groups count as here: whoever is told of them must find their proofs.
+        nodes.write_to(&self.outboard).map_err(io_error("write", &self.store.path(self.hash, PART_OUTBOARD)))?;
+        let new = self.wrote(&written);
         outcome.map(|()| new)
     }
 
@@ -227,20 +217,20 @@ impl PartialBlob {
         noted.map_err(io_error("append to", &self.store.path(self.hash, PART_RANGES)))
     }
 
-    fn write(&self, item: BaoContentItem, had: &ChunkRanges, written: &mut ChunkRanges) -> Result<()> {
-        let failed = |kind| io_error("write", &self.store.path(self.hash, kind));
+    fn write(&self, item: BaoContentItem, had: &ChunkRanges, nodes: &mut Nodes, written: &mut ChunkRanges) -> Result<()> {
         match item {
             BaoContentItem::Parent(parent) => {
                 // Nodes inside a group have no place in the outboard.
-                let Some(place) = self.tree.pre_order_offset(parent.node) else { return Ok(()) };
-                let pair = [parent.pair.0.as_bytes().as_slice(), parent.pair.1.as_bytes()].concat();
-                self.outboard.write_all_at(&pair, place * NODE_BYTES).map_err(failed(PART_OUTBOARD))
+                if let Some(place) = self.tree.pre_order_offset(parent.node) {
+                    nodes.push(place, [parent.pair.0.as_bytes(), parent.pair.1.as_bytes()]);
+                }
+                Ok(())
             }
             BaoContentItem::Leaf(leaf) => {
                 let bytes = leaf.data.len() as u64;
                 let range = ChunkRanges::from(ChunkNum::full_chunks(leaf.offset)..ChunkNum::chunks(leaf.offset + bytes));
                 if !had.is_superset(&range) {
-                    self.data.write_all_at(&leaf.data, leaf.offset).map_err(failed(PART))?;
+                    self.data.write_all_at(&leaf.data, leaf.offset).map_err(io_error("write", &self.store.path(self.hash, PART)))?;
                     *written |= range;
                 }
                 Ok(())
@@ -248,8 +238,8 @@ impl PartialBlob {
         }
     }
 
-    /// Counts what was written: how many bytes are new, and whether it is time to make them durable.
-    fn wrote(&self, written: &ChunkRanges) -> (u64, bool) {
+    /// Counts what was written: how many bytes are new.
+    fn wrote(&self, written: &ChunkRanges) -> u64 {
         let mut state = self.state();
         let new = written - &state.have;
         let bytes = byte_count(&new, self.size);
@@ -258,7 +248,6 @@ impl PartialBlob {
         state.uncommitted_bytes += bytes;
         let complete: Vec<u32> =
             self.pieces.touched(&new).into_iter().filter(|piece| state.have.is_superset(&self.pieces.chunks_of(*piece))).collect();
-        let due = state.uncommitted_bytes >= COMMIT_BYTES;
         drop(state);
         if !complete.is_empty() {
             self.holds.send_if_modified(|holds| match holds {
@@ -266,7 +255,12 @@ impl PartialBlob {
                 Holds::Some(bits) => complete.into_iter().fold(false, |news, piece| bits.set(piece) | news),
             });
         }
-        (bytes, due)
+        bytes
+    }
+
+    /// Whether so much was absorbed since the last commit that it is time for one. Absorbing goes on beside it.
+    pub fn commit_is_due(&self) -> bool {
+        self.state().uncommitted_bytes >= COMMIT_BYTES
     }
 
     /// Makes what was absorbed durable, and says so in the journal.
@@ -372,20 +366,9 @@ fn rescan(store: &Inner, hash: ContentHash, size: u64, data: &File, outboard: &F
     if !valid.is_empty() || sparse {
         return Ok(valid);
     }
-    let reader = BufReader::new(data.try_clone().map_err(failed())?);
     // A wrong outboard does no harm: none of its nodes verify, and the download writes them anew.
-    let root = build_outboard(reader, size, outboard).map_err(failed())?;
+    let root = build_outboard(data, size, outboard).map_err(failed())?;
     Ok(if root == hash { all_chunks(size) } else { ChunkRanges::empty() })
-}
-
-fn absorb_error(error: DecodeError) -> AbsorbError {
-    match error {
-        DecodeError::ParentNotFound(node) => AbsorbError::Truncated { offset: node.mid().to_bytes() },
-        DecodeError::LeafNotFound(chunk) => AbsorbError::Truncated { offset: chunk.to_bytes() },
-        DecodeError::ParentHashMismatch(node) => AbsorbError::Mismatch { offset: node.mid().to_bytes() },
-        DecodeError::LeafHashMismatch(chunk) => AbsorbError::Mismatch { offset: chunk.to_bytes() },
-        DecodeError::Io(source) => AbsorbError::Stream { source },
-    }
 }
 
 /// How many bytes of a blob of `size` bytes lie in `ranges`.

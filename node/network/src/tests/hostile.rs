@@ -22,7 +22,7 @@ const SIZE: usize = 8 << 20;
 
 /// What a hostile provider does in one conversation.
 #[derive(Clone, Debug, PartialEq)]
-enum Manner {
+pub(super) enum Manner {
     Honest,
     /// Sends so many bytes of blocks, then closes the stream.
     Truncates(usize),
@@ -30,6 +30,8 @@ enum Manner {
     Stalls(usize),
     /// Sends so many bytes of blocks, then one byte now and then.
     Trickles(usize),
+    /// Sends so many honest bytes of blocks, then garbage.
+    Sours(usize),
     /// Flips the byte of its blocks at this place.
     Corrupts(usize),
     LiesAboutSize,
@@ -43,10 +45,10 @@ enum Manner {
     Refuses,
 }
 
-struct Hostile {
-    id: PeerId,
-    address: Multiaddr,
-    asked: Arc<Mutex<Vec<ChunkRanges>>>,
+pub(super) struct Hostile {
+    pub id: PeerId,
+    pub address: Multiaddr,
+    pub asked: Arc<Mutex<Vec<ChunkRanges>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -80,7 +82,7 @@ async fn address_of(swarm: &mut Swarm<Net>) -> Multiaddr {
     }
 }
 
-async fn hostile(secret: u8, bytes: &[u8], manner: Manner) -> Hostile {
+pub(super) async fn hostile(secret: u8, bytes: &[u8], manner: Manner) -> Hostile {
     let folder = TempDir::new().unwrap();
     let store = Store::open(folder.path()).unwrap();
     store.put_blob(bytes).unwrap();
@@ -140,6 +142,7 @@ async fn converse(store: Store, seen: Arc<Mutex<Vec<ChunkRanges>>>, manner: Mann
             let mut answer = Tell::Block(first_chunk(&block)).to_bytes();
             blob.encode(&block, &mut answer).unwrap();
             match manner {
+                Manner::Sours(after) if sent >= after => answer[BLOCK_HEAD_BYTES..].fill(0x55),
                 Manner::Corrupts(at) => answer[BLOCK_HEAD_BYTES + at] ^= 1,
                 Manner::Truncates(most) | Manner::Stalls(most) | Manner::Trickles(most) => answer.truncate(most.saturating_sub(sent)),
                 _ => {}
