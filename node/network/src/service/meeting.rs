@@ -8,6 +8,7 @@ use mingle_protocol::round::RoundId;
 use tokio::time::Instant;
 
 use super::Service;
+use crate::dialer::believable;
 use crate::limits::ADDRESSES_PER_PEER_MAX;
 use crate::quotas::Quota;
 use crate::referrals::{self, Referral, choose};
@@ -45,8 +46,11 @@ impl Service {
                     let _ = self.swarm.behaviour_mut().referrals.send_response(channel, answer);
                 }
             }
-            Event::Message { message: Message::Response { response, .. }, .. } => {
+            Event::Message { connection_id, message: Message::Response { response, .. }, .. } => {
+                let Some(remote) = self.swarm.behaviour().blobs.remote(connection_id).cloned() else { return };
                 for Referral { peer, mut addresses } in response {
+                    // As with what a peer says of itself: nobody far away names a place on our own machine.
+                    addresses.retain(|address| believable(address, &remote));
                     addresses.truncate(ADDRESSES_PER_PEER_MAX);
                     if self.guard.admits(&peer).is_ok() {
                         self.dialer.hear_of(peer, addresses, Instant::now());

@@ -128,8 +128,8 @@ impl Victim {
         let (all, mut tell) = (said.clone(), Some(tell));
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                if let (Some(address), Some(tell)) = (line.strip_prefix("VICTIM "), tell.take()) {
-                    tell.send(address.parse::<Multiaddr>().unwrap()).unwrap();
+                if let Some(address) = line.strip_prefix("VICTIM ") {
+                    let _ = tell.take().map(|tell| tell.send(address.parse::<Multiaddr>().unwrap()));
                 } else if let Some(status) = line.strip_prefix("STATUS ") {
                     let numbers: Vec<u64> = status.split(' ').map(|number| number.parse().unwrap()).collect();
                     let status = Status { resident_kib: numbers[0], accepted: numbers[1] as usize, peers: numbers[2] as usize };
