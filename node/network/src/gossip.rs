@@ -140,6 +140,9 @@ pub fn acceptance(verdict: Verdict) -> MessageAcceptance {
     }
 }
 
+/// Below it nothing that a peer says in gossip is heard, so it is disconnected.
+pub const GRAYLIST: f64 = -2500.0;
+
 /// While scores are only observed, every peer has so much to its credit that nothing it does brings it below zero.
 pub fn offset(scoring: Scoring) -> f64 {
     match scoring {
@@ -174,9 +177,10 @@ fn scores(topic: TopicHash) -> (PeerScoreParams, PeerScoreThresholds) {
         // What blobs and frames have shown, as points.
         app_specific_weight: 1.0,
         ip_colocation_factor_weight: 0.0,
-        behaviour_penalty_weight: -10.0,
-        behaviour_penalty_threshold: 6.0,
-        behaviour_penalty_decay: hour,
+        // Broken promises and grafts come from busy machines as well: only many in a short time weigh something.
+        behaviour_penalty_weight: -1.0,
+        behaviour_penalty_threshold: 16.0,
+        behaviour_penalty_decay: score_parameter_decay(Duration::from_secs(600)),
         decay_to_zero: 0.01,
         retain_score: Duration::from_secs(6 * 3600),
         ..Default::default()
@@ -184,7 +188,7 @@ fn scores(topic: TopicHash) -> (PeerScoreParams, PeerScoreThresholds) {
     let thresholds = PeerScoreThresholds {
         gossip_threshold: -500.0,
         publish_threshold: -1000.0,
-        graylist_threshold: -2500.0,
+        graylist_threshold: GRAYLIST,
         accept_px_threshold: 1000.0,
         opportunistic_graft_threshold: 0.5,
     };

@@ -33,6 +33,8 @@ pub enum Offence {
     BadProof,
     /// A frame of one of our protocols that no honest peer writes, such as one beyond its bound.
     Malformed,
+    /// So much in gossip, as its score shows, that it is not heard there any more.
+    Unheard,
     /// More than a quota allows. Honest peers stay far below it, and some patience costs little.
     OverQuota,
 }
@@ -43,6 +45,8 @@ impl Offence {
             Self::InvalidRecord => 4,
             Self::BadProof => 50,
             Self::Malformed => 25,
+            // More than all that is forgiven.
+            Self::Unheard => OFFENCES.burst + 1,
             Self::OverQuota => 1,
         }
     }
@@ -50,7 +54,7 @@ impl Offence {
     /// What it adds to the application's part of the score. Invalid records are counted by gossip itself.
     fn blame(self) -> f64 {
         match self {
-            Self::InvalidRecord | Self::OverQuota => 0.0,
+            Self::InvalidRecord | Self::OverQuota | Self::Unheard => 0.0,
             Self::BadProof => 1000.0,
             Self::Malformed => 10.0,
         }
@@ -309,6 +313,14 @@ mod tests {
         guard.offence(&offender, Offence::BadProof);
         assert_eq!(guard.admits(&offender), Err(Refusal::Barred));
         assert_eq!(guard.blame(&PeerId::random()), 0.0);
+    }
+
+    #[test]
+    fn who_is_not_heard_any_more_is_barred_at_once() {
+        let (guard, unheard) = (Guard::new(None, Scoring::On), PeerId::random());
+        guard.offence(&unheard, Offence::Unheard);
+        assert_eq!(guard.admits(&unheard), Err(Refusal::Barred));
+        assert_eq!(leaving(&guard), [unheard]);
     }
 
     #[test]

@@ -21,6 +21,15 @@ const BUSY: u32 = u32::MAX;
 /// 64 KiB: memory grows with what has arrived, not with what was promised.
 const READ_BYTES: usize = 64 * 1024;
 
+/// What is asked. The length that is refused is told like a request, for libp2p keeps to itself that reading one failed,
+/// and who sent it is to be known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    Bytes(Vec<u8>),
+    /// A promise of more bytes than a request may have; none were read.
+    TooLong(u32),
+}
+
 /// What comes back for a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -92,15 +101,17 @@ async fn write(io: &mut (impl AsyncWrite + Unpin + Send), bytes: &[u8], max: usi
 
 impl request_response::Codec for SyncCodec {
     type Protocol = StreamProtocol;
-    type Request = Vec<u8>;
+    type Request = Question;
     type Response = Answer;
 
-    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
+    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Question>
     where
         T: AsyncRead + Unpin + Send,
     {
-        let length = read_length(io).await?;
-        read_body(io, length, SYNC_REQUEST_BYTES_MAX, self.step, Some(&self.reading)).await
+        match read_length(io).await? {
+            length if length as usize > SYNC_REQUEST_BYTES_MAX => Ok(Question::TooLong(length)),
+            length => Ok(Question::Bytes(read_body(io, length, SYNC_REQUEST_BYTES_MAX, self.step, Some(&self.reading)).await?)),
+        }
     }
 
     async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Answer>
@@ -114,11 +125,14 @@ impl request_response::Codec for SyncCodec {
         }
     }
 
-    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, bytes: Vec<u8>) -> io::Result<()>
+    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, question: Question) -> io::Result<()>
     where
         T: AsyncWrite + Unpin + Send,
     {
-        write(io, &bytes, SYNC_REQUEST_BYTES_MAX).await
+        match question {
+            Question::Bytes(bytes) => write(io, &bytes, SYNC_REQUEST_BYTES_MAX).await,
+            Question::TooLong(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a question is sent with its bytes")),
+        }
     }
 
     async fn write_response<T>(&mut self, _: &StreamProtocol, io: &mut T, answer: Answer) -> io::Result<()>
@@ -142,7 +156,10 @@ mod tests {
     use super::*;
 
     async fn request(codec: &mut SyncCodec, wire: &[u8]) -> io::Result<Vec<u8>> {
-        codec.read_request(&SYNC_PROTOCOL, &mut &*wire).await
+        match codec.read_request(&SYNC_PROTOCOL, &mut &*wire).await? {
+            Question::Bytes(bytes) => Ok(bytes),
+            Question::TooLong(length) => Err(refused(format!("{length} bytes"))),
+        }
     }
 
     #[tokio::test]
@@ -150,7 +167,7 @@ mod tests {
         let mut codec = SyncCodec::new();
         let message = vec![9; SYNC_REQUEST_BYTES_MAX];
         let mut wire = Vec::new();
-        codec.write_request(&SYNC_PROTOCOL, &mut wire, message.clone()).await.unwrap();
+        codec.write_request(&SYNC_PROTOCOL, &mut wire, Question::Bytes(message.clone())).await.unwrap();
         assert_eq!(request(&mut codec, &wire).await.unwrap(), message);
         let more = u32::try_from(SYNC_REQUEST_BYTES_MAX + 1).unwrap().to_le_bytes();
         // One byte too many, and five bytes that promise 4 GiB.

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use libp2p::request_response::{Event, InboundFailure, Message};
+use libp2p::request_response::{Event, Message};
 use libp2p::{PeerId, gossipsub};
 use mingle_protocol::identity::MemberKey;
 use tokio::time::Instant;
 
 use super::{MessageId, NetworkEvent, Service, SyncToken, Verdict};
-use crate::gossip::{acceptance, offset};
+use crate::gossip::{GRAYLIST, acceptance, offset};
 use crate::guard::Offence;
+use crate::limits::Scoring;
 use crate::peers::PeerStatus;
 use crate::quotas::{Quota, kib};
-use crate::sync_codec::Answer;
+use crate::sync_codec::{Answer, Question};
 
 impl Service {
     /// A message that is new to us: to the driver, unless its sender says too much.
@@ -47,7 +48,7 @@ impl Service {
             false => "it is not connected",
             true if !self.guard.afford(&peer, Quota::SyncAsking, 1) => "we have asked it more than it allows; ask another peer, or later",
             true => {
-                let id = self.swarm.behaviour_mut().sync.send_request(&peer, bytes);
+                let id = self.swarm.behaviour_mut().sync.send_request(&peer, Question::Bytes(bytes));
                 self.questions.asked.insert(id, peer);
                 return;
             }
@@ -67,9 +68,13 @@ impl Service {
         let _ = self.swarm.behaviour_mut().sync.send_response(waiting.channel, answer);
     }
 
-    pub(super) fn sync_event(&mut self, event: Event<Vec<u8>, Answer>) {
+    pub(super) fn sync_event(&mut self, event: Event<Question, Answer>) {
         match event {
-            Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
+            Event::Message { peer, message: Message::Request { request: Question::TooLong(length), .. }, .. } => {
+                tracing::debug!(%peer, length, "a sync request is too long");
+                self.guard.offence(&peer, Offence::Malformed);
+            }
+            Event::Message { peer, message: Message::Request { request_id, request: Question::Bytes(request), channel }, .. } => {
                 self.guard.count(&peer, |counts| counts.questions += 1);
                 let channel = match self.guard.spend(&peer, Quota::SyncAsked, 1) {
                     true => self.questions.wait(request_id, peer, request.len(), channel),
@@ -95,9 +100,6 @@ impl Service {
             }
             Event::InboundFailure { peer, request_id, error, .. } => {
                 tracing::debug!(%peer, %error, "a sync request failed");
-                if matches!(&error, InboundFailure::Io(error) if error.kind() == std::io::ErrorKind::InvalidData) {
-                    self.guard.offence(&peer, Offence::Malformed);
-                }
                 self.questions.take(&request_id);
             }
             Event::ResponseSent { .. } => {}
@@ -137,6 +139,10 @@ impl Service {
             score: behaviour.gossip.peer_score(peer).unwrap_or_default() - offset(self.guard.scoring),
             counts: self.guard.counts(peer),
         };
-        self.shown.send_replace(peers.iter().map(status).collect());
+        let shown: Vec<PeerStatus> = peers.iter().map(status).collect();
+        if self.guard.scoring == Scoring::On {
+            shown.iter().filter(|status| status.score < GRAYLIST).for_each(|status| self.guard.offence(&status.peer, Offence::Unheard));
+        }
+        self.shown.send_replace(shown);
     }
 }

@@ -13,6 +13,8 @@ use super::*;
 const MUTE: usize = 600;
 const SILENT: usize = 400;
 const GARBAGE: usize = 300;
+/// How often one that was not let in tries again.
+const TRIES: usize = 30;
 
 fn socket_of(address: &Multiaddr) -> std::net::SocketAddr {
     let port = address.iter().find_map(|part| if let libp2p::multiaddr::Protocol::Tcp(port) = part { Some(port) } else { None });
@@ -42,13 +44,19 @@ async fn silent(to: Multiaddr, host: usize) -> Option<Duration> {
         .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE * 10))
         .build();
     swarm.listen_on(format!("/ip4/127.0.0.{host}/tcp/0").parse().unwrap()).unwrap();
-    let mut since = None;
+    let (mut since, mut tries) = (None, 0);
     loop {
         match swarm.select_next_some().await {
             // Only then does a dial leave from that address.
             SwarmEvent::NewListenAddr { .. } => swarm.dial(to.clone()).unwrap(),
             SwarmEvent::ConnectionEstablished { .. } => since = Some(Instant::now()),
             SwarmEvent::ConnectionClosed { .. } => return since.map(|since| since.elapsed()),
+            // The others hold every place where hands are shaken: again, like anybody who means it.
+            SwarmEvent::OutgoingConnectionError { .. } if tries < TRIES => {
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                swarm.dial(to.clone()).unwrap();
+            }
             SwarmEvent::OutgoingConnectionError { .. } => return None,
             _ => {}
         }
@@ -69,14 +77,11 @@ async fn a_thousand_idle_connections_are_cut_and_leave_room_for_others() {
         idle.spawn(silent(victim.address.clone(), 5 + number % 4));
     }
     let cut = async {
-        let (mut longest, mut let_in) = (Duration::ZERO, 0);
-        while let Some(lasted) = idle.join_next().await {
-            if let Some(lasted) = lasted.unwrap() {
-                longest = longest.max(lasted);
-                let_in += 1;
-            }
+        let mut lasted: Vec<Duration> = Vec::new();
+        while let Some(ended) = idle.join_next().await {
+            lasted.extend(ended.unwrap());
         }
-        (longest, let_in)
+        (lasted.iter().max().copied().unwrap_or_default(), lasted.len())
     };
     // Somebody honest comes while they sit there.
     let newcomer = async {
@@ -84,9 +89,10 @@ async fn a_thousand_idle_connections_are_cut_and_leave_room_for_others() {
         newcomer.connected_to(victim.id).await;
     };
     let (delivered, (longest, let_in), ()) = tokio::join!(honest.talk(), cut, newcomer);
-    println!("{let_in} idle connections were let in at first");
+    println!("{let_in} idle connections were opened");
     judge("idle", &victim, before, delivered, Some(longest));
-    assert!(let_in > 100, "there was an attack");
+    // Most are turned away for the rest of the time, because their addresses try too often.
+    assert!(let_in > MUTE, "nobody shook hands: {let_in}");
     assert!(victim.now().peers <= 5, "{:?}", victim.now());
 }
 

@@ -6,6 +6,7 @@ use libp2p::swarm::SwarmEvent;
 use super::super::hostile::bare_swarm_at;
 use super::*;
 use crate::behaviour::NetEvent;
+use crate::sync_codec::Question;
 
 const HONEST: u8 = 4;
 const SYBILS: u8 = 16;
@@ -36,7 +37,7 @@ async fn sybil(secret: u8, to: Multiaddr, victim: PeerId, until: Instant) -> usi
             _ = pace.tick() => {
                 let behaviour = swarm.behaviour_mut();
                 for _ in 0..8 {
-                    behaviour.sync.send_request(&victim, b"what do you have".to_vec());
+                    behaviour.sync.send_request(&victim, Question::Bytes(b"what do you have".to_vec()));
                 }
                 let (reply, answer) = tokio::sync::oneshot::channel();
                 behaviour.blobs.open(victim, reply);
