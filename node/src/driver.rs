@@ -147,7 +147,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         if let Work::Believe(quorum) = work {
             machine = machine.believing(quorum);
         }
-        let access = machine.ledger().access();
+        let access = belonging::access(&work, &machine);
         let network = NetworkConfig {
             secret: key.to_bytes(),
             listen,

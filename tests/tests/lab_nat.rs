@@ -89,7 +89,7 @@ impl Scene {
     }
 
     /// What the seed sent to a member.
-    fn from_seed(&self, to: usize) -> Flow {
+    fn seed_to(&self, to: usize) -> Flow {
         self.lab.wire().flow(self.outside.port, self.members[to].0.port)
     }
 
@@ -161,7 +161,7 @@ fn meet(name: &str, over: &[Over]) {
         let flow = scene.between(own, other);
         assert!(flow.payload >= scene.adapter(), "the adapter went directly: {flow:?}");
     }
-    let relayed = [scene.from_seed(0), scene.from_seed(1), scene.to_seed(0), scene.to_seed(1)];
+    let relayed = [scene.seed_to(0), scene.seed_to(1), scene.to_seed(0), scene.to_seed(1)];
     println!(
         "an adapter is {} bytes; the relay sent {} and {}, heard {} and {} bytes",
         scene.adapter(),
@@ -181,7 +181,7 @@ fn members_that_cannot_meet_have_each_others_adapters_from_the_seed() {
         let flow = scene.between(own, other);
         assert!(flow.payload < SIGNALLING_MAX, "these NATs cannot be passed: {flow:?}");
         // The adapter once from its member to the seed, and once from the seed to the other.
-        let (kept, handed) = (scene.to_seed(own), scene.from_seed(other));
+        let (kept, handed) = (scene.to_seed(own), scene.seed_to(other));
         println!(
             "an adapter is {} bytes; the seed had it with {} bytes and handed it over with {}",
             scene.adapter(),

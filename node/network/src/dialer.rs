@@ -84,11 +84,14 @@ impl Dialer {
         true
     }
 
-    /// Remembers where others say a peer listens, unless it has told us itself.
-    pub fn hear_of(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, now: Instant) {
-        if !self.book.contains_key(&peer) {
-            self.learn(peer, addresses, now);
+    /// Remembers where others say a peer listens. What is known already gives way only as far as there is no room: a peer
+    /// that found itself behind a router is reached by the relay it has reserved with since.
+    pub fn hear_of(&mut self, peer: PeerId, mut addresses: Vec<Multiaddr>, now: Instant) {
+        if let Some(known) = self.book.get(&peer) {
+            let old: Vec<_> = known.addresses.iter().filter(|address| !addresses.contains(address)).cloned().collect();
+            addresses.extend(old);
         }
+        self.learn(peer, addresses, now);
     }
 
     /// The dials of bootstrap peers that are due; each is to be reported with `established` or `failed`.
@@ -286,6 +289,18 @@ mod tests {
         assert!(pauses[0] < Duration::from_secs(2) && pauses.windows(2).take(4).all(|pair| pair[0] < pair[1]));
         assert!(pauses[9] <= BACKOFF_LONGEST && pauses[9] > BACKOFF_LONGEST / 2);
         assert!(dialer.due(now, |peer| *peer == seed).is_empty(), "connected peers are left alone");
+    }
+
+    #[test]
+    fn news_of_a_peer_adds_to_what_is_known_of_it() {
+        let (peer, now) = (PeerId::random(), Instant::now());
+        let mut dialer = Dialer::new(PeerId::random(), Vec::new(), now);
+        let (first, later) = (address("/ip4/10.0.0.9/tcp/9"), address("/ip4/11.0.0.1/tcp/4001/p2p-circuit"));
+        dialer.hear_of(peer, vec![first.clone()], now);
+        dialer.hear_of(peer, vec![later.clone()], now);
+        assert_eq!(dialer.addresses(&peer).unwrap(), [later.clone(), first.clone()]);
+        dialer.hear_of(peer, vec![first.clone()], now);
+        assert_eq!(dialer.addresses(&peer).unwrap(), [first, later]);
     }
 
     #[test]

@@ -28,6 +28,9 @@ use crate::transfers::{Board, Transfer};
 const REPAIRS_MAX: u32 = 3;
 /// With nothing on its way for so long, whoever is still talked to does not have the rest either.
 const FRUITLESS_MAX: Duration = Duration::from_secs(60);
+/// The same where all who are talked to have nothing of it yet: peers that look for it as we do could wait for each other
+/// for ever.
+const EMPTY_HANDED_MAX: Duration = Duration::from_secs(5);
 /// What the conversations may have said that the download has not heard yet.
 const HEARD_MAX: usize = 64;
 /// No piece: what is asked for the head's sake.
@@ -165,7 +168,8 @@ impl Download {
             if self.links.is_empty() && self.providers.all_failed() {
                 return Ended::Failed(self.providers.why_failed());
             }
-            if self.moved.elapsed() > FRUITLESS_MAX && !self.schedule.is_waiting() && self.providers.talking().next().is_some() {
+            let patience = if self.providers.useful() == 0 { EMPTY_HANDED_MAX } else { FRUITLESS_MAX };
+            if self.moved.elapsed() > patience && !self.schedule.is_waiting() && self.providers.talking().next().is_some() {
                 return Ended::Failed("nobody who is connected has the rest of it".to_owned());
             }
             let next = self.providers.next_try().unwrap_or_else(Instant::now).max(Instant::now() + PROGRESS_INTERVAL);

@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn who_is_no_longer_allowed_has_to_leave() {
-        let keys: Vec<MemberKey> = (1..4).map(|secret| crate::tests::member(secret)).collect();
+        let keys: Vec<MemberKey> = (1..4).map(crate::tests::member).collect();
         let peers: Vec<PeerId> = keys.iter().filter_map(peer_of).collect();
         let guard = Guard::new(None, Scoring::On);
         peers.iter().for_each(|peer| guard.connected(*peer));

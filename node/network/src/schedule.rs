@@ -32,7 +32,7 @@ const GAIN_MIN: f64 = 0.2;
 const SILENT: Duration = Duration::from_secs(3);
 /// A peer that was asked and has shown no speed is given so long before it counts as slow.
 const FIRST_BYTES: Duration = Duration::from_secs(1);
-/// Of a blob, at most this part (and two pieces at least) is asked for twice.
+/// Of a blob, at most this part is asked for twice, other than from peers that have fallen silent.
 const REPEATED_PART: u64 = 32;
 
 /// What is to be done.
@@ -83,7 +83,7 @@ impl<P: Copy + Ord> Schedule<P> {
         let pieces: Vec<Piece<P>> = pieces.into_iter().map(piece).collect();
         let piece_bytes = pieces.iter().map(|piece| piece.bytes).max().unwrap_or(1).max(1);
         let size: u64 = pieces.iter().map(|piece| piece.bytes).sum();
-        let repeated_max = (size / REPEATED_PART).max(2 * piece_bytes);
+        let repeated_max = size / REPEATED_PART;
         Self { pieces, peers: BTreeMap::new(), piece_bytes, dice: Dice(seed), complete: 0, repeated: 0, repeated_max }
     }
 

@@ -19,7 +19,7 @@ use crate::bundle::ledger_of;
 use crate::driver::{Goal, StandingStatus, Status, Work};
 use crate::home::{Home, RoundHome};
 use crate::roster::{CHANGES_MAX, Proposal, Proposed, hand_over};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -177,7 +177,8 @@ fn publish(args: PublishArgs) -> Result<ExitCode> {
     let records = proposal.records(&round, &key).with_context(|| format!("{} cannot be published", args.file.display()))?;
     let round_home = home.round(round.id());
     check_current(&known(&round_home, &round)?, &proposal)?;
-    let running = Status::read(&round_home.status_path()).is_ok_and(|status| status.is_live());
+    // A peer that ended a moment ago has left a status that looks alive; the store says who holds it.
+    let running = matches!(Store::open(round_home.store()), Err(StoreError::Held { .. }));
     let told = if running { through_peer(&round_home, &records)? } else { alone(&args, &home, &round, records)? };
     // Neighbours may have told of a later change.
     check_current(&known(&round_home, &round)?, &proposal)?;

@@ -1,14 +1,16 @@
 //! Who belongs to the round, as far as the loop has to act on it: whom the network lets in, an adapter that waits until
 //! founders admit its member, and changes that founders hand to a peer that runs.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use mingle_protocol::identity::MemberKey;
-use mingle_protocol::machine::{Input, Output};
+use mingle_protocol::machine::{Input, Machine, Output};
 use mingle_protocol::record::{SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::Round;
 use mingle_protocol::standing::Standing;
 
-use super::{Driver, Event, Phase, Prepared};
+use super::{Driver, Event, Phase, Prepared, Work};
 use crate::network::PeerId;
 use crate::roster::handed_over;
 
@@ -18,6 +20,17 @@ pub(super) fn check_may_announce(round: &Round, member: &MemberKey) -> Result<()
     let may = manifest.roster.admits(member) || manifest.founders.is_some();
     anyhow::ensure!(may, "member {member} is not in the roster of round \"{}\"", manifest.name);
     Ok(())
+}
+
+/// Whom the network lets in at the start. A founder's errand may be to tell the very peer that goes: whom the round ever
+/// named may hear it.
+pub(super) fn access(work: &Work, machine: &Machine<PeerId>) -> Option<BTreeSet<MemberKey>> {
+    let mut access = machine.ledger().access();
+    if let (Some(keys), Work::Tell(_)) = (&mut access, work) {
+        keys.extend(machine.round().manifest().named());
+        keys.extend(machine.ledger().standing_records().filter_map(|record| Some(record.standing()?.subject)));
+    }
+    access
 }
 
 /// Whether an output is a change of who belongs.
@@ -44,7 +57,7 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     /// What follows from a change of who belongs: at once, or when the network takes it.
     pub(super) fn follow_changes(&mut self) -> Result<()> {
-        if self.access_due {
+        if self.access_due && !self.telling {
             let access = self.machine.ledger().access();
             self.access_due = access != self.access && !self.send(|network| network.set_allowed(access.clone()));
             if !self.access_due {

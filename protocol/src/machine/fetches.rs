@@ -6,8 +6,9 @@ use super::{Machine, Millis, Output};
 use crate::hash::ContentHash;
 use crate::ledger::Admitted;
 
-/// Blobs fetched at a time.
-pub const FETCHES_MAX: usize = 4;
+/// Blobs fetched at a time. Many enough that a few members who announce what nobody hands over do not hold up the rest:
+/// each try for such a blob takes a place for some seconds.
+pub const FETCHES_MAX: usize = 8;
 /// First and longest wait before a blob is tried again.
 const FETCH_RETRY_MS: u64 = 1_000;
 const FETCH_RETRY_MS_MAX: u64 = 30_000;

@@ -38,13 +38,11 @@ impl Service {
 
     pub(super) fn referral_event(&mut self, event: referrals::Event) {
         match event {
-            Event::Message { peer, message: Message::Request { channel, .. }, .. } => {
-                // Who asks too often is not answered.
-                if self.guard.spend(&peer, Quota::Referrals, 1) {
-                    let answer = self.referrals_for(&peer);
-                    // Who has gone meanwhile may ask again.
-                    let _ = self.swarm.behaviour_mut().referrals.send_response(channel, answer);
-                }
+            // Who asks too often is not answered.
+            Event::Message { peer, message: Message::Request { channel, .. }, .. } if self.guard.spend(&peer, Quota::Referrals, 1) => {
+                let answer = self.referrals_for(&peer);
+                // Who has gone meanwhile may ask again.
+                let _ = self.swarm.behaviour_mut().referrals.send_response(channel, answer);
             }
             Event::Message { connection_id, message: Message::Response { response, .. }, .. } => {
                 let Some(remote) = self.swarm.behaviour().blobs.remote(connection_id).cloned() else { return };

@@ -156,9 +156,12 @@ impl Victim {
     }
 }
 
+/// The messages a peer has heard.
+type Heard = Arc<Mutex<BTreeSet<Vec<u8>>>>;
+
 /// Honest peers around one victim.
 struct Honest {
-    peers: Vec<(NetworkHandle, Arc<Mutex<BTreeSet<Vec<u8>>>>, TempDir)>,
+    peers: Vec<(NetworkHandle, Heard, TempDir)>,
     victim: PeerId,
 }
 

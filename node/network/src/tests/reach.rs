@@ -49,7 +49,10 @@ impl Peer {
             .await;
         other.handle.sync_respond(token, b"an answer".to_vec()).unwrap();
         self.expect("an answer", |event| match event {
-            NetworkEvent::SyncResponse { bytes, .. } => Some(assert_eq!(bytes, b"an answer")),
+            NetworkEvent::SyncResponse { bytes, .. } => {
+                assert_eq!(bytes, b"an answer");
+                Some(())
+            }
             NetworkEvent::SyncFailed { why, .. } => panic!("{why}"),
             _ => None,
         })
