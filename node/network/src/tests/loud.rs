@@ -19,7 +19,11 @@ impl Codec for Raw {
     type Request = Vec<u8>;
     type Response = Vec<u8>;
 
-    async fn read_request<T: AsyncRead + Unpin + Send>(&mut self, _: &StreamProtocol, _: &mut T) -> io::Result<Vec<u8>> {
+    async fn read_request<T: AsyncRead + Unpin + Send>(&mut self, protocol: &StreamProtocol, _: &mut T) -> io::Result<Vec<u8>> {
+        if protocol.as_ref().starts_with("/meshsub") {
+            // Gossip keeps its stream open; that nobody listens must not be noticed.
+            std::future::pending::<()>().await;
+        }
         Ok(Vec::new())
     }
     async fn read_response<T: AsyncRead + Unpin + Send>(&mut self, _: &StreamProtocol, _: &mut T) -> io::Result<Vec<u8>> {

@@ -25,7 +25,7 @@ async fn shout(to: Multiaddr, protocol: StreamProtocol, frame: Vec<u8>, until: I
         .unwrap()
         .with_behaviour(|key| Loud {
             identify: identify::Behaviour::new(identify::Config::new("/mingle/1".to_owned(), key.public())),
-            raw: request_response::Behaviour::with_codec(Raw, [(protocol, ProtocolSupport::Outbound)], Default::default()),
+            raw: request_response::Behaviour::with_codec(Raw, [(protocol, ProtocolSupport::Full)], Default::default()),
             sync: request_response::Behaviour::with_codec(Raw, [(SYNC_PROTOCOL, ProtocolSupport::Full)], Default::default()),
         })
         .unwrap()

@@ -91,7 +91,8 @@ async fn a_thousand_idle_connections_are_cut_and_leave_room_for_others() {
     let (delivered, (longest, let_in), ()) = tokio::join!(honest.talk(), cut, newcomer);
     println!("{let_in} idle connections were opened");
     judge("idle", &victim, before, delivered, Some(longest));
-    assert!(let_in > MUTE + SILENT / 4, "there was an attack: {let_in}");
+    // Most are turned away for the rest of the time, because their addresses try too often.
+    assert!(let_in > MUTE, "nobody shook hands: {let_in}");
     assert!(victim.now().peers <= 5, "{:?}", victim.now());
 }
 
