@@ -115,7 +115,7 @@ pub fn swarm(
         upnp: reach.upnp.then(upnp::tokio::Behaviour::default).into(),
     };
     let mut registry = meter.registry();
-    // TLS first: its ciphers run in the processor's AES units, those of noise do not. Whoever knows only noise gets it.
+    // TLS first, which the other transports speak as well. Whoever knows only noise gets it.
     let swarm = SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
         .with_tcp(tcp::Config::default().nodelay(true), (tls::Config::new, noise::Config::new), yamux_config)
