@@ -93,7 +93,12 @@ async fn a_thousand_idle_connections_are_cut_and_leave_room_for_others() {
     judge("idle", &victim, before, delivered, Some(longest));
     // Most are turned away for the rest of the time, because their addresses try too often.
     assert!(let_in > MUTE, "nobody shook hands: {let_in}");
-    assert!(victim.now().peers <= 5, "{:?}", victim.now());
+    // What it last said of itself may be a moment old.
+    let until = Instant::now() + PATIENCE;
+    while victim.now().peers > 5 {
+        assert!(Instant::now() < until, "{:?}", victim.now());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
