@@ -8,6 +8,7 @@
 mod error;
 mod header;
 mod kind;
+mod layers;
 mod layout;
 mod shape;
 mod tensors;
@@ -19,6 +20,7 @@ pub use error::{AdapterError, ShapeError};
 pub use header::{HEADER_BYTES_MAX, canonical_header, header_length};
 pub(crate) use kind::Source;
 pub use kind::{AdapterKind, DrawnTensor, MergedFile};
+pub use layers::{LAYER_MAX, Layers, LayersError, Slice, layer_of};
 pub use layout::{Layout, Placed};
 pub use shape::{FullShape, LoraShape, Module, Scaling, SubspaceShape};
 pub use tensors::{Tensor, TensorList};

@@ -63,6 +63,11 @@ impl TensorList {
         }
     }
 
+    /// Those of them that `keep` chooses.
+    pub fn only(&self, keep: impl Fn(&Tensor) -> bool) -> Self {
+        Self(self.iter().filter(|tensor| keep(tensor)).cloned().collect())
+    }
+
     /// Elements of all tensors together.
     pub fn elements(&self) -> u64 {
         self.iter().fold(0, |sum, tensor| sum.saturating_add(tensor.elements()))
