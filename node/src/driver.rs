@@ -144,8 +144,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
         }
         let mut machine = Machine::new(round.clone(), records).remember_refused(refusals::remembered(&store)?);
-        if let Work::Believe(quorum) = work {
-            machine = machine.believing(quorum);
+        if let Work::Believe(quorum, _) = &work {
+            machine = machine.believing(*quorum);
         }
         let access = belonging::access(&work, &machine);
         let network = NetworkConfig {
@@ -178,7 +178,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         if !left.is_empty() {
             store.remove_records(&left)?;
         }
-        let vouching = Vouching::open(&store, &home.evidence(), job_sender.clone())?;
+        let vouching = Vouching::open(&store, &home.evidence(), job_sender.clone(), &work)?;
         let mut driver = Self {
             machine,
             key,
@@ -215,7 +215,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             driver.have.insert(adapter, size);
             driver.handle(Input::BlobStored { adapter, size })?;
         }
-        if driver.machine.merge_set().is_empty() && !matches!(work, Work::Believe(_)) {
+        if driver.machine.merge_set().is_empty() && !matches!(work, Work::Believe(..)) {
             // Killed between the last withdrawal and its effect.
             crate::merged::unpublish(&driver.home.merged())?;
         }
@@ -240,7 +240,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             self.store_again(&trained)?;
         }
         match work {
-            Work::Read | Work::Believe(_) | Work::Seed | Work::Serve => {}
+            Work::Read | Work::Believe(..) | Work::Seed | Work::Serve => {}
             Work::Tell(records) => self.tell(records)?,
             Work::Publish(prepared) => self.announce(prepared)?,
             Work::Train(_) if stands => {

@@ -156,6 +156,11 @@ impl RoundHome {
         self.merged().join("current")
     }
 
+    /// Where layers of a merged adapter are written.
+    pub fn layers(&self) -> PathBuf {
+        self.0.join("layers")
+    }
+
     /// Contradictions among members, one file each.
     pub fn evidence(&self) -> PathBuf {
         self.0.join("evidence")

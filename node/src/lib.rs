@@ -12,6 +12,7 @@ pub mod merged;
 pub mod merger;
 pub mod roster;
 pub mod sent;
+pub mod slice;
 
 pub use mingle_network::{self as network, store};
 pub use mingle_trainer::{data, evaluate, files, models, peft, train};

@@ -9,7 +9,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use mingle_protocol::adapter::{AdapterKind, MergedFile, Scaling};
+use mingle_protocol::adapter::{Layers, MergedFile, Scaling, Slice};
 use mingle_protocol::attestation::{RawAttestation, SignedAttestation};
 use mingle_protocol::hash::{ContentHash, decode_hex, encode_hex};
 use mingle_protocol::identity::{MemberKey, Roster};
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::peft::{self, AdapterConfig};
 use crate::sent::merged_file;
-use crate::{files, train};
+use crate::{files, slice, train};
 
 pub const RECEIPT_FILE: &str = "receipt.json";
 /// A receipt of 16,384 members with their records stays below this.
@@ -43,6 +43,9 @@ pub struct Proof {
     /// What members signed who vouch for these bytes, in hex; where the merge was not made here but believed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attestations: Vec<String>,
+    /// Which layers the directory holds, where it does not hold the whole merge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Layers>,
 }
 
 /// A proof whose every signature was checked.
@@ -51,6 +54,21 @@ pub struct CheckedProof {
     pub receipt: Receipt,
     /// Members that vouch for the merged bytes.
     pub vouching: Vec<MemberKey>,
+    /// The layers that are here, where these are not all.
+    pub slice: Option<Slice>,
+}
+
+impl CheckedProof {
+    /// The proof of a whole merge.
+    ///
+    /// # Errors
+    /// It speaks of some layers only.
+    pub fn whole(self) -> Result<Self> {
+        match &self.slice {
+            Some(slice) => anyhow::bail!("it holds layers {} of merge {} only", slice.layers(), self.receipt.merged),
+            None => Ok(self),
+        }
+    }
 }
 
 impl Proof {
@@ -68,7 +86,7 @@ impl Proof {
         let admits = |record: &&SignedRecord| record.standing().is_some_and(|change| members.contains(&change.subject));
         let standings = records.iter().filter(admits).map(|record| encode_hex(record.bytes())).collect();
         let attestations = vouching.iter().map(|signed| encode_hex(&signed.raw().0)).collect();
-        Ok(Self { round: round.manifest().clone(), receipt, records: announced, standings, attestations })
+        Ok(Self { round: round.manifest().clone(), receipt, records: announced, standings, attestations, layers: None })
     }
 
     /// Who vouches for the receipt's merge of the receipt's set: members, and where anybody may join, of the set itself.
@@ -141,7 +159,8 @@ impl Proof {
             );
         }
         let vouching = self.check_attestations(&round, &ledger)?;
-        Ok(CheckedProof { round, receipt: self.receipt.clone(), vouching })
+        let slice = self.layers.as_ref().map(|layers| round.merged().slice(layers)).transpose()?;
+        Ok(CheckedProof { round, receipt: self.receipt.clone(), vouching, slice })
     }
 
     /// Reads `receipt.json` of a merged directory.
@@ -192,9 +211,9 @@ pub fn write_given(target: &Path, round: &Round, proof: &Proof, mut merged: impl
 }
 
 /// The receipt, and the text for people.
-fn write_beside(folder: &Path, round: &Round, proof: &Proof) -> Result<()> {
+pub(crate) fn write_beside(folder: &Path, round: &Round, proof: &Proof) -> Result<()> {
     files::write(&folder.join(RECEIPT_FILE), &serde_json::to_vec_pretty(proof)?)?;
-    files::write(&folder.join("README.md"), card(round, &proof.receipt).as_bytes())
+    files::write(&folder.join("README.md"), card(round, proof).as_bytes())
 }
 
 /// Writes the average into `folder` as a round's merged adapter, without a receipt, and returns its hash.
@@ -257,21 +276,21 @@ pub fn module_of(tensor: &str) -> &str {
 }
 
 /// The text a person finds with the merged adapter.
-fn card(round: &Round, receipt: &Receipt) -> String {
-    let manifest = round.manifest();
+fn card(round: &Round, proof: &Proof) -> String {
+    let (manifest, Proof { receipt, layers, .. }) = (round.manifest(), proof);
     let mut text = format!(
         "# {}\n\n{} for `{}`, the weighted mean of {} adapters, each trained by one member on its own data.\n\n\
          | member | weight | adapter (BLAKE3) |\n|---|---|---|\n",
         manifest.name,
-        match manifest.kind {
-            AdapterKind::Full(_) => "A merged difference of all weights",
-            _ => "A merged LoRA adapter",
-        },
+        slice::named(&manifest.kind, layers.as_ref()),
         manifest.base.name,
         receipt.admitted.len()
     );
     for entry in &receipt.admitted {
         text += &format!("| `{}` | {} | `{}` |\n", entry.member, entry.weight, entry.adapter);
+    }
+    if let Some(layers) = layers {
+        text += &format!("\nOnly layers {layers} are here; the merged hash is that of the whole file.\n");
     }
     text + &format!(
         "\n- round `{}`\n- base digest `{}`\n- set root `{}`\n- merged hash `{}`\n\nCheck it with `mingle verify` on this directory.\n",
@@ -293,7 +312,7 @@ pub fn publish(
     std::fs::create_dir_all(merged).with_context(|| format!("cannot create {}", merged.display()))?;
     let building = merged.join("next");
     let receipt = write(&building, round, average, held, records)?;
-    let folder = make_current(merged, &building, &receipt)?;
+    let folder = make_current(merged, &building, &name_of(&receipt))?;
     Ok((receipt, folder))
 }
 
@@ -305,22 +324,26 @@ pub fn publish_given(merged: &Path, round: &Round, proof: &Proof, file: impl std
     std::fs::create_dir_all(merged).with_context(|| format!("cannot create {}", merged.display()))?;
     let building = merged.join("next");
     write_given(&building, round, proof, file)?;
-    make_current(merged, &building, &proof.receipt)
+    make_current(merged, &building, &name_of(&proof.receipt))
 }
 
-fn make_current(merged: &Path, building: &Path, receipt: &Receipt) -> Result<PathBuf> {
-    // Named by set as well as bytes: two sets may have the same mean.
-    let name: String = [receipt.merged.short(), receipt.set_root.short()].join("-");
-    let folder = merged.join(&name);
+/// By set as well as bytes: two sets may have the same mean.
+fn name_of(receipt: &Receipt) -> String {
+    [receipt.merged.short(), receipt.set_root.short()].join("-")
+}
+
+/// Moves `building` to its name, which says what is in it, beside the link to what is current.
+pub(crate) fn make_current(merged: &Path, building: &Path, name: &str) -> Result<PathBuf> {
+    let folder = merged.join(name);
     if folder.exists() {
         // The same set gave the same bytes, as it must; what is there already stays.
         std::fs::remove_dir_all(building)?;
     } else {
         files::replace_folder(building, &folder)?;
     }
-    files::point(&merged.join("current"), &name)?;
+    files::point(&merged.join("current"), name)?;
     for entry in std::fs::read_dir(merged)?.flatten() {
-        if entry.file_name() != *name && entry.file_name() != "current" {
+        if entry.file_name() != name && entry.file_name() != "current" {
             // Readers that hold the old one open keep it; a leftover of a crash goes with it.
             let _ = std::fs::remove_dir_all(entry.path());
         }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blob_frames::Ask;
 use crate::downloads::{Ended, Hint, Wanted};
+use crate::extent::Extent;
 use crate::head::{Head, HeadVerdict};
 use crate::limits::{LINKS_MAX, Limits, PROGRESS_INTERVAL};
 use crate::link::{Heard, LinkError, Order, converse};
@@ -21,7 +22,7 @@ use crate::pieces::Pieces;
 use crate::providers::{Providers, Verdict};
 use crate::schedule::{Schedule, Step};
 use crate::service::Report;
-use crate::store::{PartialBlob, Store, StoreError, byte_count};
+use crate::store::{PartialBlob, Store, StoreError};
 use crate::transfers::{Board, Transfer};
 
 /// How often the last proof may find that our own disk changed bytes before we give up.
@@ -51,7 +52,7 @@ pub struct Context {
 struct Download {
     context: Context,
     partial: Arc<PartialBlob>,
-    pieces: Pieces,
+    extent: Extent,
     stop: CancellationToken,
     providers: Providers,
     schedule: Schedule<PeerId>,
@@ -86,10 +87,11 @@ pub async fn run(context: Context, wanted: Wanted, more: mpsc::Receiver<Hint>, s
         Err(why) => return Ended::Failed(why),
     };
     let (heard, hearing) = mpsc::channel(HEARD_MAX);
+    let extent = Extent::whole(partial.clone());
     let mut download = Download {
-        schedule: schedule(&partial),
+        schedule: schedule(&extent),
         head: head.map(|check| Head::new(check, size)),
-        pieces: Pieces::of(size),
+        extent,
         partial,
         stop,
         providers: Providers::default(),
@@ -113,9 +115,10 @@ pub async fn run(context: Context, wanted: Wanted, more: mpsc::Receiver<Hint>, s
         let _ = commit.await;
     }
     download.context.board.clear(hash);
-    let Download { partial, context, .. } = download;
+    let Download { partial, extent, context, .. } = download;
+    drop(extent);
     let kept = match &ended {
-        Ended::Fetched => Ok(()),
+        Ended::Fetched | Ended::Part => Ok(()),
         Ended::Failed(_) | Ended::Cancelled => blocking(move || partial.commit()).await,
         // Nobody will ask for the rest.
         Ended::Refused(_) => {
@@ -129,17 +132,10 @@ pub async fn run(context: Context, wanted: Wanted, more: mpsc::Receiver<Hint>, s
     ended
 }
 
-/// What of each piece is missing.
-fn schedule(partial: &PartialBlob) -> Schedule<PeerId> {
-    let (pieces, size) = (Pieces::of(partial.size()), partial.size());
-    let missing = partial.missing_ranges();
-    let piece = |piece| {
-        let chunks = pieces.chunks_of(piece);
-        (byte_count(&chunks, size), byte_count(&(&missing & &chunks), size))
-    };
+fn schedule(extent: &Extent) -> Schedule<PeerId> {
     // Peers that begin together must not choose alike; whoever could foresee it would gain nothing.
     let seed = getrandom::u64().unwrap_or_default();
-    Schedule::new((0..pieces.count()).map(piece), seed)
+    Schedule::new(extent.pieces(), seed)
 }
 
 impl Download {
@@ -148,7 +144,6 @@ impl Download {
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = 0;
         loop {
-            self.connect();
             if std::mem::take(&mut self.due) {
                 match self.head.take() {
                     Some(head) => {
@@ -165,6 +160,8 @@ impl Download {
                     None => continue,
                 }
             }
+            // Not before: what is here already needs nobody.
+            self.connect();
             if self.links.is_empty() && self.providers.all_failed() {
                 return Ended::Failed(self.providers.why_failed());
             }
@@ -231,19 +228,18 @@ impl Download {
         match head.judge(&self.partial) {
             Err(error) => return Some(Ended::Failed(error.to_string())),
             Ok(Some(HeadVerdict::Refused(why))) => return Some(Ended::Refused(why)),
-            Ok(Some(_)) => {
-                let size = self.partial.size();
-                for piece in self.pieces.touched(&head.ranges(size)) {
-                    let left = byte_count(&self.partial.missing_of(&self.pieces.chunks_of(piece)), size);
-                    self.schedule.correct(piece, left);
+            Ok(Some(verdict)) => {
+                if let HeadVerdict::Part(bytes) = verdict {
+                    self.extent.narrow(&bytes, &head.ranges(self.partial.size()));
                 }
+                self.schedule.resize(self.extent.pieces());
                 self.due = true;
                 return None;
             }
             Ok(None) => {}
         }
         let ranges = self.partial.missing_of(&head.ranges(self.partial.size()));
-        let holders = self.schedule.holders(&self.pieces.touched(&ranges));
+        let holders = self.schedule.holders(&Pieces::of(self.partial.size()).touched(&ranges));
         if let Some(peer) = head.next(holders.into_iter(), now) {
             self.providers.order(peer, Order::Want { piece: HEAD, ranges });
         }
@@ -256,7 +252,7 @@ impl Download {
         for step in self.schedule.plan(now) {
             match step {
                 Step::Ask { peer, piece } => {
-                    let ranges = Ask::first_of(&self.partial.missing_of(&self.pieces.chunks_of(piece)));
+                    let ranges = Ask::first_of(&self.extent.missing_of(piece));
                     if ranges.is_empty() {
                         // Came by another way in the meantime.
                         let drops = self.schedule.finished(piece, peer, now);
@@ -315,7 +311,7 @@ impl Download {
                 self.due = true;
             }
             Heard::Answered { piece } => {
-                let left = byte_count(&self.partial.missing_of(&self.pieces.chunks_of(piece)), self.partial.size());
+                let left = self.extent.left_of(piece);
                 if left == 0 {
                     let drops = self.schedule.finished(piece, peer, now);
                     self.drop_all(drops);
@@ -357,16 +353,17 @@ impl Download {
         None
     }
 
-    /// Seals the blob; `None` when the disk changed bytes and they are fetched again.
+    /// Seals the blob, or makes the part of it durable that was wanted; `None` when the disk changed bytes and they are fetched again.
     async fn finish(&mut self) -> Option<Ended> {
-        let partial = self.partial.clone();
-        let sealed = tokio::task::spawn_blocking(move || partial.finish()).await;
+        let (partial, part) = (self.partial.clone(), self.extent.is_part());
+        let sealed = tokio::task::spawn_blocking(move || if part { partial.commit() } else { partial.finish() }).await;
         match sealed {
+            Ok(Ok(())) if part => Some(Ended::Part),
             Ok(Ok(())) => Some(Ended::Fetched),
             Ok(Err(StoreError::Incomplete { .. })) if self.repairs < REPAIRS_MAX => {
                 self.repairs += 1;
                 // Everybody is asked anew what it holds: simple, and it happens to broken disks only.
-                self.schedule = schedule(&self.partial);
+                self.schedule = schedule(&self.extent);
                 self.providers.hang_up();
                 self.due = true;
                 None
@@ -377,11 +374,12 @@ impl Download {
     }
 
     fn tell(&self, told: &mut u64) {
-        let have = self.partial.have_bytes();
-        let (hash, size) = (self.partial.hash(), self.partial.size());
+        let hash = self.partial.hash();
+        let (have, size) = self.extent.have();
         let providers = self.providers.status(|peer| self.schedule.rate(peer, self.now()));
         self.context.board.show(Transfer { hash, size, have, providers });
-        if let (Some(from), true) = (self.sender, have != *told) {
+        // How much is wanted is known when the head was judged.
+        if let (Some(from), true) = (self.sender, self.head.is_none() && have != *told) {
             *told = have;
             // Progress is not worth waiting for.
             let _ = self.context.reports.try_send(Report::Progress { hash, have, size, from });

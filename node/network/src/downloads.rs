@@ -28,6 +28,8 @@ pub type Hint = (PeerId, bool);
 /// How a download ended.
 pub enum Ended {
     Fetched,
+    /// All that its judge wanted of it.
+    Part,
     Failed(String),
     /// By its first bytes.
     Refused(String),
@@ -126,6 +128,7 @@ impl Ended {
     pub fn event(self, hash: ContentHash) -> Option<super::NetworkEvent> {
         match self {
             Self::Fetched => Some(super::NetworkEvent::BlobFetched { hash }),
+            Self::Part => Some(super::NetworkEvent::BlobPart { hash }),
             Self::Failed(why) => Some(super::NetworkEvent::BlobFailed { hash, why }),
             Self::Refused(why) => Some(super::NetworkEvent::BlobRefused { hash, why }),
             Self::Cancelled => None,

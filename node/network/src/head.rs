@@ -2,6 +2,7 @@
 //! costs kilobytes.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub trait HeadCheck: Send + Sync {
 pub enum HeadVerdict {
     /// The rest is worth fetching.
     Fits,
+    /// Of the rest only the groups that these bytes lie in are.
+    Part(Vec<Range<u64>>),
     /// So many bytes from the start are needed to tell; at most 2 MiB are ever looked at.
     More(u64),
     /// It is not what it should be.
@@ -62,7 +65,7 @@ impl Head {
                 }
                 // Whoever cannot tell from all it may see has nothing against it.
                 HeadVerdict::More(_) | HeadVerdict::Fits => return Ok(Some(HeadVerdict::Fits)),
-                refused => return Ok(Some(refused)),
+                part_or_refused => return Ok(Some(part_or_refused)),
             }
         }
         Ok(None)

@@ -15,6 +15,7 @@ mod blob_streams;
 mod dialer;
 mod download;
 mod downloads;
+mod extent;
 mod gate;
 mod gossip;
 mod guard;
@@ -176,6 +177,10 @@ pub enum NetworkEvent {
     BlobFetched {
         hash: ContentHash,
     },
+    /// Of what its judge wanted a part of (`fetch_checked`), that part is there, verified and durable; the blob is not.
+    BlobPart {
+        hash: ContentHash,
+    },
     /// Every provider failed once more; what was verified is kept. Ask again with `fetch`.
     BlobFailed {
         hash: ContentHash,
@@ -279,7 +284,8 @@ impl NetworkHandle {
     }
 
     /// Like `fetch`, but the first bytes come first and are judged: what `head` refuses ends in `BlobRefused`, and
-    /// nothing of it is kept.
+    /// nothing of it is kept. When `head` wants a part only, it ends in `BlobPart`; what comes stays in the store, and
+    /// whoever wants more of it later fetches the rest.
     pub fn fetch_checked(
         &self,
         hash: ContentHash,

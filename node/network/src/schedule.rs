@@ -81,9 +81,7 @@ impl<P: Copy + Ord> Schedule<P> {
     pub fn new(pieces: impl IntoIterator<Item = (u64, u64)>, seed: u64) -> Self {
         let piece = |(bytes, left)| Piece { left, bytes, holders: 0, askers: Vec::new() };
         let pieces: Vec<Piece<P>> = pieces.into_iter().map(piece).collect();
-        let piece_bytes = pieces.iter().map(|piece| piece.bytes).max().unwrap_or(1).max(1);
-        let size: u64 = pieces.iter().map(|piece| piece.bytes).sum();
-        let repeated_max = size / REPEATED_PART;
+        let (piece_bytes, repeated_max) = bounds(&pieces);
         Self { pieces, peers: BTreeMap::new(), piece_bytes, dice: Dice(seed), complete: 0, repeated: 0, repeated_max }
     }
 
@@ -153,11 +151,12 @@ impl<P: Copy + Ord> Schedule<P> {
         }
     }
 
-    /// So many bytes of a piece that nobody is asked for are missing.
-    pub fn correct(&mut self, piece: u32, left: u64) {
-        if let Some(piece) = self.pieces.get_mut(piece as usize) {
-            piece.left = left;
+    /// Other bytes are wanted of each piece, or missing of it, than was said; nobody has been asked for one yet.
+    pub fn resize(&mut self, pieces: impl IntoIterator<Item = (u64, u64)>) {
+        for (piece, (bytes, left)) in self.pieces.iter_mut().zip(pieces) {
+            (piece.bytes, piece.left) = (bytes, left);
         }
+        (self.piece_bytes, self.repeated_max) = bounds(&self.pieces);
     }
 
     /// Who holds all of these.
@@ -341,6 +340,12 @@ impl<P: Copy + Ord> Schedule<P> {
             piece.holders = piece.holders.saturating_add_signed(by);
         }
     }
+}
+
+/// The bytes of the largest piece, and how many may be asked for twice.
+fn bounds<P>(pieces: &[Piece<P>]) -> (u64, u64) {
+    let piece_bytes = pieces.iter().map(|piece| piece.bytes).max().unwrap_or(1).max(1);
+    (piece_bytes, pieces.iter().map(|piece| piece.bytes).sum::<u64>() / REPEATED_PART)
 }
 
 /// SplitMix64: good enough to break ties.

@@ -25,6 +25,7 @@ mod journal;
 mod nodes;
 mod outboard;
 mod partial;
+mod proof;
 mod scan;
 mod share;
 #[cfg(test)]
@@ -42,6 +43,7 @@ pub use absorb::AbsorbError;
 pub use bao_tree::ChunkRanges;
 pub use blob::{ServeError, StoredBlob};
 pub use partial::{PartialBlob, byte_count};
+pub use proof::{check_proof, groups_of};
 pub use share::Shared;
 
 use index::Index;

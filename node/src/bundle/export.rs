@@ -14,7 +14,7 @@ use mingle_protocol::round::Round;
 
 use super::format::{Index, MergedParts, Part, frame, write_head};
 use crate::files;
-use crate::merged::{Proof, RECEIPT_FILE};
+use crate::merged::{CheckedProof, Proof, RECEIPT_FILE};
 use crate::merger::hash_of;
 use crate::sent::merged_file;
 use crate::store::{Store, all_chunks};
@@ -121,7 +121,7 @@ struct Travelling {
 
 impl Travelling {
     fn read(folder: &Path, round: &Round) -> Result<Self> {
-        let checked = Proof::read(folder)?.check().with_context(|| format!("{} is not a merged adapter", folder.display()))?;
+        let checked = Proof::read(folder)?.check().and_then(CheckedProof::whole).with_context(|| format!("{} is not a merged adapter", folder.display()))?;
         anyhow::ensure!(checked.round.id() == round.id(), "{} is of round {}", folder.display(), checked.round.id());
         let (path, file) = (folder.join(RECEIPT_FILE), merged_file(folder, round.kind()));
         let receipt = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -214,7 +214,7 @@ fn write_merged(bundle: &Bundle, round: &Round, imported: &Imported, out: &Path)
     }
     if let (Some(receipt), Some(merged)) = (bundle.receipt()?, bundle.merged()?) {
         let proof: Proof = serde_json::from_slice(&receipt).context("the bundle's receipt is not a receipt")?;
-        let checked = proof.check().context("the bundle's receipt is refused")?;
+        let checked = proof.check().and_then(merged::CheckedProof::whole).context("the bundle's receipt is refused")?;
         if checked.round.id() == round.id() && checked.receipt.admitted == imported.admitted {
             merged::write_given(out, round, &proof, merged)?;
             return Ok(Some(false));

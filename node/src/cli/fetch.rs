@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use mingle_protocol::adapter::Layers;
 use mingle_protocol::identity::Roster;
 use mingle_protocol::machine::Quorum;
 use mingle_protocol::round::Round;
@@ -19,11 +20,13 @@ Examples:
   mingle fetch --round round.json --peer /ip4/10.0.0.7/tcp/4001 --adapters 3 --out ./merged
   mingle fetch --round round.json --peer /ip4/10.0.0.7/tcp/4001 --adapters 10 --timeout 3600 --out ./merged
   mingle fetch --round round.json --peer /ip4/10.0.0.7/tcp/4001 --adapters 10 --merged --attestations 3 --out ./merged
+  mingle fetch --round round.json --peer /ip4/10.0.0.7/tcp/4001 --merged --layers 0-3,8 --out ./layers
   mingle fetch --round round.json --offline --out ./merged       from what this home has
 
 Every adapter is fetched, verified against its hash and its member's signature, and merged here: nobody is trusted for it.
 With --merged only the merged file is fetched, whatever the number of members. Then as many members as --attestations says are
-trusted to have merged rightly: each signed that merging this very set gave these bytes.
+trusted to have merged rightly: each signed that merging this very set gave these bytes. With --layers only the header and the
+tensors of these layers are fetched of that file, each group of 16 KiB proved against the hash that was signed.
 At the deadline what is there is written, and the exit code is 3 if it was fewer than asked for.";
 
 #[derive(clap::Args)]
@@ -35,6 +38,9 @@ pub struct Args {
     /// Fetch one merged file that enough members vouch for, instead of every member's adapter
     #[arg(long)]
     merged: bool,
+    /// Of the merged file fetch these layers only, such as 0-3,8; `rest` means what is in no numbered layer, such as a head
+    #[arg(long, value_name = "LAYERS", requires = "merged")]
+    layers: Option<Layers>,
     /// Members that must vouch for the same merge [default: 2, or 1 where the roster has one member]
     #[arg(long, value_name = "MEMBERS", requires = "merged", value_parser = clap::value_parser!(u16).range(1..))]
     attestations: Option<u16>,
@@ -56,9 +62,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.peer.network.peers.is_empty() && !args.peer.network.mdns && !args.peer.network.offline {
         eprintln!("hint: without --peer or --mdns this waits until somebody dials it");
     }
+    let slice = args.layers.as_ref().map(|layers| peer.round.merged().slice(layers)).transpose()?;
     let goal = Goal { adapters: Some(args.adapters.max(1)), deadline: args.timeout, ..Goal::default() };
     let members = args.attestations.map_or_else(|| quorum(&peer.round), usize::from);
-    let work = if args.merged { Work::Believe(Quorum { members, adapters: args.adapters.max(1) }) } else { Work::Read };
+    let work = match args.merged {
+        true => Work::Believe(Quorum { members, adapters: args.adapters.max(1) }, slice),
+        false => Work::Read,
+    };
     let outcome = peer.run(work, goal)?;
     let merged = outcome.merged.as_ref();
     if let Some((_, folder)) = merged {
@@ -67,12 +77,17 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let adapters = merged.map_or(0, |(receipt, _)| receipt.admitted.len());
     if args.peer.output.json {
         let receipt = merged.map(|(receipt, _)| receipt);
-        println!("{}", serde_json::json!({ "event": "fetched_merge", "reached": outcome.reached, "out": args.out, "receipt": receipt }));
+        let mut told = serde_json::json!({ "event": "fetched_merge", "reached": outcome.reached, "out": args.out, "receipt": receipt });
+        if let Some(layers) = &args.layers {
+            told["layers"] = serde_json::json!(layers);
+        }
+        println!("{told}");
     } else if adapters > 0 && !args.peer.output.quiet {
         if args.merged {
             eprintln!("at least {members} members signed that merging these adapters gave these bytes; it was not merged again here");
         }
-        eprintln!("wrote {} ({adapters} adapters); check it with: mingle verify {}", args.out.display(), args.out.display());
+        let of = args.layers.as_ref().map(|layers| format!("layers {layers} of ")).unwrap_or_default();
+        eprintln!("wrote {} ({of}{adapters} adapters); check it with: mingle verify {}", args.out.display(), args.out.display());
     }
     if outcome.reached {
         return Ok(ExitCode::SUCCESS);

@@ -1,5 +1,6 @@
 //! How an error reaches people: its facts as one sentence, and advice, which is added only here.
 
+use mingle_protocol::adapter::LayersError;
 use mingle_protocol::link::LinkError;
 use mingle_protocol::round::RoundError;
 
@@ -38,6 +39,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         }
         if let Some(error) = cause.downcast_ref::<LinkError>() {
             return Some(link_hint(error));
+        }
+        if let Some(LayersError::Unknown { there, .. }) = cause.downcast_ref() {
+            return Some(format!("the layers there are: {there}"));
         }
         if let Some(NetworkError::Listen { .. }) = cause.downcast_ref() {
             return found("another program may use this port; give another --listen address, or port 0 for any");

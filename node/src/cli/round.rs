@@ -17,7 +17,7 @@ use super::founding::{Founding, FoundingArgs};
 use super::link::{self, GetArgs, LinkArgs};
 use super::method::{MethodArg, MethodArgs};
 use super::source;
-use crate::merged::Proof;
+use crate::merged::{CheckedProof, Proof};
 use crate::models::{self, base_digest};
 use crate::sent::merged_file;
 use crate::train::tensors_of;
@@ -211,7 +211,7 @@ fn kind(args: &NewArgs) -> Result<AdapterKind> {
 
 /// A round that goes on from a merged adapter has its base, its shape and its merged hash.
 fn from_parent(folder: &Path, args: &NewArgs) -> Result<(BaseModel, AdapterKind, Option<Parent>)> {
-    let checked = Proof::read(folder)?.check().with_context(|| format!("{} is not a merged adapter to go on from", folder.display()))?;
+    let checked = Proof::read(folder)?.check().and_then(CheckedProof::whole).with_context(|| format!("{} is not a merged adapter to go on from", folder.display()))?;
     let merged = merger::hash_of(&merged_file(folder, checked.round.kind()))?;
     if merged != checked.receipt.merged {
         bail!("{} does not hold the merged adapter its receipt speaks of", folder.display());

@@ -15,6 +15,7 @@ use super::hint::sentence;
 use crate::merged::{CheckedProof, Proof};
 use crate::merger::{CheckedAdapter, hash_of};
 use crate::sent::merged_file;
+use crate::slice;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,8 +71,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     let verified = !matches!(recomputed, Recomputed::Different { .. });
     if args.json {
-        let found = json!({ "verified": verified, "recomputed": recomputation, "round": receipt.round, "adapters": receipt.admitted.len(),
+        let mut found = json!({ "verified": verified, "recomputed": recomputation, "round": receipt.round, "adapters": receipt.admitted.len(),
             "vouching": checked.vouching, "weight": receipt.weight(), "set_root": receipt.set_root, "merged_hash": receipt.merged });
+        if let Some(slice) = &checked.slice {
+            found["layers"] = json!(slice.layers());
+        }
         println!("{found}");
     } else {
         tell(&checked, &recomputed);
@@ -81,14 +85,15 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 fn examine(args: &Args, proof: &Proof) -> Result<(CheckedProof, Recomputed)> {
     let checked = proof.check()?;
-    let weights = merged_file(&args.directory, checked.round.kind());
-    let found = hash_of(&weights).with_context(|| format!("cannot read {}", weights.display()))?;
-    anyhow::ensure!(
-        found == checked.receipt.merged,
-        "{} has hash {found}, but the receipt says {}",
-        weights.display(),
-        checked.receipt.merged
-    );
+    match &checked.slice {
+        Some(slice) => slice::check(&args.directory, &checked, slice)?,
+        None => {
+            let weights = merged_file(&args.directory, checked.round.kind());
+            let found = hash_of(&weights).with_context(|| format!("cannot read {}", weights.display()))?;
+            let merged = checked.receipt.merged;
+            anyhow::ensure!(found == merged, "{} has hash {found}, but the receipt says {merged}", weights.display());
+        }
+    }
     let home = args.home.open()?.round(checked.round.id()).store().join("blobs");
     let places: Vec<PathBuf> = args.adapters.iter().cloned().chain([args.directory.join("adapters"), home]).collect();
     let recomputed = recompute(&checked, &places)?;
@@ -153,12 +158,22 @@ fn tell(checked: &CheckedProof, recomputed: &Recomputed) {
         "Each of them was announced by its member: every signature is valid, and each member in the roster, where the round has one, \
          or admitted by founders whose signatures are here."
     );
-    println!("The set root {} follows from that set, and the file here has the merged hash {}.", receipt.set_root, receipt.merged);
+    match &checked.slice {
+        None => println!("The set root {} follows from that set, and the file here has the merged hash {}.", receipt.set_root, receipt.merged),
+        Some(slice) => println!(
+            "The set root {} follows from that set. Here are layers {} of merge {}, and the proof that these are its bytes; the whole \
+             merge is not here.",
+            receipt.set_root,
+            slice.layers(),
+            receipt.merged
+        ),
+    }
     if !checked.vouching.is_empty() {
         let members: Vec<String> = checked.vouching.iter().map(|member| member.short()).collect();
         println!("{} members signed that merging that set gave them this hash: {}.", members.len(), members.join(", "));
     }
     match recomputed {
+        Recomputed::Same if checked.slice.is_some() => println!("Merging the members' adapters again gives that merge."),
         Recomputed::Same => println!("Merging the members' adapters again gives the same bytes."),
         Recomputed::Different { found } => println!("FALSE: merging the members' adapters again gives {found}, not what is here."),
         Recomputed::Missing(missing) => {

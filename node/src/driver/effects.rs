@@ -11,7 +11,7 @@ use mingle_protocol::record::{RecordId, SignedRecord};
 
 use super::heads::AdapterHead;
 use super::{Driver, Event, LinkStatus, MergedStatus, Status, averaging, belonging, status};
-use crate::network::{self, NetworkHandle, PeerId};
+use crate::network::{self, HeadCheck, NetworkHandle, PeerId};
 
 /// What a verdict or an answer is for.
 pub(super) enum Origin {
@@ -74,8 +74,12 @@ impl<F: FnMut(&Event)> Driver<F> {
                 let vouched = self.machine.vouched().filter(|vouched| vouched.merged == adapter);
                 let vouching = vouched.iter().flat_map(|vouched| &vouched.attestations).map(|signed| signed.attestation().member);
                 let announcers: Vec<MemberKey> = announcers.map(|entry| entry.member).collect();
-                // An adapter is judged by its header before the rest of it comes; a merged file has another one.
-                let head = (!announcers.is_empty()).then(|| Arc::new(AdapterHead(self.machine.round().tensors().clone())));
+                // Judged by its header before the rest of it comes. A merge of one adapter may be that adapter.
+                let head: Option<Arc<dyn HeadCheck>> = match vouched.map(|vouched| vouched.merged) {
+                    Some(merged) => Some(Arc::new(self.vouching.believe(&self.store, self.machine.round(), merged)?)),
+                    None if announcers.is_empty() => None,
+                    None => Some(Arc::new(AdapterHead(self.machine.round().tensors().clone()))),
+                };
                 let providers = announcers.into_iter().chain(vouching).filter_map(|member| network::peer_of(&member)).collect();
                 let fetched = self.send(|network| match head {
                     Some(head) => network.fetch_checked(adapter, size, providers, head),

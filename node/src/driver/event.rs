@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use mingle_protocol::adapter::Layers;
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::record::{Record, SignedRecord};
@@ -141,6 +142,9 @@ pub enum Event {
         members: usize,
         merged_hash: ContentHash,
         set_root: ContentHash,
+        /// Where it is not the whole merge.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        layers: Option<Layers>,
     },
     /// Two members signed different merges of one set.
     Fault {
@@ -243,9 +247,10 @@ impl fmt::Display for Event {
                 let (hash, root) = (merged_hash.short(), set_root.short());
                 write!(f, "merged {adapters} adapters (total weight {weight}): merged hash {hash}, set root {root}")
             }
-            Self::Believed { adapters, members, merged_hash, set_root } => {
+            Self::Believed { adapters, members, merged_hash, set_root, layers } => {
                 let (hash, root) = (merged_hash.short(), set_root.short());
-                write!(f, "fetched the merge of {adapters} adapters that {members} members vouch for: merged hash {hash}, set root {root}")
+                let what = layers.as_ref().map(|layers| format!("layers {layers} of ")).unwrap_or_default();
+                write!(f, "fetched {what}the merge of {adapters} adapters that {members} members vouch for: merged hash {hash}, set root {root}")
             }
             Self::Fault { one, other, evidence, .. } => {
                 let (one, other) = (one.short(), other.short());

@@ -61,6 +61,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                     self.handle(Input::BlobFailed { adapter: hash })?;
                 }
             }
+            NetworkEvent::BlobPart { hash } => self.part_fetched(hash)?,
             NetworkEvent::BlobFailed { hash, why } => {
                 tracing::debug!(%hash, why, "fetch failed");
                 self.handle(Input::BlobFailed { adapter: hash })?;
@@ -153,7 +154,7 @@ impl<F: FnMut(&Event)> Driver<F> {
     /// adapter. One's own stays even while it does not count: who is admitted again may be the only one to have it.
     pub(super) fn collect_garbage(&mut self) -> Result<()> {
         let in_merge = self.merged.iter().flat_map(|(receipt, _)| &receipt.admitted).map(|entry| entry.adapter);
-        let served = self.vouching.served().iter().copied().chain(self.machine.vouched().map(|vouched| vouched.merged));
+        let served = self.vouching.needed().chain(self.machine.vouched().map(|vouched| vouched.merged));
         let own = match self.own_slot() {
             Some(SlotState::Adapter(said)) => Some(said.adapter),
             _ => None,

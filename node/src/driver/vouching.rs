@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use mingle_protocol::adapter::{Dtype, canonical_header};
+use mingle_protocol::adapter::{Dtype, Slice, canonical_header};
 use mingle_protocol::attestation::{Attestation, Fault, SignedAttestation};
 use mingle_protocol::hash::{ContentHash, encode_hex};
 use mingle_protocol::identity::MemberKey;
@@ -20,12 +20,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{Driver, Event, Job};
+use super::heads::MergedHead;
+use super::{Driver, Event, Job, Work};
 use crate::files;
 use crate::merged::{self, Proof};
 use crate::merger::CheckedAdapter;
 use crate::sent::merged_file;
-use crate::store::Store;
+use crate::slice::{self, SliceError};
+use crate::store::{ServeError, Store};
 
 /// A merge that changes again within this is not written for readers: adapters come in bursts.
 const STILL: Duration = Duration::from_secs(3);
@@ -35,6 +37,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 const SERVED_MAX: usize = 2;
 /// Where the store remembers them.
 const SERVED_KEY: &str = "served";
+/// Where it remembers what this reader believes.
+const BELIEVED_KEY: &str = "believed";
 
 /// What one contradiction was about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +61,12 @@ pub(super) struct Vouching {
     /// Merged files in the store, the newest last.
     served: Vec<ContentHash>,
     pub faults: Vec<FaultStatus>,
+    /// The layers that are wanted, where it believes and does not want all.
+    slice: Option<Slice>,
+    /// What it believes, or did before a restart: what is there of it is fetched once.
+    believed: Option<ContentHash>,
+    /// The merge whose layers are all in the store.
+    part: Option<ContentHash>,
 }
 
 /// A merged file in the store, and what was left out of it.
@@ -68,10 +78,29 @@ pub(super) struct Stored {
 }
 
 impl Vouching {
-    pub fn open(store: &Store, evidence: &Path, jobs: mpsc::Sender<Job>) -> Result<Self> {
-        let served = store.meta_get(SERVED_KEY)?.unwrap_or_default();
-        let served = served.as_chunks::<32>().0.iter().map(|hash| ContentHash(*hash)).collect();
-        Ok(Self { jobs, due: None, busy: false, said: None, served, faults: read_faults(evidence) })
+    pub fn open(store: &Store, evidence: &Path, jobs: mpsc::Sender<Job>, work: &Work) -> Result<Self> {
+        let hashes = |key| {
+            let bytes = store.meta_get(key)?.unwrap_or_default();
+            Ok::<_, anyhow::Error>(bytes.as_chunks::<32>().0.iter().map(|hash| ContentHash(*hash)).collect::<Vec<_>>())
+        };
+        let (slice, believed) = match work {
+            Work::Believe(_, slice) => (slice.clone(), hashes(BELIEVED_KEY)?.pop()),
+            _ => (None, None),
+        };
+        let (served, faults) = (hashes(SERVED_KEY)?, read_faults(evidence));
+        Ok(Self { jobs, due: None, busy: false, said: None, served, faults, slice, believed, part: None })
+    }
+
+    /// Believes this merge from now on, over a restart too; what its file is judged by.
+    pub fn believe(&mut self, store: &Store, round: &Round, merged: ContentHash) -> Result<MergedHead> {
+        if self.believed != Some(merged) {
+            store.meta_put(BELIEVED_KEY, &merged.0)?;
+            self.believed = Some(merged);
+        }
+        let header = canonical_header(round.merged().tensors(), Dtype::F32);
+        let data = round.merged().tensors().elements().saturating_mul(4);
+        let places = self.slice.as_ref().map(|slice| slice.places().to_vec());
+        Ok(MergedHead { size: data.saturating_add(header.len() as u64), header, places })
     }
 
     /// The merge is another one now, or none; or there is a record more that it may leave out.
@@ -87,8 +116,9 @@ impl Vouching {
         }
     }
 
-    pub fn served(&self) -> &[ContentHash] {
-        &self.served
+    /// Merged files that are no garbage, whole or in part.
+    pub fn needed(&self) -> impl Iterator<Item = ContentHash> {
+        self.served.iter().copied().chain(self.believed)
     }
 
     fn serve(&mut self, store: &Store, merged: ContentHash) -> Result<()> {
@@ -175,26 +205,46 @@ impl<F: FnMut(&Event)> Driver<F> {
     /// Writes what this reader believes, once its file is there.
     pub(super) fn take_vouched(&mut self) -> Result<()> {
         let Some(vouched) = self.machine.vouched() else { return Ok(()) };
-        if self.took_vouched() || self.store.blob_size(vouched.merged)? != Some(vouched.size) {
+        let here = self.vouching.part == Some(vouched.merged) || self.store.blob_size(vouched.merged)? == Some(vouched.size);
+        if self.took_vouched() || !here {
             return Ok(());
         }
         let (vouched, round) = (vouched.clone(), self.machine.round().clone());
-        let (store, target) = (self.store.clone(), self.home.merged());
-        match tokio::task::block_in_place(|| write_vouched(&store, &round, &vouched, &target))? {
+        let (store, slice) = (self.store.clone(), self.vouching.slice.clone());
+        let written = tokio::task::block_in_place(|| match &slice {
+            Some(slice) => write_layers(&store, &round, slice, &vouched, &self.home.layers()),
+            None => write_vouched(&store, &round, &vouched, &self.home.merged()).map(|written| written.map_err(Untaken::Refused)),
+        });
+        match written? {
             Ok((receipt, folder)) => {
                 let (adapters, members) = (receipt.admitted.len(), vouched.attestations.len());
                 let Receipt { set_root, merged: merged_hash, .. } = receipt;
                 self.merged = Some((receipt, folder));
-                (self.observe)(&Event::Believed { adapters, members, merged_hash, set_root });
+                let layers = slice.map(|slice| slice.layers().clone());
+                (self.observe)(&Event::Believed { adapters, members, merged_hash, set_root, layers });
             }
-            Err(why) => {
+            Err(untaken) => {
+                self.vouching.part = None;
                 self.store.remove_blob(vouched.merged)?;
-                self.handle(Input::BlobRefused { adapter: vouched.merged, why })?;
+                match untaken {
+                    Untaken::Refused(why) => self.handle(Input::BlobRefused { adapter: vouched.merged, why })?,
+                    Untaken::Damaged => self.lost(vouched.merged)?,
+                }
             }
         }
         self.collect_garbage()?;
         self.write_status();
         Ok(())
+    }
+
+    /// All that this reader wants of a merged file is in the store.
+    pub(super) fn part_fetched(&mut self, merged: ContentHash) -> Result<()> {
+        let Some(size) = self.machine.vouched().filter(|vouched| vouched.merged == merged).map(|vouched| vouched.size) else {
+            return self.handle(Input::BlobFailed { adapter: merged });
+        };
+        self.vouching.part = Some(merged);
+        self.handle(Input::BlobStored { adapter: merged, size })?;
+        self.take_vouched()
     }
 
     /// Whether what this reader believes is written.
@@ -211,6 +261,37 @@ fn put(store: &Store, path: &Path, receipt: Receipt, excluded: Vec<RecordId>) ->
     let (found, size) = store.put_blob_from_file(path)?;
     anyhow::ensure!(found == receipt.merged, "{} changed while it was read", path.display());
     Ok(Stored { receipt, excluded, size })
+}
+
+/// Why a file that was fetched is not taken.
+enum Untaken {
+    /// It is no merge of this round, whoever vouches for it.
+    Refused(String),
+    /// The disk changed it.
+    Damaged,
+}
+
+fn write_layers(
+    store: &Store,
+    round: &Round,
+    slice: &Slice,
+    vouched: &Vouched,
+    target: &Path,
+) -> Result<Result<(Receipt, PathBuf), Untaken>> {
+    let receipt = Receipt::new(round.id(), vouched.admitted.clone(), vouched.merged);
+    let proof = Proof::new(round, receipt, &vouched.records, &vouched.attestations)?;
+    // Held while it is read, where it is not whole.
+    let _partial = match store.has_blob(vouched.merged)? {
+        true => None,
+        false => Some(store.begin_download(vouched.merged, vouched.size)?),
+    };
+    let blob = store.share(vouched.merged)?.blob;
+    match slice::publish(target, round, slice, &proof, &blob) {
+        Ok(folder) => Ok(Ok((proof.receipt, folder))),
+        Err(error @ SliceError::NoMerge(_)) => Ok(Err(Untaken::Refused(error.to_string()))),
+        Err(SliceError::Blob(ServeError::Damaged { .. })) => Ok(Err(Untaken::Damaged)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The inner error is why the file is no merge of this round, whoever vouches for it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
+use mingle_protocol::adapter::Slice;
 use mingle_protocol::machine::Quorum;
 use mingle_protocol::record::SignedRecord;
 use tokio::sync::mpsc;
@@ -18,8 +19,8 @@ pub(super) const SEED: &str = "seed";
 pub enum Work {
     /// Nothing: it may not announce.
     Read,
-    /// Nothing, and it fetches no members' adapters: one merged file that enough members vouch for.
-    Believe(Quorum),
+    /// Nothing, and it fetches no members' adapters: one merged file that enough members vouch for, or some layers of it.
+    Believe(Quorum, Option<Slice>),
     /// Nothing: it keeps and serves what others announced, and merges none of it.
     Seed,
     /// Nothing new: it serves what it has announced before.
@@ -36,12 +37,12 @@ pub enum Work {
 
 impl Work {
     pub(super) fn announces(&self) -> bool {
-        !matches!(self, Self::Read | Self::Believe(_) | Self::Seed | Self::Tell(_))
+        !matches!(self, Self::Read | Self::Believe(..) | Self::Seed | Self::Tell(_))
     }
 
     pub(super) fn role(&self) -> &'static str {
         match self {
-            Self::Read | Self::Believe(_) => "reader",
+            Self::Read | Self::Believe(..) => "reader",
             Self::Seed => SEED,
             Self::Tell(_) => "founder",
             _ => "member",
