@@ -14,12 +14,12 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::round::Round;
 use serde_json::{Value, json};
 
+use crate::files;
 use crate::merged::{self, CheckedProof, Proof, module_of};
 use crate::merger::{CheckedAdapter, FoldError};
 use crate::peft::{self, Targets};
 use crate::sent::merged_file;
 use crate::store::{self, ServeError, StoredBlob};
-use crate::files;
 
 /// What proves the tensors of a directory that holds some layers.
 pub const PROOF_FILE: &str = "layers.proof";
@@ -94,9 +94,8 @@ pub fn check(folder: &Path, checked: &CheckedProof, slice: &Slice) -> Result<()>
     ensure!(read.is_ok() && header == slice.own_header(), "{} does not hold layers {} and nothing else", weights.display(), slice.layers());
     let bytes = slice.whole_header().chain(tensors);
     let merged = checked.receipt.merged;
-    store::check_proof(merged, slice.whole_size(), slice.places(), bytes, proof).with_context(|| {
-        format!("{} and {} do not prove layers {} of {merged}", weights.display(), proof_path.display(), slice.layers())
-    })
+    store::check_proof(merged, slice.whole_size(), slice.places(), bytes, proof)
+        .with_context(|| format!("{} and {} do not prove layers {} of {merged}", weights.display(), proof_path.display(), slice.layers()))
 }
 
 /// Leaves out the whole file's header.

@@ -6,6 +6,7 @@ mod blobs;
 mod hostile;
 mod kills;
 mod loud;
+mod parts;
 mod peers;
 mod reach;
 mod rounds;

@@ -121,7 +121,10 @@ struct Travelling {
 
 impl Travelling {
     fn read(folder: &Path, round: &Round) -> Result<Self> {
-        let checked = Proof::read(folder)?.check().and_then(CheckedProof::whole).with_context(|| format!("{} is not a merged adapter", folder.display()))?;
+        let checked = Proof::read(folder)?
+            .check()
+            .and_then(CheckedProof::whole)
+            .with_context(|| format!("{} is not a merged adapter", folder.display()))?;
         anyhow::ensure!(checked.round.id() == round.id(), "{} is of round {}", folder.display(), checked.round.id());
         let (path, file) = (folder.join(RECEIPT_FILE), merged_file(folder, round.kind()));
         let receipt = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;

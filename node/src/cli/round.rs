@@ -211,7 +211,10 @@ fn kind(args: &NewArgs) -> Result<AdapterKind> {
 
 /// A round that goes on from a merged adapter has its base, its shape and its merged hash.
 fn from_parent(folder: &Path, args: &NewArgs) -> Result<(BaseModel, AdapterKind, Option<Parent>)> {
-    let checked = Proof::read(folder)?.check().and_then(CheckedProof::whole).with_context(|| format!("{} is not a merged adapter to go on from", folder.display()))?;
+    let checked = Proof::read(folder)?
+        .check()
+        .and_then(CheckedProof::whole)
+        .with_context(|| format!("{} is not a merged adapter to go on from", folder.display()))?;
     let merged = merger::hash_of(&merged_file(folder, checked.round.kind()))?;
     if merged != checked.receipt.merged {
         bail!("{} does not hold the merged adapter its receipt speaks of", folder.display());

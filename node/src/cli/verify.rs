@@ -159,7 +159,9 @@ fn tell(checked: &CheckedProof, recomputed: &Recomputed) {
          or admitted by founders whose signatures are here."
     );
     match &checked.slice {
-        None => println!("The set root {} follows from that set, and the file here has the merged hash {}.", receipt.set_root, receipt.merged),
+        None => {
+            println!("The set root {} follows from that set, and the file here has the merged hash {}.", receipt.set_root, receipt.merged)
+        }
         Some(slice) => println!(
             "The set root {} follows from that set. Here are layers {} of merge {}, and the proof that these are its bytes; the whole \
              merge is not here.",

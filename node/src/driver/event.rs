@@ -250,7 +250,10 @@ impl fmt::Display for Event {
             Self::Believed { adapters, members, merged_hash, set_root, layers } => {
                 let (hash, root) = (merged_hash.short(), set_root.short());
                 let what = layers.as_ref().map(|layers| format!("layers {layers} of ")).unwrap_or_default();
-                write!(f, "fetched {what}the merge of {adapters} adapters that {members} members vouch for: merged hash {hash}, set root {root}")
+                write!(
+                    f,
+                    "fetched {what}the merge of {adapters} adapters that {members} members vouch for: merged hash {hash}, set root {root}"
+                )
             }
             Self::Fault { one, other, evidence, .. } => {
                 let (one, other) = (one.short(), other.short());

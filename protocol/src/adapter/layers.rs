@@ -264,7 +264,8 @@ mod tests {
         modules.push(module("lm_head".into()));
         let lora = LoraShape::new(2, 4, [1; 32], modules);
         let weight = |name: &str| Tensor::new(name, [4, 2]);
-        let weights = vec![weight("model.embed.weight"), weight("model.layers.0.w"), weight("model.layers.1.w"), weight("model.layers.8.w")];
+        let weights =
+            vec![weight("model.embed.weight"), weight("model.layers.0.w"), weight("model.layers.1.w"), weight("model.layers.8.w")];
         vec![
             AdapterKind::Lora(lora.clone()),
             AdapterKind::FrozenA(lora.clone()),
@@ -292,7 +293,8 @@ mod tests {
                 assert_eq!((slice.whole_size(), slice.places()[0].start), (whole.len() as u64, 0));
                 assert!(slice.places().windows(2).all(|pair| pair[0].end < pair[1].start), "{:?}", slice.places());
                 assert!(whole.starts_with(slice.whole_header()));
-                let held: Vec<u8> = slice.places().iter().flat_map(|place| whole[place.start as usize..place.end as usize].to_vec()).collect();
+                let held: Vec<u8> =
+                    slice.places().iter().flat_map(|place| whole[place.start as usize..place.end as usize].to_vec()).collect();
                 let own = [slice.own_header(), held[slice.whole_header().len()..].to_vec()].concat();
                 assert_eq!(own, file(slice.tensors(), &number), "{text} of {}", kind.name());
                 assert!(slice.tensors().iter().all(|tensor| slice.layers().hold(&tensor.name)));

@@ -46,13 +46,7 @@ impl StoredBlob {
 ///
 /// # Errors
 /// See [`AbsorbError`]; bytes or a proof that are too long do not belong to the blob either.
-pub fn check_proof(
-    hash: ContentHash,
-    size: u64,
-    places: &[Range<u64>],
-    bytes: impl Read,
-    proof: impl Read,
-) -> Result<(), AbsorbError> {
+pub fn check_proof(hash: ContentHash, size: u64, places: &[Range<u64>], bytes: impl Read, proof: impl Read) -> Result<(), AbsorbError> {
     let groups = groups_of(places, size);
     let mut join = Join { runs: Runs::new(size, &groups, places), run: (false, 0), bytes, proof };
     for item in DecodeResponseIter::new(blake3::Hash::from(hash.0), tree_of(size), &mut join, &groups) {
@@ -124,7 +118,11 @@ impl<B: Write, P: Write> Write for Split<'_, B, P> {
         let (taken, left) = self.run;
         let count = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let part = buffer.get(..count).unwrap_or_default();
-        if taken { self.bytes.write_all(part)? } else { self.proof.write_all(part)? }
+        if taken {
+            self.bytes.write_all(part)?
+        } else {
+            self.proof.write_all(part)?
+        }
         self.run.1 = left - count as u64;
         Ok(count)
     }
@@ -208,7 +206,8 @@ mod tests {
             bent[flip] ^= 1;
             assert!(matches!(check(&bytes, &bent), Err(AbsorbError::Mismatch { .. })), "byte {flip} of the proof");
         }
-        for (bytes, proof) in [(&bytes[1..], &proof[..]), (&bytes, &proof[..proof.len() - 1]), (&[bytes.clone(), vec![0]].concat(), &proof)] {
+        for (bytes, proof) in [(&bytes[1..], &proof[..]), (&bytes, &proof[..proof.len() - 1]), (&[bytes.clone(), vec![0]].concat(), &proof)]
+        {
             assert!(check(bytes, proof).is_err());
         }
         assert!(matches!(check(&bytes, &[&proof[..], &[0]].concat()), Err(AbsorbError::Mismatch { offset: 1_000_000 })));
