@@ -10,7 +10,7 @@ use mingle_protocol::machine::Input;
 use mingle_protocol::record::{Announcement, Losses, Record, SignedRecord, Withdrawal};
 
 use super::effects::Origin;
-use super::{Driver, Event, Job, MergedStatus, Phase, Prepared, averaging, refusals};
+use super::{Driver, Event, Job, MergedStatus, Phase, Prepared, averaging};
 use crate::merger::{CheckedAdapter, Unusable, hash_of};
 use crate::network::NetworkEvent;
 
@@ -112,7 +112,6 @@ impl<F: FnMut(&Event)> Driver<F> {
         }
         self.merged = merged;
         self.vouching.changed();
-        let refuses = unusable.iter().any(|unusable| matches!(unusable, Unusable::Refused { .. }));
         for unusable in unusable {
             match unusable {
                 Unusable::Refused { adapter, why } => {
@@ -122,10 +121,6 @@ impl<F: FnMut(&Event)> Driver<F> {
                 }
                 Unusable::Lost { adapter } => self.lost(adapter)?,
             }
-        }
-        if refuses {
-            let admitted: BTreeSet<ContentHash> = self.machine.ledger().admitted().map(|entry| entry.adapter).collect();
-            refusals::remember(&self.store, self.machine.refused().iter().filter(|(adapter, _)| admitted.contains(adapter)))?;
         }
         self.collect_garbage()?;
         self.write_status();
