@@ -12,6 +12,7 @@ mod behaviour;
 mod blob_frames;
 mod blob_serve;
 mod blob_streams;
+mod buffered;
 mod dialer;
 mod download;
 mod downloads;
@@ -40,6 +41,7 @@ pub mod store;
 mod sync_codec;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod traffic;
 mod transfers;
 mod turns;
