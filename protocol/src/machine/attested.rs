@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::fetches::Missing;
-use super::{Machine, Millis, Notice, Output, TRIES_SETTLED};
+use super::fetches::{Missing, Want};
+use super::{Machine, Millis, Notice, Output};
 use crate::attestation::{EXCLUDED_MAX, Fault, RawAttestation, SignedAttestation};
 use crate::hash::ContentHash;
 use crate::identity::{MemberKey, Roster};
@@ -191,7 +191,7 @@ impl<P: Clone + Ord> Machine<P> {
     /// A reader's choice, and the one blob it fetches.
     pub(super) fn settle_vouched(&mut self, admitted: &[Admitted], now: Millis, out: &mut Vec<Output<P>>) {
         let unusable = |vouched: &Vouched| {
-            let in_vain = self.wants.get(&vouched.merged).is_some_and(|want| want.tries >= TRIES_SETTLED);
+            let in_vain = self.wants.get(&vouched.merged).is_some_and(Want::is_vain);
             in_vain || self.refused.contains_key(&vouched.merged)
         };
         // What is being fetched is fetched to its end, however the set moves on: it stays a merge that was vouched for.

@@ -87,11 +87,7 @@ impl<P: Clone + Ord> Machine<P> {
         self.neighbours.insert(peer.clone(), Neighbour::default());
         self.compare_with(peer, now, out);
         self.pace.stir(now);
-        // A new neighbour may hold what nobody had until now.
-        for want in self.wants.values_mut() {
-            want.tries = 0;
-            want.retry_at = want.retry_at.min(now);
-        }
+        self.prompt_wants(now);
     }
 
     /// Lets time pass: gives up waiting, asks again, and asks some in turn.
