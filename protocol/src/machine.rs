@@ -134,7 +134,7 @@ impl<P: Clone + Ord> Machine<P> {
                 self.neighbours.remove(&peer);
             }
             Input::Gossip { bytes } => self.gossip(&bytes, now, out),
-            Input::SyncRequest { bytes } => self.sync_request(&bytes, now, out),
+            Input::SyncRequest { from, bytes } => self.sync_request(&from, &bytes, now, out),
             Input::SyncResponse { from, bytes } => self.sync_response(&from, &bytes, now, out),
             Input::SyncFailed { from } => self.unanswered(&from, SILENT_MS_MAX, now),
             Input::Publish(record) => self.publish(record, now, out),
@@ -249,6 +249,9 @@ impl<P: Clone + Ord> Machine<P> {
 #[cfg(test)]
 #[path = "machine/attested_tests.rs"]
 mod attested_tests;
+#[cfg(test)]
+#[path = "machine/blame_tests.rs"]
+mod blame_tests;
 #[cfg(test)]
 #[path = "machine/fetch_tests.rs"]
 mod fetch_tests;

@@ -261,6 +261,12 @@ impl NetworkHandle {
         self.send(Command::Report { message_id, from, verdict })
     }
 
+    /// Holds against a peer that it handed over so many invalid records in reconciliation, as `Verdict::Reject` does for
+    /// one in gossip.
+    pub fn misled(&self, by: PeerId, times: u32) -> Result<(), NetworkError> {
+        self.send(Command::Misled { by, times })
+    }
+
     /// Asks a connected peer; ends in `SyncResponse` or `SyncFailed`.
     pub fn sync_request(&self, peer: PeerId, bytes: Vec<u8>) -> Result<(), NetworkError> {
         check("a sync request", bytes.len(), SYNC_REQUEST_BYTES_MAX)?;

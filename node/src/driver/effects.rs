@@ -87,6 +87,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 }
             }
             Output::CancelFetch(adapter) => _ = self.send(|network| network.cancel_fetch(adapter)),
+            Output::Misled { by, times } => _ = self.send(|network| network.misled(by, times)),
             Output::Merge(_) if self.role == super::work::SEED => {}
             Output::Merge(set) => {
                 let admitting: BTreeSet<RecordId> = set.iter().map(|entry| entry.record).collect();

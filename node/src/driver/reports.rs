@@ -38,8 +38,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             NetworkEvent::Gossip { message_id, from, bytes } => {
                 self.handle_from(Input::Gossip { bytes }, Some(Origin::Gossip { message: message_id, from }))?;
             }
-            NetworkEvent::SyncRequest { token, bytes, .. } => {
-                self.handle_from(Input::SyncRequest { bytes }, Some(Origin::Question(token)))?
+            NetworkEvent::SyncRequest { from, token, bytes } => {
+                self.handle_from(Input::SyncRequest { from, bytes }, Some(Origin::Question(token)))?
             }
             NetworkEvent::SyncResponse { from, bytes } => self.handle(Input::SyncResponse { from, bytes })?,
             NetworkEvent::SyncFailed { from, why } => {

@@ -184,7 +184,7 @@ fn reconcile(left: &mut Machine<u32>, right: &mut Machine<u32>) {
     for _ in 0..100 {
         let Some(index) = pending.iter().position(|output| matches!(output, Output::Request { .. })) else { return };
         let Output::Request { bytes, .. } = pending.swap_remove(index) else { return };
-        let answers = handle(right, Input::SyncRequest { bytes }, 0);
+        let answers = handle(right, Input::SyncRequest { from: 0, bytes }, 0);
         let responses: Vec<_> =
             answers.into_iter().filter_map(|o| if let Output::Respond(bytes) = o { Some(bytes) } else { None }).collect();
         assert_eq!(responses.len(), 1, "each request has one answer");
@@ -228,7 +228,7 @@ fn a_peer_of_another_round_is_told_so() {
     let mut other: Machine<u32> = Machine::new(Round::new(manifest).unwrap(), []);
     let mut machine = machine();
     let Some(Output::Request { bytes, .. }) = handle(&mut machine, Input::Connected(1), 0).pop() else { panic!() };
-    let Some(Output::Respond(bytes)) = handle(&mut other, Input::SyncRequest { bytes }, 0).pop() else { panic!() };
+    let Some(Output::Respond(bytes)) = handle(&mut other, Input::SyncRequest { from: 0, bytes }, 0).pop() else { panic!() };
     let outputs = handle(&mut machine, Input::SyncResponse { from: 1, bytes }, 0);
     assert!(matches!(outputs[..], [Output::Notice(Notice::SyncRefused(_))]));
 }
