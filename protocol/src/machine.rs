@@ -19,7 +19,7 @@ use crate::sync::Catalogue;
 use attested::Attested;
 pub use attested::{Quorum, Vouched};
 pub use fetches::FETCHES_MAX;
-use fetches::{TRIES_SETTLED, Want};
+use fetches::Want;
 pub use messages::{Input, Notice, Output, Verdict};
 pub use reconcile::SYNC_INTERVAL_MS;
 use reconcile::{Neighbour, Pace, SILENT_MS_MAX};
@@ -123,7 +123,7 @@ impl<P: Clone + Ord> Machine<P> {
     /// Whether all that can be had now is here: what is missing was asked for in vain again and again. Without this, one
     /// announced adapter that nobody hands over could keep readers waiting for ever.
     pub fn is_settled(&self) -> bool {
-        self.wants.values().all(|want| want.tries >= TRIES_SETTLED)
+        self.wants.values().all(Want::is_vain)
     }
 
     /// Takes one input; pushes what has to be done to `out`.
@@ -134,7 +134,7 @@ impl<P: Clone + Ord> Machine<P> {
                 self.neighbours.remove(&peer);
             }
             Input::Gossip { bytes } => self.gossip(&bytes, now, out),
-            Input::SyncRequest { bytes } => self.sync_request(&bytes, now, out),
+            Input::SyncRequest { from, bytes } => self.sync_request(&from, &bytes, now, out),
             Input::SyncResponse { from, bytes } => self.sync_response(&from, &bytes, now, out),
             Input::SyncFailed { from } => self.unanswered(&from, SILENT_MS_MAX, now),
             Input::Publish(record) => self.publish(record, now, out),
@@ -249,6 +249,12 @@ impl<P: Clone + Ord> Machine<P> {
 #[cfg(test)]
 #[path = "machine/attested_tests.rs"]
 mod attested_tests;
+#[cfg(test)]
+#[path = "machine/blame_tests.rs"]
+mod blame_tests;
+#[cfg(test)]
+#[path = "machine/fetch_tests.rs"]
+mod fetch_tests;
 #[cfg(test)]
 #[path = "machine/pace_tests.rs"]
 mod pace_tests;

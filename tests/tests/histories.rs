@@ -187,6 +187,7 @@ impl<'a> World<'a> {
                 }
                 Output::Fetch { adapter, .. } => self.mail.push((peer, Mail::Blob(adapter))),
                 Output::Merge(set) => self.peers[peer].follow(self.ground, &set),
+                Output::Misled { by, .. } => panic!("peer {by} keeps the rules"),
                 Output::Verdict(_) | Output::CancelFetch(_) | Output::Notice(_) => {}
             }
         }
@@ -204,7 +205,7 @@ impl<'a> World<'a> {
         let (to, mail) = self.mail.swap_remove(index);
         match mail {
             Mail::Record(bytes) => self.handle(to, Input::Gossip { bytes }),
-            Mail::Question { from, bytes } => self.handle_from(to, Input::SyncRequest { bytes }, Some(from)),
+            Mail::Question { from, bytes } => self.handle_from(to, Input::SyncRequest { from, bytes }, Some(from)),
             Mail::Answer { from, bytes } => self.handle(to, Input::SyncResponse { from, bytes }),
             Mail::Blob(adapter) if self.dice.once_in(5) => self.handle(to, Input::BlobFailed { adapter }),
             Mail::Blob(adapter) => {

@@ -16,10 +16,14 @@
 //! | deep CBOR | `encoding::deep_nesting_is_refused_without_recursion` | `records_...`, `questions_...` |
 //! | trailing bytes | `encoding::trailing_bytes_are_refused` | `records_...` |
 //! | weight 0 or above the cap | `record::weights_outside_the_rule_are_refused` | `records_...` |
+//! | broken records without end | `machine::blame_tests` | `answers::...` |
 //! | replayed older sequence | `ledger::a_higher_sequence_supersedes_and_an_older_one_changes_nothing` | `records_...` |
 //!
 //! The hostile side is a real network in this process that speaks the real protocols with keys of its own, some of them
 //! in the roster; the honest side are real processes.
+
+#[path = "hostile/answers.rs"]
+mod answers;
 
 use std::time::Duration;
 
@@ -81,8 +85,13 @@ impl Scene {
         Self { folder, round, honest, merged, runtime }
     }
 
-    /// A network with this key, connected to the first honest peer.
+    /// A network with this key, connected to the first honest peer. It answers nothing: that is for the honest side to bear.
     fn hostile(&self, number: u8) -> Hostile {
+        self.hostile_that(number, |_, _| {})
+    }
+
+    /// One that does something about what it hears.
+    fn hostile_that(&self, number: u8, mut reacts: impl FnMut(&NetworkHandle, NetworkEvent) + Send + 'static) -> Hostile {
         let status = self.honest[0].status().expect("a status");
         let store = Store::open(self.folder.path().join(format!("hostile-{number}"))).expect("a store");
         let config = NetworkConfig {
@@ -97,10 +106,10 @@ impl Scene {
         };
         let _inside = self.runtime.enter();
         let (handle, mut events) = Network::start(config, store.clone()).expect("a network");
+        let own = handle.clone();
         self.runtime.spawn(async move {
             while let Some(event) = events.recv().await {
-                // It answers nothing: that is for the honest side to bear.
-                drop::<NetworkEvent>(event);
+                reacts(&own, event);
             }
         });
         let target: PeerId = status.peer.parse().expect("a peer");

@@ -11,10 +11,11 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
     Swarm, SwarmBuilder, autonat, dcutr, gossipsub, identify, mdns, memory_connection_limits, noise, ping, relay, request_response, tcp,
-    tls, upnp, yamux,
+    upnp, yamux,
 };
 
 use super::blob_streams;
+use super::buffered::Buffered;
 use super::gate::Gate;
 use super::guard::Guard;
 use super::limits::{
@@ -27,6 +28,7 @@ use super::metered::Metered;
 use super::quotas::Quota;
 use super::reach::{ReachConfig, Role};
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
+use super::tls::Tls;
 use super::traffic::Meter;
 use super::{NetworkError, referrals, rounds};
 
@@ -118,7 +120,11 @@ pub fn swarm(
     // TLS first, which the other transports speak as well. Whoever knows only noise gets it.
     let swarm = SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), (tls::Config::new, noise::Config::new), yamux_config)
+        .with_tcp(
+            tcp::Config::default().nodelay(true),
+            (|key: &_| Tls::new(key).map(Buffered), |key: &_| noise::Config::new(key).map(Buffered)),
+            yamux_config,
+        )
         .map_err(|error| setup(&error))?
         .with_quic_config(|mut quic| {
             quic.keep_alive_interval = QUIC_KEEP_ALIVE;
@@ -128,11 +134,11 @@ pub fn swarm(
         })
         .with_dns()
         .map_err(|error| setup(&error))?
-        .with_websocket((tls::Config::new, noise::Config::new), yamux_config)
+        .with_websocket((Tls::new, noise::Config::new), yamux_config)
         .now_or_never()
         .ok_or_else(|| setup(&"the WebSocket transport is not ready at once"))?
         .map_err(|error| setup(&error))?
-        .with_relay_client((tls::Config::new, noise::Config::new), yamux_config)
+        .with_relay_client((Tls::new, noise::Config::new), yamux_config)
         .map_err(|error| setup(&error))?
         .with_bandwidth_metrics(&mut registry)
         .with_behaviour(|_, relay_client| behaviour(relay_client))

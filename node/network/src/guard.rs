@@ -27,7 +27,7 @@ const BLAMED_MAX: usize = 1024;
 /// What a peer may do wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offence {
-    /// A gossiped record that the driver rejects. A few are forgiven: a peer of another version may believe in them.
+    /// A record that the driver rejects, in gossip or in a reconciliation. A few are forgiven: a peer of another version may believe in them.
     InvalidRecord,
     /// Bytes of a blob that do not verify: no honest provider sends a byte that fails its own proof.
     BadProof,
@@ -168,6 +168,14 @@ impl Guard {
             counts.offences += 1;
         }
         books.offence(peer, offence);
+    }
+
+    /// Invalid records in a reconciliation, `times` of them.
+    pub fn misled(&self, peer: &PeerId, times: u32) {
+        // With so many it is barred whatever was forgiven meanwhile.
+        for _ in 0..times.min(OFFENCES.burst) {
+            self.offence(peer, Offence::InvalidRecord);
+        }
     }
 
     /// Disconnects the peer; it may come back.

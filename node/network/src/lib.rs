@@ -12,6 +12,7 @@ mod behaviour;
 mod blob_frames;
 mod blob_serve;
 mod blob_streams;
+mod buffered;
 mod dialer;
 mod download;
 mod downloads;
@@ -41,6 +42,7 @@ pub mod store;
 mod sync_codec;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod traffic;
 mod transfers;
 mod turns;
@@ -262,6 +264,12 @@ impl NetworkHandle {
     /// Judges a gossiped message, so that it is passed on or not. `from` is the `from` of the event.
     pub fn report(&self, message_id: MessageId, from: PeerId, verdict: Verdict) -> Result<(), NetworkError> {
         self.send(Command::Report { message_id, from, verdict })
+    }
+
+    /// Holds against a peer that it handed over so many invalid records in reconciliation, as `Verdict::Reject` does for
+    /// one in gossip.
+    pub fn misled(&self, by: PeerId, times: u32) -> Result<(), NetworkError> {
+        self.send(Command::Misled { by, times })
     }
 
     /// Asks a connected peer; ends in `SyncResponse` or `SyncFailed`.

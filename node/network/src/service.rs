@@ -48,6 +48,7 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 pub enum Command {
     Publish(Vec<u8>),
     Report { message_id: MessageId, from: PeerId, verdict: Verdict },
+    Misled { by: PeerId, times: u32 },
     SyncRequest { peer: PeerId, bytes: Vec<u8> },
     SyncRespond { token: SyncToken, bytes: Vec<u8> },
     Fetch(Wanted),
@@ -254,6 +255,7 @@ impl Service {
         match command {
             Command::Publish(bytes) => self.gossip.publish(&mut behaviour.gossip, bytes),
             Command::Report { message_id, from, verdict } => self.judge(message_id, from, verdict),
+            Command::Misled { by, times } => self.guard.misled(&by, times),
             Command::SyncRequest { peer, bytes } => self.ask(peer, bytes),
             Command::SyncRespond { token, bytes } => self.respond(token, bytes),
             Command::SetAllowed(allowed) => self.set_allowed(allowed.as_ref()),

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Result;
+use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::machine::{Input, Millis, Notice, Output, Verdict};
 use mingle_protocol::record::{RecordId, SignedRecord};
 
 use super::heads::AdapterHead;
-use super::{Driver, Event, LinkStatus, MergedStatus, Status, averaging, belonging, status};
+use super::{Driver, Event, LinkStatus, MergedStatus, Status, averaging, belonging, refusals, status};
 use crate::network::{self, HeadCheck, NetworkHandle, PeerId};
 
 /// What a verdict or an answer is for.
@@ -90,6 +91,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 }
             }
             Output::CancelFetch(adapter) => _ = self.send(|network| network.cancel_fetch(adapter)),
+            Output::Misled { by, times } => _ = self.send(|network| network.misled(by, times)),
             Output::Merge(_) if self.role == super::work::SEED => {}
             Output::Merge(set) => {
                 let admitting: BTreeSet<RecordId> = set.iter().map(|entry| entry.record).collect();
@@ -101,9 +103,21 @@ impl<F: FnMut(&Event)> Driver<F> {
                 let records = self.machine.ledger().records().filter(admits).cloned().collect();
                 self.orders.send_replace(averaging::Order { set, records });
             }
-            Output::Notice(notice) => self.notice(notice),
+            Output::Notice(notice) => {
+                // What is told as refused stays refused, whatever happens next.
+                if let Notice::AdapterRefused { .. } = notice {
+                    self.remember_refusals()?;
+                }
+                self.notice(notice);
+            }
         }
         Ok(())
+    }
+
+    fn remember_refusals(&self) -> Result<()> {
+        let admitted: BTreeSet<ContentHash> = self.machine.ledger().admitted().map(|entry| entry.adapter).collect();
+        let refused = self.machine.refused().iter().filter(|(adapter, _)| admitted.contains(adapter));
+        tokio::task::block_in_place(|| refusals::remember(&self.store, refused))
     }
 
     /// Makes what is to be kept durable, in one commit, and only then forgets what it displaced.

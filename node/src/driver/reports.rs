@@ -10,7 +10,7 @@ use mingle_protocol::machine::Input;
 use mingle_protocol::record::{Announcement, Losses, Record, SignedRecord, Withdrawal};
 
 use super::effects::Origin;
-use super::{Driver, Event, Job, MergedStatus, Phase, Prepared, averaging, refusals};
+use super::{Driver, Event, Job, MergedStatus, Phase, Prepared, averaging};
 use crate::merger::{CheckedAdapter, Unusable, hash_of};
 use crate::network::NetworkEvent;
 
@@ -38,8 +38,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             NetworkEvent::Gossip { message_id, from, bytes } => {
                 self.handle_from(Input::Gossip { bytes }, Some(Origin::Gossip { message: message_id, from }))?;
             }
-            NetworkEvent::SyncRequest { token, bytes, .. } => {
-                self.handle_from(Input::SyncRequest { bytes }, Some(Origin::Question(token)))?
+            NetworkEvent::SyncRequest { from, token, bytes } => {
+                self.handle_from(Input::SyncRequest { from, bytes }, Some(Origin::Question(token)))?
             }
             NetworkEvent::SyncResponse { from, bytes } => self.handle(Input::SyncResponse { from, bytes })?,
             NetworkEvent::SyncFailed { from, why } => {
@@ -113,7 +113,6 @@ impl<F: FnMut(&Event)> Driver<F> {
         }
         self.merged = merged;
         self.vouching.changed();
-        let refuses = unusable.iter().any(|unusable| matches!(unusable, Unusable::Refused { .. }));
         for unusable in unusable {
             match unusable {
                 Unusable::Refused { adapter, why } => {
@@ -123,10 +122,6 @@ impl<F: FnMut(&Event)> Driver<F> {
                 }
                 Unusable::Lost { adapter } => self.lost(adapter)?,
             }
-        }
-        if refuses {
-            let admitted: BTreeSet<ContentHash> = self.machine.ledger().admitted().map(|entry| entry.adapter).collect();
-            refusals::remember(&self.store, self.machine.refused().iter().filter(|(adapter, _)| admitted.contains(adapter)))?;
         }
         self.collect_garbage()?;
         self.write_status();

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::fetches::Missing;
-use super::{Machine, Millis, Notice, Output, TRIES_SETTLED};
+use super::fetches::{Missing, Want};
+use super::reconcile::misled;
+use super::{Machine, Millis, Notice, Output};
 use crate::attestation::{EXCLUDED_MAX, Fault, RawAttestation, SignedAttestation};
 use crate::hash::ContentHash;
 use crate::identity::{MemberKey, Roster};
@@ -107,9 +108,9 @@ impl<P: Clone + Ord> Machine<P> {
         self.attested.quorum.is_some() && self.attested.vouched.is_none()
     }
 
-    /// Takes attestations of others; the set root of the first one that is worth anything.
-    pub(super) fn hear(&mut self, raw: &[RawAttestation], out: &mut Vec<Output<P>>) -> Option<ContentHash> {
-        let mut first = None;
+    /// Takes attestations that a neighbour hands over; the set root of the first one that is worth anything.
+    pub(super) fn hear(&mut self, from: &P, raw: &[RawAttestation], out: &mut Vec<Output<P>>) -> Option<ContentHash> {
+        let (mut first, mut broken) = (None, 0);
         for raw in raw.iter().take(ATTESTATIONS_MAX) {
             if let Some(known) = self.attested.newest.values().find(|known| known.raw() == raw) {
                 first = first.or(Some(known.attestation().set_root));
@@ -124,9 +125,13 @@ impl<P: Clone + Ord> Machine<P> {
                     }
                 }
                 Ok(_) => {}
-                Err(error) => out.push(Output::Notice(Notice::SyncRefused(error.to_string()))),
+                Err(error) => {
+                    broken = u32::saturating_add(broken, 1);
+                    out.push(Output::Notice(Notice::SyncRefused(error.to_string())));
+                }
             }
         }
+        misled(from, broken, out);
         first
     }
 
@@ -191,7 +196,7 @@ impl<P: Clone + Ord> Machine<P> {
     /// A reader's choice, and the one blob it fetches.
     pub(super) fn settle_vouched(&mut self, admitted: &[Admitted], now: Millis, out: &mut Vec<Output<P>>) {
         let unusable = |vouched: &Vouched| {
-            let in_vain = self.wants.get(&vouched.merged).is_some_and(|want| want.tries >= TRIES_SETTLED);
+            let in_vain = self.wants.get(&vouched.merged).is_some_and(Want::is_vain);
             in_vain || self.refused.contains_key(&vouched.merged)
         };
         // What is being fetched is fetched to its end, however the set moves on: it stays a merge that was vouched for.

@@ -45,7 +45,7 @@ fn reconcile(left: &mut Machine<u32>, right: &mut Machine<u32>, begin: Input<u32
             return others.into_iter().chain(pending).collect();
         };
         let Output::Request { to, bytes } = pending.remove(index) else { panic!() };
-        for output in handle(right, Input::SyncRequest { bytes }, now) {
+        for output in handle(right, Input::SyncRequest { from: 0, bytes }, now) {
             match output {
                 Output::Respond(bytes) => pending.extend(handle(left, Input::SyncResponse { from: to, bytes }, now)),
                 other => others.push(other),
@@ -131,7 +131,7 @@ fn a_word_of_who_is_no_member_here_counts_for_nothing() {
         attestation: Some(word.raw().clone()),
         attestations: 16,
     };
-    let outputs = handle(&mut one, Input::SyncRequest { bytes: request.to_bytes().unwrap() }, 0);
+    let outputs = handle(&mut one, Input::SyncRequest { from: 2, bytes: request.to_bytes().unwrap() }, 0);
     assert_eq!(faults(&outputs), [] as [&Fault; 0]);
     let Some(Output::Respond(bytes)) = outputs.last() else { panic!() };
     assert_eq!(crate::sync::Response::from_bytes(bytes).unwrap().attestations.len(), 1);
@@ -145,7 +145,7 @@ fn an_older_word_does_not_displace_one_for_our_own_set() {
     vouch(&mut two, 2, b"merged");
     reconcile(&mut one, &mut two, Input::Connected(2), 0);
     let mut out = Vec::new();
-    one.hear(&[older.raw().clone()], &mut out);
+    one.hear(&2, &[older.raw().clone()], &mut out);
     assert_eq!(one.vouching(set_root(round().id(), one.merge_set()), ContentHash::of(b"merged")), 2);
 }
 

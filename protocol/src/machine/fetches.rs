@@ -1,6 +1,10 @@
 //! Which blobs a peer asks for, in which order, and when again.
+//!
+//! Whoever announces what nobody hands over, lies about a size, stalls or connects again and again must not take from the
+//! rest what they need: places, turns, and an end of waiting. So places and turns go to who has waited longest, a size that
+//! others contradict has a short turn, and nothing a neighbour does makes any wait begin anew.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{Machine, Millis, Output};
 use crate::hash::ContentHash;
@@ -12,36 +16,135 @@ pub const FETCHES_MAX: usize = 8;
 /// First and longest wait before a blob is tried again.
 const FETCH_RETRY_MS: u64 = 1_000;
 const FETCH_RETRY_MS_MAX: u64 = 30_000;
+/// The longest wait once a new neighbour has come. Not none: whoever connects again and again would have dead adapters
+/// tried without pause.
+const FETCH_PROMPTED_MS: u64 = 4_000;
 /// A fetch may take longer than this only while no other waits for its place. Short, because all places may be held by
 /// adapters that nobody hands over; what was verified is kept, so taking turns costs little.
 const FETCH_TURN_MS: u64 = 15_000;
-/// Failed tries after which nobody seems to have a blob.
+/// The first turn of one of several sizes that are announced for one blob; it doubles with each turn this size has had.
+/// Short, because only one can be true, and a provider that stalls the others could hold up all; growing, because what came
+/// in an earlier turn may be lost in that of another size.
+const SIZE_TURN_MS: u64 = 3_000;
+const SIZE_TURN_DOUBLINGS: u32 = 12;
+/// Failed tries, of each announced size, after which nobody seems to have a blob.
 pub(super) const TRIES_SETTLED: u32 = 3;
+/// New neighbours for each of which a blob that nobody seems to have is waited for once more.
+const CHANCES_MAX: u32 = 8;
 
 /// Blobs to be had, and the sizes they may have.
 pub(super) type Missing = BTreeMap<ContentHash, BTreeSet<u64>>;
 
+/// A size that was announced for a blob.
+struct Claim {
+    size: u64,
+    /// Turns that came to nothing.
+    tries: u32,
+}
+
 /// A blob this peer wants to have.
 pub(super) struct Want {
-    size: u64,
+    /// Never empty. The first has its turn; a new one waits behind those that were there before it.
+    claims: VecDeque<Claim>,
     in_flight: bool,
-    pub tries: u32,
     /// Not asked for before this; while in flight, when that began.
-    pub retry_at: Millis,
+    retry_at: Millis,
+    /// How much of its turn the first claim had before it made room for another blob.
+    spent_ms: u64,
+    /// When a try failed last, and the wait after the next one.
+    failed_at: Millis,
+    wait_ms: u64,
+    /// Failures that are waited for although it was tried often enough: a new neighbour may have it.
+    owed: usize,
+    chances: u32,
+}
+
+impl Want {
+    fn new(sizes: &BTreeSet<u64>, now: Millis) -> Self {
+        Self {
+            claims: sizes.iter().map(|size| Claim { size: *size, tries: 0 }).collect(),
+            in_flight: false,
+            retry_at: now,
+            spent_ms: 0,
+            failed_at: now,
+            wait_ms: FETCH_RETRY_MS,
+            owed: 0,
+            chances: 0,
+        }
+    }
+
+    /// Whether it was asked for in vain again and again.
+    pub fn is_vain(&self) -> bool {
+        self.owed == 0 && self.is_tried()
+    }
+
+    fn is_tried(&self) -> bool {
+        self.claims.iter().all(|claim| claim.tries >= TRIES_SETTLED)
+    }
+
+    /// Takes in which sizes are announced now; whether the one under way is not any more.
+    fn claim(&mut self, sizes: &BTreeSet<u64>) -> bool {
+        let first = self.claims.front().map(|claim| claim.size);
+        self.claims.retain(|claim| sizes.contains(&claim.size));
+        for size in sizes {
+            if self.claims.iter().all(|claim| claim.size != *size) {
+                self.claims.push_back(Claim { size: *size, tries: 0 });
+            }
+        }
+        let moved = first != self.claims.front().map(|claim| claim.size);
+        if moved {
+            self.spent_ms = 0;
+        }
+        moved
+    }
+
+    /// The first claim's turn is over. The others have theirs at once, and then all wait.
+    fn turned(&mut self, now: Millis) {
+        self.in_flight = false;
+        self.spent_ms = 0;
+        self.owed = self.owed.saturating_sub(1);
+        self.failed_at = now;
+        self.retry_at = now;
+        let Some(mut claim) = self.claims.pop_front() else { return };
+        claim.tries = claim.tries.saturating_add(1);
+        if self.claims.iter().all(|other| other.tries >= claim.tries) {
+            self.retry_at = now.after(self.wait_ms);
+            self.wait_ms = self.wait_ms.saturating_mul(2).min(FETCH_RETRY_MS_MAX);
+        }
+        self.claims.push_back(claim);
+    }
+
+    /// Whether another size should have its turn.
+    fn is_size_over(&self, now: Millis) -> bool {
+        let Some(claim) = self.claims.front().filter(|_| self.in_flight && self.claims.len() > 1) else { return false };
+        let turn = SIZE_TURN_MS.checked_shl(claim.tries.min(SIZE_TURN_DOUBLINGS)).unwrap_or(SIZE_TURN_MS);
+        self.retry_at.after(turn.saturating_sub(self.spent_ms)) <= now
+    }
+
+    /// A new neighbour may hold what nobody had until now.
+    fn prompted(&mut self, now: Millis) {
+        self.wait_ms = self.wait_ms.min(FETCH_PROMPTED_MS);
+        if !self.in_flight {
+            self.retry_at = self.retry_at.min(self.failed_at.after(FETCH_PROMPTED_MS).max(now));
+        }
+        if self.is_vain() && self.chances < CHANCES_MAX {
+            self.chances = self.chances.saturating_add(1);
+            self.owed = self.claims.len();
+        }
+    }
 }
 
 impl<P: Clone + Ord> Machine<P> {
     pub(super) fn blob_failed(&mut self, adapter: ContentHash, now: Millis) {
-        let Some(want) = self.wants.get_mut(&adapter) else { return };
-        let sizes: BTreeSet<u64> = self.ledger.admitted().filter(|entry| entry.adapter == adapter).map(|entry| entry.size).collect();
-        // Members may announce one adapter with several sizes, of which one is true: each has its turn.
-        want.size = sizes.range(want.size.saturating_add(1)..).next().or(sizes.first()).copied().unwrap_or(want.size);
-        want.in_flight = false;
-        want.tries = want.tries.saturating_add(1);
-        let wait = FETCH_RETRY_MS.checked_shl(want.tries.saturating_sub(1)).unwrap_or(FETCH_RETRY_MS_MAX);
-        want.retry_at = now.after(wait.clamp(FETCH_RETRY_MS, FETCH_RETRY_MS_MAX));
+        // What was called off in the same moment has had its turn already.
+        let Some(want) = self.wants.get_mut(&adapter).filter(|want| want.in_flight) else { return };
+        want.turned(now);
         // A reader that nobody hands the chosen merge may choose another.
         self.unsettled |= self.attested.quorum().is_some();
+    }
+
+    pub(super) fn prompt_wants(&mut self, now: Millis) {
+        self.wants.values_mut().for_each(|want| want.prompted(now));
     }
 
     /// What is admitted and neither stored nor found unfit, with the sizes that were announced.
@@ -57,16 +160,18 @@ impl<P: Clone + Ord> Machine<P> {
 
     pub(super) fn settle_wants(&mut self, missing: Missing, now: Millis, out: &mut Vec<Output<P>>) {
         self.wants.retain(|adapter, want| {
-            let keep = missing.get(adapter).is_some_and(|sizes| sizes.contains(&want.size));
-            if !keep && want.in_flight {
+            let sizes = missing.get(adapter);
+            // Whoever takes a false size back and says another must not have the whole blob begin anew.
+            let ends = sizes.is_none_or(|sizes| want.claim(sizes));
+            if ends && want.in_flight {
                 out.push(Output::CancelFetch(*adapter));
+                want.in_flight = false;
+                want.retry_at = now;
             }
-            keep
+            sizes.is_some()
         });
         for (adapter, sizes) in missing {
-            if let Some(size) = sizes.first() {
-                self.wants.entry(adapter).or_insert(Want { size: *size, in_flight: false, tries: 0, retry_at: now });
-            }
+            self.wants.entry(adapter).or_insert_with(|| Want::new(&sizes, now));
         }
     }
 
@@ -75,28 +180,41 @@ impl<P: Clone + Ord> Machine<P> {
             return;
         }
         self.take_turns(now, out);
-        let busy = self.wants.values().filter(|want| want.in_flight).count();
-        if busy >= FETCHES_MAX {
-            return;
-        }
+        let free = self.free_places();
         let mut idle: Vec<_> = self.wants.iter_mut().filter(|(_, want)| !want.in_flight && want.retry_at <= now).collect();
         // Who has waited longest first: an order by hash would let a few dead adapters with small hashes starve the rest.
         idle.sort_by_key(|(_, want)| want.retry_at);
-        for (adapter, want) in idle.into_iter().take(FETCHES_MAX.saturating_sub(busy)) {
+        for (adapter, want) in idle.into_iter().take(free) {
+            let Some(claim) = want.claims.front() else { continue };
+            out.push(Output::Fetch { adapter: *adapter, size: claim.size });
             want.in_flight = true;
             want.retry_at = now;
-            out.push(Output::Fetch { adapter: *adapter, size: want.size });
         }
     }
 
-    /// When others wait, a fetch that has had its turn steps back; what it verified is kept. So a few providers that send
-    /// next to nothing cannot hold all places for ever.
+    /// Places that no fetch holds.
+    fn free_places(&self) -> usize {
+        FETCHES_MAX.saturating_sub(self.wants.values().filter(|want| want.in_flight).count())
+    }
+
+    /// A size that others contradict steps back after its turn, and when other blobs wait and no place is free, so do those
+    /// that have been fetched longest; what they verified is kept. So a few providers that send next to nothing cannot hold
+    /// all places for ever.
     fn take_turns(&mut self, now: Millis, out: &mut Vec<Output<P>>) {
+        for (adapter, want) in self.wants.iter_mut().filter(|(_, want)| want.is_size_over(now)) {
+            want.turned(now);
+            out.push(Output::CancelFetch(*adapter));
+        }
         let waiting = self.wants.values().filter(|want| !want.in_flight && want.retry_at <= now).count();
-        let over = self.wants.iter_mut().filter(|(_, want)| want.in_flight && want.retry_at.after(FETCH_TURN_MS) <= now);
-        for (adapter, want) in over.take(waiting) {
+        let lacking = waiting.saturating_sub(self.free_places());
+        let mut over: Vec<_> =
+            self.wants.iter_mut().filter(|(_, want)| want.in_flight && want.retry_at.after(FETCH_TURN_MS) <= now).collect();
+        over.sort_by_key(|(_, want)| want.retry_at);
+        for (adapter, want) in over.into_iter().take(lacking) {
             want.in_flight = false;
-            want.retry_at = now;
+            want.spent_ms = want.spent_ms.saturating_add(now.0.saturating_sub(want.retry_at.0));
+            // Behind those that wait at this moment.
+            want.retry_at = now.after(1);
             out.push(Output::CancelFetch(*adapter));
         }
     }

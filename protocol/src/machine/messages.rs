@@ -16,6 +16,7 @@ pub enum Input<P> {
     },
     /// Answered by exactly one [`Output::Respond`].
     SyncRequest {
+        from: P,
         bytes: Vec<u8>,
     },
     SyncResponse {
@@ -79,6 +80,12 @@ pub enum Output<P> {
         size: u64,
     },
     CancelFetch(ContentHash),
+    /// A neighbour handed over so many records or attestations that break the round's rules whatever a ledger holds. An
+    /// honest one passes on only what it verified, so the fault is its own.
+    Misled {
+        by: P,
+        times: u32,
+    },
     /// The set to be merged has changed to this, in order of the members' keys.
     Merge(Vec<Admitted>),
     Notice(Notice),

@@ -27,6 +27,9 @@ const ATTESTATIONS_ASKED: u8 = 16;
 const BUSY_MS: u64 = 5_000;
 /// A neighbour that says nothing for so long has not heard the question.
 pub(super) const PATIENCE_MS: u64 = 10_000;
+/// Records that break a rule after which the rest of a message is not looked at: they are enough to be disconnected for,
+/// and each costs the check of a signature.
+const BROKEN_MAX: u32 = 32;
 /// First and longest wait before a silent neighbour is asked again.
 const SILENT_MS: u64 = 1_000;
 pub(super) const SILENT_MS_MAX: u64 = 8_000;
@@ -87,11 +90,7 @@ impl<P: Clone + Ord> Machine<P> {
         self.neighbours.insert(peer.clone(), Neighbour::default());
         self.compare_with(peer, now, out);
         self.pace.stir(now);
-        // A new neighbour may hold what nobody had until now.
-        for want in self.wants.values_mut() {
-            want.tries = 0;
-            want.retry_at = want.retry_at.min(now);
-        }
+        self.prompt_wants(now);
     }
 
     /// Lets time pass: gives up waiting, asks again, and asks some in turn.
@@ -167,10 +166,10 @@ impl<P: Clone + Ord> Machine<P> {
         }
     }
 
-    pub(super) fn sync_request(&mut self, bytes: &[u8], now: Millis, out: &mut Vec<Output<P>>) {
+    pub(super) fn sync_request(&mut self, from: &P, bytes: &[u8], now: Millis, out: &mut Vec<Output<P>>) {
         let response = match Request::from_bytes(bytes) {
             Ok(request) if request.round() != self.round.id() => Answer::WrongRound(self.round.id()).into(),
-            Ok(request) => self.answer(request, now, out),
+            Ok(request) => self.answer(from, request, now, out),
             Err(error) => Self::refuse(&error, out).into(),
         };
         out.push(Output::Respond(response.to_bytes().unwrap_or_default()));
@@ -181,21 +180,21 @@ impl<P: Clone + Ord> Machine<P> {
         Answer::Refused
     }
 
-    fn answer(&mut self, request: Request, now: Millis, out: &mut Vec<Output<P>>) -> Response {
+    fn answer(&mut self, from: &P, request: Request, now: Millis, out: &mut Vec<Output<P>>) -> Response {
         match request {
             Request::Compare { count, fingerprint, attestation, attestations, .. } => {
                 let answer = self.catalogue().compare(count, fingerprint);
                 if answer != Answer::Same {
                     self.pace.stir(now);
                 }
-                self.hear(attestation.as_slice(), out);
+                self.hear(from, attestation.as_slice(), out);
                 Response { answer, attestations: self.vouchers(usize::from(attestations)) }
             }
             Request::Range { message, .. } => self.catalogue().answer(&message).unwrap_or_else(|error| Self::refuse(&error, out)).into(),
             Request::Exchange { wanted, records, .. } => {
                 // Answer from what was held before: the asker need not be told what it has just said.
                 let answer = crate::sync::supply(&self.ledger, &wanted);
-                self.absorb(&records, now, out);
+                self.absorb(from, &records, now, out);
                 answer.into()
             }
         }
@@ -221,7 +220,7 @@ impl<P: Clone + Ord> Machine<P> {
         // Whoever is no neighbour any more may still hand over what it was asked for.
         if !response.attestations.is_empty() {
             let own = self.attested.own().map(|own| own.attestation().set_root);
-            let heard = self.hear(&response.attestations, out);
+            let heard = self.hear(from, &response.attestations, out);
             if let Some(neighbour) = self.neighbours.get_mut(from)
                 && own.is_some()
                 && heard == own
@@ -230,14 +229,21 @@ impl<P: Clone + Ord> Machine<P> {
             }
         }
         let mut session = self.neighbours.get_mut(from).map(|neighbour| std::mem::take(&mut neighbour.session)).unwrap_or_default();
-        let next = self.proceed(&mut session, response.answer, now, out);
+        let next = self.proceed(from, &mut session, response.answer, now, out);
         if let Some(neighbour) = self.neighbours.get_mut(from) {
             neighbour.session = session;
         }
         next
     }
 
-    fn proceed(&mut self, session: &mut Session, answer: Answer, now: Millis, out: &mut Vec<Output<P>>) -> Result<Option<Request>, String> {
+    fn proceed(
+        &mut self,
+        from: &P,
+        session: &mut Session,
+        answer: Answer,
+        now: Millis,
+        out: &mut Vec<Output<P>>,
+    ) -> Result<Option<Request>, String> {
         let round = self.round.id();
         let words = |error: SyncError| error.to_string();
         match answer {
@@ -249,7 +255,7 @@ impl<P: Clone + Ord> Machine<P> {
                     return Ok(Some(request));
                 }
             }
-            Answer::Records(records) => session.received(self.absorb(&records, now, out)),
+            Answer::Records(records) => session.received(self.absorb(from, &records, now, out)),
             Answer::WrongRound(found) => return Err(format!("neighbour is in round {found}, not in this one")),
             Answer::Refused => return Err("neighbour does not understand our questions; it may run another version".into()),
         }
@@ -260,19 +266,27 @@ impl<P: Clone + Ord> Machine<P> {
     }
 
     /// Takes records from a reconciliation; which of them were right. News is gossiped on, so that a member that was cut
-    /// off reaches everybody through the first peer it meets.
-    fn absorb(&mut self, records: &[RawRecord], now: Millis, out: &mut Vec<Output<P>>) -> Vec<RecordId> {
-        let (mut right, mut verified) = (Vec::new(), Vec::new());
+    /// off reaches everybody through the first peer it meets. What needs no other record to be refused is held against the
+    /// sender; what the ledger has no place for (of strangers, superseded, beyond the cap) is not: others' ledgers differ.
+    fn absorb(&mut self, from: &P, records: &[RawRecord], now: Millis, out: &mut Vec<Output<P>>) -> Vec<RecordId> {
+        let (mut right, mut verified, mut broken) = (Vec::new(), Vec::new(), 0);
         for RawRecord(bytes) in records {
+            if broken >= BROKEN_MAX {
+                break;
+            }
             match self.recognise(bytes) {
                 Ok(Heard::Before(id)) => right.push(id),
                 Ok(Heard::Now(record)) => {
                     right.push(record.id());
                     verified.push(*record);
                 }
-                Err(error) => out.push(Output::Notice(Notice::RecordRefused(error))),
+                Err(error) => {
+                    broken = u32::saturating_add(broken, 1);
+                    out.push(Output::Notice(Notice::RecordRefused(error)));
+                }
             }
         }
+        misled(from, broken, out);
         // Who belongs first. Then the highest sequence: what it supersedes is stale by then and costs neither disk nor gossip.
         verified.sort_by_key(|record| (record.standing().is_none(), std::cmp::Reverse(record.record().sequence())));
         for record in verified {
@@ -282,5 +296,12 @@ impl<P: Clone + Ord> Machine<P> {
             }
         }
         right
+    }
+}
+
+/// Tells that a neighbour handed over what no honest one has.
+pub(super) fn misled<P: Clone>(by: &P, times: u32, out: &mut Vec<Output<P>>) {
+    if times > 0 {
+        out.push(Output::Misled { by: by.clone(), times });
     }
 }

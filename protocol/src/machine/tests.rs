@@ -122,9 +122,14 @@ fn failed_fetches_wait_longer_each_time_and_a_new_neighbour_ends_the_wait() {
     assert_eq!(fetches(&handle(&mut machine, Input::BlobFailed { adapter }, 0)), 0);
     assert_eq!(fetches(&handle(&mut machine, Input::Tick, 999)), 0);
     assert_eq!(fetches(&handle(&mut machine, Input::Tick, 1_000)), 1);
-    assert_eq!(fetches(&handle(&mut machine, Input::BlobFailed { adapter }, 1_000)), 0);
-    assert_eq!(fetches(&handle(&mut machine, Input::Tick, 2_999)), 0);
-    assert_eq!(fetches(&handle(&mut machine, Input::Connected(8), 2_999)), 1);
+    for (failed, again) in [(1_000, 3_000), (3_000, 7_000)] {
+        assert_eq!(fetches(&handle(&mut machine, Input::BlobFailed { adapter }, failed)), 0);
+        assert_eq!(fetches(&handle(&mut machine, Input::Tick, again - 1)), 0);
+        assert_eq!(fetches(&handle(&mut machine, Input::Tick, again)), 1);
+    }
+    assert_eq!(fetches(&handle(&mut machine, Input::BlobFailed { adapter }, 7_000)), 0);
+    assert_eq!(fetches(&handle(&mut machine, Input::Tick, 13_000)), 0);
+    assert_eq!(fetches(&handle(&mut machine, Input::Connected(8), 13_000)), 1);
 }
 
 #[test]
@@ -134,7 +139,7 @@ fn what_nobody_hands_over_is_not_waited_for_until_somebody_new_comes() {
     let record = announce(1, 1, b"a");
     gossip(&mut machine, &record);
     let adapter = record.announcement().unwrap().adapter;
-    for tried in 0..TRIES_SETTLED {
+    for tried in 0..fetches::TRIES_SETTLED {
         assert!(!machine.is_settled(), "after {tried} tries");
         handle(&mut machine, Input::BlobFailed { adapter }, 0);
         handle(&mut machine, Input::Tick, 40_000);
@@ -179,7 +184,7 @@ fn reconcile(left: &mut Machine<u32>, right: &mut Machine<u32>) {
     for _ in 0..100 {
         let Some(index) = pending.iter().position(|output| matches!(output, Output::Request { .. })) else { return };
         let Output::Request { bytes, .. } = pending.swap_remove(index) else { return };
-        let answers = handle(right, Input::SyncRequest { bytes }, 0);
+        let answers = handle(right, Input::SyncRequest { from: 0, bytes }, 0);
         let responses: Vec<_> =
             answers.into_iter().filter_map(|o| if let Output::Respond(bytes) = o { Some(bytes) } else { None }).collect();
         assert_eq!(responses.len(), 1, "each request has one answer");
@@ -223,7 +228,7 @@ fn a_peer_of_another_round_is_told_so() {
     let mut other: Machine<u32> = Machine::new(Round::new(manifest).unwrap(), []);
     let mut machine = machine();
     let Some(Output::Request { bytes, .. }) = handle(&mut machine, Input::Connected(1), 0).pop() else { panic!() };
-    let Some(Output::Respond(bytes)) = handle(&mut other, Input::SyncRequest { bytes }, 0).pop() else { panic!() };
+    let Some(Output::Respond(bytes)) = handle(&mut other, Input::SyncRequest { from: 0, bytes }, 0).pop() else { panic!() };
     let outputs = handle(&mut machine, Input::SyncResponse { from: 1, bytes }, 0);
     assert!(matches!(outputs[..], [Output::Notice(Notice::SyncRefused(_))]));
 }
@@ -239,13 +244,15 @@ fn a_lie_about_an_adapters_size_keeps_nobody_from_the_adapter() {
     let mut sizes = BTreeSet::new();
     let mut outputs = handle(&mut machine, Input::Connected(7), 0);
     for turn in 1..4 {
+        let mut next = Vec::new();
         for output in outputs {
             if let Output::Fetch { adapter, size } = output {
                 sizes.insert(size);
-                handle(&mut machine, Input::BlobFailed { adapter }, turn * 60_000);
+                next.extend(handle(&mut machine, Input::BlobFailed { adapter }, turn * 60_000));
             }
         }
-        outputs = handle(&mut machine, Input::Tick, turn * 60_000 + 40_000);
+        next.extend(handle(&mut machine, Input::Tick, turn * 60_000 + 40_000));
+        outputs = next;
     }
     assert_eq!(sizes, BTreeSet::from([900, 901]));
     assert_eq!(merges(&stored(&mut machine, &honest)), [1], "the one with the true size counts");

@@ -48,6 +48,12 @@ impl World {
                 self.peers[at].driver.fetching.remove(&adapter);
                 self.end_transfer(at, &adapter);
             }
+            Output::Misled { by, times } => {
+                self.note(at, "holds broken records against", by as u64);
+                if !self.peers[by].hostile {
+                    self.fail(format!("peer {at} blames peer {by}, which keeps the rules, for {times} invalid records"));
+                }
+            }
             Output::Merge(set) => {
                 self.note(at, "merges", set.len() as u64);
                 self.order(at, set);

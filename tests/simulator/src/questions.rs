@@ -48,7 +48,7 @@ impl World {
         }
         let waits = |waiting: &&Waiting| matches!(waiting, Waiting::Input(_, Origin::Question { .. }));
         if self.peers[at].driver.inbox.iter().filter(waits).count() < QUESTIONS_MAX {
-            let input = Input::SyncRequest { bytes: bytes.to_vec() };
+            let input = Input::SyncRequest { from, bytes: bytes.to_vec() };
             self.wait(at, Waiting::Input(input, Origin::Question { from, token }));
         }
     }
