@@ -292,8 +292,9 @@ impl Download {
                 pieces.into_iter().for_each(|piece| self.schedule.has(peer, piece));
                 self.due = true;
             }
-            Heard::Moved { piece, bytes, new } => {
-                self.schedule.moved(peer, piece, bytes, new, now);
+            Heard::Alive { bytes } => self.schedule.alive(peer, bytes, now),
+            Heard::Moved { piece, bytes, new, told } => {
+                self.schedule.moved(peer, piece, bytes.saturating_sub(told), new, now);
                 self.providers.brought(peer, bytes);
                 self.sender = Some(peer);
                 if new > 0 {

@@ -7,13 +7,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use libp2p::PeerId;
 use libp2p::swarm::ConnectionId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,8 @@ use crate::watched::Watched;
 
 /// Blocks of one conversation that are being hashed and written while the next is read.
 const ABSORBING_MAX: usize = 2;
+/// How often the download hears of a provider whose block is long on its way: well within what counts as silence.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// From the download.
 pub enum Order {
@@ -40,11 +43,16 @@ pub enum Order {
 pub enum Heard {
     Holds(Holds),
     Have(Vec<u32>),
-    /// Verified bytes of a piece came, of which `new` were missing.
+    /// It is at work: so many bytes of a block came, or none and it said that others are served first.
+    Alive {
+        bytes: u64,
+    },
+    /// Verified bytes of a piece came, of which `new` were missing; of so many it was told already that they come.
     Moved {
         piece: u32,
         bytes: u64,
         new: u64,
+        told: u64,
     },
     /// All that was wanted of the piece came.
     Answered {
@@ -122,6 +130,7 @@ struct Want {
 struct Absorbing {
     piece: u32,
     bytes: u64,
+    told: u64,
     /// Whether it is the last block of what was wanted.
     last: bool,
     task: JoinHandle<(Vec<u8>, Result<u64, AbsorbError>)>,
@@ -131,6 +140,7 @@ struct Absorbing {
 struct Absorbed {
     piece: u32,
     bytes: u64,
+    told: u64,
     last: bool,
     outcome: Result<u64, AbsorbError>,
     buffer: Option<Vec<u8>>,
@@ -150,19 +160,19 @@ impl Disk {
     async fn finished(&mut self) -> Option<Absorbed> {
         let first = self.absorbing.front_mut()?;
         let ended = (&mut first.task).await;
-        let Absorbing { piece, bytes, last, .. } = self.absorbing.pop_front()?;
+        let Absorbing { piece, bytes, told, last, .. } = self.absorbing.pop_front()?;
         let (outcome, buffer) = match ended {
             Ok((buffer, outcome)) => (outcome, Some(buffer)),
             Err(error) => (Err(AbsorbError::Stream { source: io::Error::other(error) }), None),
         };
-        Some(Absorbed { piece, bytes, last, outcome, buffer })
+        Some(Absorbed { piece, bytes, told, last, outcome, buffer })
     }
 
     async fn settle(&mut self, absorbed: Absorbed) -> Result<(), LinkError> {
-        let Absorbed { piece, bytes, last, outcome, buffer } = absorbed;
+        let Absorbed { piece, bytes, told, last, outcome, buffer } = absorbed;
         self.spare.extend(buffer);
         match outcome {
-            Ok(new) => self.tell(Heard::Moved { piece, bytes, new }).await?,
+            Ok(new) => self.tell(Heard::Moved { piece, bytes, new, told }).await?,
             Err(AbsorbError::Store(error)) => return Err(LinkError::Store(error)),
             Err(AbsorbError::Stream { source }) => return Err(LinkError::Connection { peer: self.peer, what: source.to_string() }),
             Err(error) => return Err(LinkError::Mismatch { peer: self.peer, what: error.to_string() }),
@@ -253,7 +263,11 @@ impl Link {
             Tell::Wait => {
                 self.waits += 1;
                 self.stream.pardon();
-                if self.waits > WAITS_MAX { Err(LinkError::Busy { peer: self.peer }) } else { Ok(()) }
+                if self.waits > WAITS_MAX {
+                    Err(LinkError::Busy { peer: self.peer })
+                } else {
+                    self.disk.tell(Heard::Alive { bytes: 0 }).await
+                }
             }
             Tell::Cannot(first) => {
                 let place =
@@ -290,18 +304,22 @@ impl Link {
         };
         let mut buffer = self.disk.spare.pop().unwrap_or_else(|| vec![0; BLOCK_WIRE_BYTES_MAX]);
         let into = buffer.get_mut(..length).unwrap_or_default();
-        let read = {
-            let mut reading = std::pin::pin!(self.stream.read_exact(into));
-            loop {
-                tokio::select! {
-                    biased;
-                    // What came before is told of at once, however slowly this one comes.
-                    Some(absorbed) = self.disk.finished() => self.disk.settle(absorbed).await?,
-                    read = &mut reading => break read.map(|_| ()),
-                }
+        let (mut filled, mut told, mut since) = (0, 0, Instant::now());
+        while filled < length {
+            tokio::select! {
+                biased;
+                // What came before is told of at once, however slowly this one comes.
+                Some(absorbed) = self.disk.finished() => self.disk.settle(absorbed).await?,
+                read = self.stream.read(into.get_mut(filled..).unwrap_or_default()) => match read.map_err(|error| self.failed(error))? {
+                    0 => return Err(self.truncated("it ended in the middle of a block")),
+                    read => filled += read,
+                },
             }
-        };
-        read.map_err(|error| self.failed(error))?;
+            if since.elapsed() > ALIVE_INTERVAL {
+                self.disk.tell(Heard::Alive { bytes: (filled - told) as u64 }).await?;
+                (told, since) = (filled, Instant::now());
+            }
+        }
 
         let bytes = byte_count(&ranges, self.partial.size());
         let partial = self.partial.clone();
@@ -310,7 +328,7 @@ impl Link {
             drop(place);
             (buffer, absorbed)
         });
-        self.disk.absorbing.push_back(Absorbing { piece, bytes, last: last && !dropped, task });
+        self.disk.absorbing.push_back(Absorbing { piece, bytes, told: told as u64, last: last && !dropped, task });
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 //! Random pieces until a few are complete, so that peers soon have something to offer each other; then the rarest first,
 //! ties by lot. Everybody has two to a few pieces outstanding, by speed. Who has nothing left to ask for takes pieces
 //! over from peers that are much slower, or asks a second time for the last ones; whoever comes second is told to stop.
-//! What may be asked twice is bounded, except of peers that have gone silent.
+//! What may be asked twice is bounded, except of peers that have gone silent or would take very long.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -30,6 +30,8 @@ const REPEAT: f64 = 3.0;
 const GAIN_MIN: f64 = 0.2;
 /// A peer of which something is outstanding and from which nothing has come for so long is silent.
 const SILENT: Duration = Duration::from_secs(3);
+/// A piece that would come later than this, and much sooner from somebody else, may be asked for twice whatever the bound.
+const LATE_SECONDS: f64 = 15.0;
 /// A peer that was asked and has shown no speed is given so long before it counts as slow.
 const FIRST_BYTES: Duration = Duration::from_secs(1);
 /// Of a blob, at most this part is asked for twice, other than from peers that have fallen silent.
@@ -56,8 +58,10 @@ struct Peer {
     /// In the order in which they were asked.
     queue: VecDeque<u32>,
     rate: Rate,
-    /// When it last sent something, or was first asked after a pause.
+    /// When it last showed that it is at work, or was first asked after a pause.
     heard: Duration,
+    /// It has said that others are served first.
+    waiting: bool,
 }
 
 impl Peer {
@@ -100,7 +104,7 @@ impl<P: Copy + Ord> Schedule<P> {
         if let Holds::Some(bits) = &holds {
             bits.ones().for_each(|piece| self.count(piece, 1));
         }
-        self.peers.insert(peer, Peer { holds, queue: VecDeque::new(), rate: Rate::default(), heard: now });
+        self.peers.insert(peer, Peer { holds, queue: VecDeque::new(), rate: Rate::default(), heard: now, waiting: false });
     }
 
     /// A peer has come to hold another piece.
@@ -125,10 +129,19 @@ impl<P: Copy + Ord> Schedule<P> {
     pub fn moved(&mut self, peer: P, piece: u32, bytes: u64, new: u64, now: Duration) {
         if let Some(peer) = self.peers.get_mut(&peer) {
             peer.rate.moved(bytes, now);
-            peer.heard = now;
+            (peer.heard, peer.waiting) = (now, false);
         }
         if let Some(piece) = self.pieces.get_mut(piece as usize) {
             piece.left = piece.left.saturating_sub(new);
+        }
+    }
+
+    /// A peer is at work on what was asked of it, and so many bytes of it came: slow as it may be, to ask others for the same
+    /// would load the line that all of them share. Without a byte, it serves others first and has not begun.
+    pub fn alive(&mut self, peer: P, bytes: u64, now: Duration) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.rate.moved(bytes, now);
+            (peer.heard, peer.waiting) = (now, bytes == 0);
         }
     }
 
@@ -283,16 +296,17 @@ impl<P: Copy + Ord> Schedule<P> {
                 slow.queue.iter().take(place + 1).filter_map(|queued| self.pieces.get(*queued as usize)).map(|piece| piece.left).sum();
             let silent = slow.is_silent(now);
             let there = match slow.rate.per_second(now) {
-                _ if silent => f64::INFINITY,
+                _ if silent || slow.waiting => f64::INFINITY,
                 Some(rate) if rate > 0.0 => ahead as f64 / rate,
                 _ if waited >= FIRST_BYTES => f64::INFINITY,
                 _ => continue,
             };
             let here = if speed > 0.0 { entry.left as f64 / speed } else { f64::INFINITY };
-            let begun = place == 0;
+            let begun = place == 0 && !slow.waiting;
             let factor = if begun { REPEAT } else { TAKE_OVER };
-            let better = silent || (there > here * factor && there - here > GAIN_MIN);
-            let allowed = !begun || silent || self.repeated + entry.left <= self.repeated_max;
+            let better = silent || slow.waiting || (there > here * factor && there - here > GAIN_MIN);
+            let late = there.is_finite() && there > LATE_SECONDS;
+            let allowed = !begun || silent || late || self.repeated + entry.left <= self.repeated_max;
             if better && allowed && best.as_ref().is_none_or(|(worst, ..)| there > *worst) {
                 best = Some((there, owner, piece, begun));
             }

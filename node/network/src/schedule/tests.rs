@@ -129,6 +129,37 @@ fn who_goes_silent_loses_its_pieces() {
     assert!(run.seconds < 12.0, "{} s", run.seconds);
 }
 
+/// Two peers of which the first is asked for the only piece; what is asked of the second at each of these times.
+fn second_asked(while_at_work: impl Fn(&mut Schedule<u32>, Duration), until: u64) -> Vec<(u64, Step<u32>)> {
+    let mut schedule = Schedule::new(pieces(1), 6);
+    schedule.holds(0, Holds::All, Duration::ZERO);
+    assert_eq!(schedule.plan(Duration::ZERO), [Step::Ask { peer: 0, piece: 0 }]);
+    let mut steps = Vec::new();
+    for second in 1..=until {
+        let now = Duration::from_secs(second);
+        while_at_work(&mut schedule, now);
+        if second == 1 {
+            schedule.holds(1, Holds::All, now);
+        }
+        steps.extend(schedule.plan(now).into_iter().map(|step| (second, step)));
+    }
+    steps
+}
+
+#[test]
+fn a_provider_that_is_slow_but_at_work_is_not_doubled_by_one_that_is_no_faster() {
+    // 20 KiB a second: its piece of a MiB takes a minute, and the newcomer is not known to be any better.
+    assert_eq!(second_asked(|schedule, now| schedule.alive(0, 20 << 10, now), 40), []);
+    // Of the silent one it is asked again.
+    assert_eq!(second_asked(|_, _| (), 40), [(3, Step::Ask { peer: 1, piece: 0 })]);
+}
+
+#[test]
+fn what_a_provider_has_not_begun_for_others_are_served_first_goes_to_somebody_else() {
+    let steps = second_asked(|schedule, now| schedule.alive(0, 0, now), 40);
+    assert_eq!(steps, [(1, Step::Drop { peer: 0, piece: 0 }), (1, Step::Ask { peer: 1, piece: 0 })]);
+}
+
 #[test]
 fn the_rarest_pieces_are_asked_first() {
     let mut schedule = Schedule::new(pieces(40), 4);
