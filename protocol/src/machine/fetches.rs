@@ -22,11 +22,10 @@ const FETCH_PROMPTED_MS: u64 = 4_000;
 /// A fetch may take longer than this only while no other waits for its place. Short, because all places may be held by
 /// adapters that nobody hands over; what was verified is kept, so taking turns costs little.
 const FETCH_TURN_MS: u64 = 15_000;
-/// The first turn of one of several sizes that are announced for one blob; it doubles with each turn this size has had.
-/// Short, because only one can be true, and a provider that stalls the others could hold up all; growing, because what came
-/// in an earlier turn may be lost in that of another size.
+/// The first turn of one of several sizes that are announced for one blob; it doubles each time it was too short. Short,
+/// because only one can be true, and a provider that stalls the others could hold up all; growing, because what came in an
+/// earlier turn may be lost in that of another size.
 const SIZE_TURN_MS: u64 = 3_000;
-const SIZE_TURN_DOUBLINGS: u32 = 12;
 /// Failed tries, of each announced size, after which nobody seems to have a blob.
 pub(super) const TRIES_SETTLED: u32 = 3;
 /// New neighbours for each of which a blob that nobody seems to have is waited for once more.
@@ -38,8 +37,17 @@ pub(super) type Missing = BTreeMap<ContentHash, BTreeSet<u64>>;
 /// A size that was announced for a blob.
 struct Claim {
     size: u64,
-    /// Turns that came to nothing.
-    tries: u32,
+    /// How long its turn is while there are others.
+    turn_ms: u64,
+    /// Turns it has had, and those that failed and were not merely over: large blobs on slow lines need many.
+    turns: u32,
+    failures: u32,
+}
+
+impl Claim {
+    fn new(size: u64) -> Self {
+        Self { size, turn_ms: SIZE_TURN_MS, turns: 0, failures: 0 }
+    }
 }
 
 /// A blob this peer wants to have.
@@ -51,7 +59,7 @@ pub(super) struct Want {
     retry_at: Millis,
     /// How much of its turn the first claim had before it made room for another blob.
     spent_ms: u64,
-    /// When a try failed last, and the wait after the next one.
+    /// When a turn came to nothing last, and the wait after the next one.
     failed_at: Millis,
     wait_ms: u64,
     /// Failures that are waited for although it was tried often enough: a new neighbour may have it.
@@ -62,7 +70,7 @@ pub(super) struct Want {
 impl Want {
     fn new(sizes: &BTreeSet<u64>, now: Millis) -> Self {
         Self {
-            claims: sizes.iter().map(|size| Claim { size: *size, tries: 0 }).collect(),
+            claims: sizes.iter().copied().map(Claim::new).collect(),
             in_flight: false,
             retry_at: now,
             spent_ms: 0,
@@ -79,46 +87,71 @@ impl Want {
     }
 
     fn is_tried(&self) -> bool {
-        self.claims.iter().all(|claim| claim.tries >= TRIES_SETTLED)
+        self.claims.iter().all(|claim| claim.failures >= TRIES_SETTLED)
     }
 
     /// Takes in which sizes are announced now; whether the one under way is not any more.
-    fn claim(&mut self, sizes: &BTreeSet<u64>) -> bool {
+    fn claim(&mut self, sizes: &BTreeSet<u64>, now: Millis) -> bool {
+        let had = self.had_ms(now);
+        let alone = self.claims.len() == 1;
         let first = self.claims.front().map(|claim| claim.size);
         self.claims.retain(|claim| sizes.contains(&claim.size));
         for size in sizes {
             if self.claims.iter().all(|claim| claim.size != *size) {
-                self.claims.push_back(Claim { size: *size, tries: 0 });
+                self.claims.push_back(Claim::new(*size));
             }
         }
-        let moved = first != self.claims.front().map(|claim| claim.size);
-        if moved {
+        let Some(claim) = self.claims.front_mut().filter(|claim| Some(claim.size) == first) else {
             self.spent_ms = 0;
+            return true;
+        };
+        // What nobody contradicted until now and has not failed for long is likely to be coming.
+        if alone {
+            claim.turn_ms = claim.turn_ms.max(had.saturating_mul(2));
         }
-        moved
+        false
     }
 
-    /// The first claim's turn is over. The others have theirs at once, and then all wait.
-    fn turned(&mut self, now: Millis) {
-        self.in_flight = false;
-        self.spent_ms = 0;
-        self.owed = self.owed.saturating_sub(1);
-        self.failed_at = now;
-        self.retry_at = now;
-        let Some(mut claim) = self.claims.pop_front() else { return };
-        claim.tries = claim.tries.saturating_add(1);
-        if self.claims.iter().all(|other| other.tries >= claim.tries) {
-            self.retry_at = now.after(self.wait_ms);
-            self.wait_ms = self.wait_ms.saturating_mul(2).min(FETCH_RETRY_MS_MAX);
-        }
-        self.claims.push_back(claim);
+    /// How much of its turn the first claim has had.
+    fn had_ms(&self, now: Millis) -> u64 {
+        let under_way = if self.in_flight { now.0.saturating_sub(self.retry_at.0) } else { 0 };
+        self.spent_ms.saturating_add(under_way)
     }
 
     /// Whether another size should have its turn.
     fn is_size_over(&self, now: Millis) -> bool {
-        let Some(claim) = self.claims.front().filter(|_| self.in_flight && self.claims.len() > 1) else { return false };
-        let turn = SIZE_TURN_MS.checked_shl(claim.tries.min(SIZE_TURN_DOUBLINGS)).unwrap_or(SIZE_TURN_MS);
-        self.retry_at.after(turn.saturating_sub(self.spent_ms)) <= now
+        let turn = self.claims.front().filter(|_| self.in_flight && self.claims.len() > 1).map(|claim| claim.turn_ms);
+        turn.is_some_and(|turn| turn <= self.had_ms(now))
+    }
+
+    fn failed(&mut self, now: Millis) {
+        self.owed = self.owed.saturating_sub(1);
+        if let Some(claim) = self.claims.front_mut() {
+            claim.failures = claim.failures.saturating_add(1);
+        }
+        self.turned(now);
+    }
+
+    fn size_over(&mut self, now: Millis) {
+        if let Some(claim) = self.claims.front_mut() {
+            claim.turn_ms = claim.turn_ms.saturating_mul(2);
+        }
+        self.turned(now);
+    }
+
+    /// The first claim's turn came to nothing. The others have theirs at once, and then all wait.
+    fn turned(&mut self, now: Millis) {
+        self.in_flight = false;
+        self.spent_ms = 0;
+        self.failed_at = now;
+        self.retry_at = now;
+        let Some(mut claim) = self.claims.pop_front() else { return };
+        claim.turns = claim.turns.saturating_add(1);
+        if self.claims.iter().all(|other| other.turns >= claim.turns) {
+            self.retry_at = now.after(self.wait_ms);
+            self.wait_ms = self.wait_ms.saturating_mul(2).min(FETCH_RETRY_MS_MAX);
+        }
+        self.claims.push_back(claim);
     }
 
     /// A new neighbour may hold what nobody had until now.
@@ -138,7 +171,7 @@ impl<P: Clone + Ord> Machine<P> {
     pub(super) fn blob_failed(&mut self, adapter: ContentHash, now: Millis) {
         // What was called off in the same moment has had its turn already.
         let Some(want) = self.wants.get_mut(&adapter).filter(|want| want.in_flight) else { return };
-        want.turned(now);
+        want.failed(now);
         // A reader that nobody hands the chosen merge may choose another.
         self.unsettled |= self.attested.quorum().is_some();
     }
@@ -162,7 +195,7 @@ impl<P: Clone + Ord> Machine<P> {
         self.wants.retain(|adapter, want| {
             let sizes = missing.get(adapter);
             // Whoever takes a false size back and says another must not have the whole blob begin anew.
-            let ends = sizes.is_none_or(|sizes| want.claim(sizes));
+            let ends = sizes.is_none_or(|sizes| want.claim(sizes, now));
             if ends && want.in_flight {
                 out.push(Output::CancelFetch(*adapter));
                 want.in_flight = false;
@@ -202,7 +235,7 @@ impl<P: Clone + Ord> Machine<P> {
     /// all places for ever.
     fn take_turns(&mut self, now: Millis, out: &mut Vec<Output<P>>) {
         for (adapter, want) in self.wants.iter_mut().filter(|(_, want)| want.is_size_over(now)) {
-            want.turned(now);
+            want.size_over(now);
             out.push(Output::CancelFetch(*adapter));
         }
         let waiting = self.wants.values().filter(|want| !want.in_flight && want.retry_at <= now).count();
@@ -211,8 +244,8 @@ impl<P: Clone + Ord> Machine<P> {
             self.wants.iter_mut().filter(|(_, want)| want.in_flight && want.retry_at.after(FETCH_TURN_MS) <= now).collect();
         over.sort_by_key(|(_, want)| want.retry_at);
         for (adapter, want) in over.into_iter().take(lacking) {
+            want.spent_ms = want.had_ms(now);
             want.in_flight = false;
-            want.spent_ms = want.spent_ms.saturating_add(now.0.saturating_sub(want.retry_at.0));
             // Behind those that wait at this moment.
             want.retry_at = now.after(1);
             out.push(Output::CancelFetch(*adapter));
