@@ -57,6 +57,11 @@ pub const SILENT_PATIENCE: Duration = Duration::from_secs(9);
 pub const WATCH_TICK: Duration = Duration::from_millis(500);
 /// A connection without a stream for so long is closed.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// QUIC's own keep-alive notices a dead peer before the idle timeout does harm.
+pub const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(5);
+pub const QUIC_IDLE_MS_MAX: u32 = 15_000;
+/// What one WebSocket frame that others send may hold: records of TLS and frames of noise, which are 64 KiB at most.
+pub const WEB_FRAME_BYTES_MAX: usize = 1 << 20;
 /// yamux streams per connection: gossip 2, sync 16, blobs 16, and the small protocols.
 pub const YAMUX_STREAMS_MAX: usize = 256;
 
@@ -124,7 +129,7 @@ pub const REQUEST_CHUNKS_MAX: u64 = 16 * 1024;
 pub const REQUEST_RANGES_MAX: usize = 64;
 /// Blob streams that one connection may have open towards us; further ones are dropped.
 pub const BLOB_STREAMS_PER_CONNECTION_MAX: usize = 16;
-/// Blob streams open towards us in all; further ones are dropped.
+/// Blob streams open towards us in all, further ones are dropped.
 pub const BLOB_STREAMS_MAX: usize = 256;
 /// Wants of one conversation that may wait; whoever asks for more is no honest peer.
 pub const WANTS_MAX: usize = 16;

@@ -11,6 +11,7 @@ mod reach;
 mod rounds;
 mod swarm;
 mod traffic;
+mod web;
 
 use std::time::Duration;
 
