@@ -129,14 +129,19 @@ pub const REQUEST_CHUNKS_MAX: u64 = 16 * 1024;
 pub const REQUEST_RANGES_MAX: usize = 64;
 /// Blob streams that one connection may have open towards us; further ones are dropped.
 pub const BLOB_STREAMS_PER_CONNECTION_MAX: usize = 16;
-/// Blob streams open towards us in all, further ones are dropped.
+/// Blob streams open towards us in all, besides the free ones; further ones are dropped.
 pub const BLOB_STREAMS_MAX: usize = 256;
+/// The first ones of a connection need no place among all: who holds places and asks nothing keeps nobody from asking.
+pub const BLOB_STREAMS_FREE: usize = 2;
 /// Wants of one conversation that may wait; whoever asks for more is no honest peer.
 pub const WANTS_MAX: usize = 16;
 /// Blocks read from disk and on their way to peers at the same time: 29 MiB. Further conversations wait for their turn.
 pub const SERVED_AT_ONCE_MAX: usize = 48;
 /// Of those, at most so many to one peer, so that nobody can keep the others from being served.
 pub const SERVED_PER_PEER_MAX: usize = 6;
+/// Of those, kept for peers that have none on its way: who takes what it asked for slowly, or not at all, holds its blocks until
+/// the watchdog ends it.
+pub const SERVED_RESERVED: usize = 16;
 /// How often a conversation that waits for its turn hears that it does.
 pub const WAIT_INTERVAL: Duration = Duration::from_secs(2);
 /// A minute of nothing but "wait" is as good as "busy".
