@@ -116,3 +116,68 @@ fn a_probe_tells_what_is_wrong_before_joining() {
     assert!(alone.out.contains("fail  peers      none of 1 addresses was reached"), "{alone:?}");
     assert_eq!(alone.code, 1);
 }
+
+/// The files of a host, and of the authority that vouches for it.
+fn certificate_of(host: &str, folder: &std::path::Path) {
+    let (authority_key, key) = (rcgen::KeyPair::generate().expect("a key"), rcgen::KeyPair::generate().expect("a key"));
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).expect("an authority");
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = authority.self_signed(&authority_key).expect("an authority");
+    let shown = rcgen::CertificateParams::new(vec![host.to_owned()]).expect("a certificate");
+    let shown = shown.signed_by(&key, &authority, &authority_key).expect("a certificate");
+    let files = [("ca.pem", authority.pem()), ("host.pem", shown.pem()), ("host.key", key.serialize_pem())];
+    for (name, text) in files.into_iter().chain([("other.key", authority_key.serialize_pem())]) {
+        std::fs::write(folder.join(name), text).expect("a file");
+    }
+}
+
+#[test]
+fn a_seed_that_looks_like_a_web_server_is_reached_by_who_trusts_its_authority() {
+    let scene = Scene::new("a round on the web's port");
+    certificate_of("localhost", scene.folder.path());
+    let at = |name: &str| scene.folder.path().join(name).to_string_lossy().into_owned();
+    let (round, certificate, key, authority) = (at("round.json"), at("host.pem"), at("host.key"), at("ca.pem"));
+    let listen = address(Transport::Tcp);
+    let port = address(Transport::Tcp).rsplit('/').next().expect("a port").to_owned();
+
+    let home = scene.folder.path().join("home");
+    let other = at("other.key");
+    let wrong = run(PROGRAM, &home, ["seed", "--round", &round, "--wss", &port, "--tls-cert", &certificate, "--tls-key", &other]);
+    assert!(wrong.err.contains(&format!("the key in {other} does not belong to the certificate in {certificate}")), "{wrong:?}");
+    assert!(wrong.err.contains("hint: give the key that the certificate was made with") && wrong.code != 0, "{wrong:?}");
+    let half = run(PROGRAM, &home, ["seed", "--round", &round, "--wss", &port]);
+    assert!(half.err.contains("--tls-cert") && half.code != 0, "{half:?}");
+
+    let shows = ["--listen", &listen, "--wss", &port, "--tls-cert", &certificate, "--tls-key", &key];
+    let mut seed = scene.peer("seed", &["seed"], &shows);
+    seed.wait("both addresses", |seed| {
+        let heard = seed.events_named("listening");
+        heard.iter().any(|event| event["address"].as_str().is_some_and(|address| address.contains("/wss"))).then_some(())
+    });
+    let by_name = format!("/dns4/localhost/tcp/{port}/wss");
+    let probe = |more: &[&str]| {
+        let options = ["probe", "--json", "--round", &round, "--peer", &by_name, "--listen", "/ip4/127.0.0.1/tcp/0", "--timeout", "10"];
+        run(PROGRAM, &home, options.iter().chain(more).copied())
+    };
+    let peers = |said: &Said| -> Value {
+        let lines = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.into_iter().find(|check| check["check"] == "peers").unwrap_or_else(|| panic!("{said:?}"))
+    };
+    let doubted = probe(&[]);
+    let check = peers(&doubted);
+    assert_eq!((doubted.code, check["level"].as_str()), (1, Some("fail")), "{doubted:?}");
+    let fact = check["fact"].as_str().unwrap_or_default();
+    assert!(fact.contains(&by_name) && fact.contains("is not from an authority that is trusted here"), "{fact}");
+    assert!(check["remedy"].as_str().is_some_and(|remedy| remedy.contains("--tls-ca")), "{check}");
+    let trusted = probe(&["--tls-ca", &authority]);
+    assert_eq!(peers(&trusted)["level"], "ok", "{trusted:?}");
+
+    let mut stranger = scene.member(2, &["--listen", "/ip4/127.0.0.1/tcp/0", "--peer", &by_name]);
+    stranger.wait("the doubt", |peer| {
+        let doubts = |event: &Value| event["why"].as_str().is_some_and(|why| why.contains(&by_name) && why.contains("--tls-ca"));
+        peer.events_named("trouble").iter().any(doubts).then_some(())
+    });
+    assert!(stranger.events_named("connected").is_empty(), "{}", stranger.told());
+    let _member = scene.member(1, &["--listen", "/ip4/127.0.0.1/tcp/0", "--peer", &by_name, "--tls-ca", &authority]);
+    seed.wait("the adapter", |seed| (!seed.events_named("fetched").is_empty()).then_some(()));
+}

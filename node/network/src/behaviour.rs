@@ -1,27 +1,23 @@
-//! Which protocols a peer speaks, and the swarm that carries them: QUIC; TCP and WebSocket with TLS or noise and yamux;
-//! and circuits through relays.
+//! Which protocols a peer speaks, and the swarm that carries them over its transports and over circuits through relays.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    Swarm, SwarmBuilder, autonat, dcutr, gossipsub, identify, mdns, memory_connection_limits, noise, ping, relay, request_response, tcp,
-    upnp, yamux,
+    Swarm, SwarmBuilder, autonat, dcutr, gossipsub, identify, mdns, memory_connection_limits, noise, ping, relay, request_response, upnp,
 };
 
 use super::blob_streams;
-use super::buffered::Buffered;
 use super::gate::Gate;
 use super::guard::Guard;
 use super::limits::{
     CIRCUIT_BYTES_MAX, CIRCUIT_DURATION, CIRCUITS_MAX, CIRCUITS_PER_PEER_MAX, CONNECTIONS_PER_PEER_MAX, DIAL_TIMEOUT, GOSSIP_STREAMS_MAX,
     IDLE_TIMEOUT, INBOUND_CONNECTIONS_MAX, INBOUND_CONNECTIONS_SLACK, Limits, OUTBOUND_CONNECTIONS_MAX, PENDING_CONNECTIONS_MAX,
-    RESERVATIONS_MAX, SEED_CONNECTIONS_MAX, SYNC_STREAMS_MAX, SYNC_TIMEOUT, YAMUX_STREAMS_MAX,
+    RESERVATIONS_MAX, SEED_CONNECTIONS_MAX, SYNC_STREAMS_MAX, SYNC_TIMEOUT,
 };
 use super::memory;
 use super::metered::Metered;
@@ -30,6 +26,7 @@ use super::reach::{ReachConfig, Role};
 use super::sync_codec::{SYNC_PROTOCOL, SyncCodec};
 use super::tls::Tls;
 use super::traffic::Meter;
+use super::transport::{transport, yamux_config};
 use super::{NetworkError, referrals, rounds};
 
 const IDENTIFY_PROTOCOL: &str = "/mingle/1";
@@ -37,9 +34,6 @@ const AGENT: &str = concat!("mingle/", env!("CARGO_PKG_VERSION"));
 
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// QUIC's own keep-alive notices a dead peer before the idle timeout below does harm.
-const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(5);
-const QUIC_IDLE_MS_MAX: u32 = 15_000;
 
 /// The order matters: what denies connections comes before what remembers them. DCUtR and the relays note a connection
 /// when it is made and would never hear that a later behaviour denied it.
@@ -117,26 +111,10 @@ pub fn swarm(
         upnp: reach.upnp.then(upnp::tokio::Behaviour::default).into(),
     };
     let mut registry = meter.registry();
-    // TLS first, which the other transports speak as well. Whoever knows only noise gets it.
+    let transport = transport(key, &reach.web)?;
     let swarm = SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
-        .with_tcp(
-            tcp::Config::default().nodelay(true),
-            (|key: &_| Tls::new(key).map(Buffered), |key: &_| noise::Config::new(key).map(Buffered)),
-            yamux_config,
-        )
-        .map_err(|error| setup(&error))?
-        .with_quic_config(|mut quic| {
-            quic.keep_alive_interval = QUIC_KEEP_ALIVE;
-            quic.max_idle_timeout = QUIC_IDLE_MS_MAX;
-            quic.handshake_timeout = DIAL_TIMEOUT;
-            quic
-        })
-        .with_dns()
-        .map_err(|error| setup(&error))?
-        .with_websocket((Tls::new, noise::Config::new), yamux_config)
-        .now_or_never()
-        .ok_or_else(|| setup(&"the WebSocket transport is not ready at once"))?
+        .with_other_transport(|_| transport)
         .map_err(|error| setup(&error))?
         .with_relay_client((Tls::new, noise::Config::new), yamux_config)
         .map_err(|error| setup(&error))?
@@ -169,10 +147,4 @@ fn connection_bounds(inbound: u32) -> ConnectionLimits {
         .with_max_established_incoming(Some(inbound + INBOUND_CONNECTIONS_SLACK))
         .with_max_established_outgoing(Some(OUTBOUND_CONNECTIONS_MAX))
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX))
-}
-
-fn yamux_config() -> yamux::Config {
-    let mut config = yamux::Config::default();
-    config.set_max_num_streams(YAMUX_STREAMS_MAX);
-    config
 }

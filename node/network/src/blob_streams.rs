@@ -2,7 +2,8 @@
 //!
 //! The caller names the connection, so a transfer knows what it runs over and can close it when it stalls. Every open
 //! ends in an answer: a stream, or a reason (a connection that closes drops the reply, which is a reason too). Streams
-//! that others open are bounded per connection and in all; what is beyond the bounds is dropped, never queued.
+//! that others open are bounded per connection and in all, the first of each connection always having a place; what is
+//! beyond the bounds is dropped, never queued.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -21,7 +22,7 @@ use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::blob_frames::BLOB_PROTOCOL;
-use super::limits::{BLOB_OPEN_TIMEOUT, BLOB_STREAMS_MAX, BLOB_STREAMS_PER_CONNECTION_MAX};
+use super::limits::{BLOB_OPEN_TIMEOUT, BLOB_STREAMS_FREE, BLOB_STREAMS_MAX, BLOB_STREAMS_PER_CONNECTION_MAX};
 use super::paths::{far_end_of, is_quic, is_relayed};
 use super::traffic::{Counted, Meter};
 
@@ -55,7 +56,7 @@ impl fmt::Debug for Inbound {
     }
 }
 
-/// The stream's place among those of its connection, and among all.
+/// The stream's place among those of its connection, and among all or the free ones.
 pub struct Places {
     _of_connection: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
@@ -110,6 +111,7 @@ impl Behaviour {
             opening: VecDeque::new(),
             accepted: VecDeque::new(),
             of_connection: Arc::new(Semaphore::new(places)),
+            free: Arc::new(Semaphore::new(places.min(BLOB_STREAMS_FREE))),
             all: self.all.clone(),
             meter: self.meter.clone(),
         }
@@ -198,6 +200,8 @@ pub struct Handler {
     /// At most as many as there are places.
     accepted: VecDeque<Accepted>,
     of_connection: Arc<Semaphore>,
+    /// Places that this connection need not share.
+    free: Arc<Semaphore>,
     all: Arc<Semaphore>,
     meter: Meter,
 }
@@ -237,7 +241,8 @@ impl ConnectionHandler for Handler {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
                 let of_connection = self.of_connection.clone().try_acquire_owned();
-                let (Ok(of_connection), Ok(of_all)) = (of_connection, self.all.clone().try_acquire_owned()) else {
+                let of_all = self.free.clone().try_acquire_owned().or_else(|_| self.all.clone().try_acquire_owned());
+                let (Ok(of_connection), Ok(of_all)) = (of_connection, of_all) else {
                     tracing::debug!("dropped a blob stream beyond the bounds");
                     return;
                 };

@@ -178,6 +178,11 @@ impl Dialer {
         });
     }
 
+    /// Whether this is a dial of a bootstrap address.
+    pub fn is_bootstrap(&self, connection: ConnectionId) -> bool {
+        self.bootstrap.iter().any(|entry| entry.dialing == Some(connection))
+    }
+
     /// `ourselves`: the dial ended at our own door and is not tried again.
     pub fn failed(&mut self, connection: ConnectionId, ourselves: bool) {
         self.bootstrap.retain(|entry| !(ourselves && entry.dialing == Some(connection)));

@@ -45,8 +45,10 @@ mod tests;
 mod tls;
 mod traffic;
 mod transfers;
+mod transport;
 mod turns;
 mod watched;
+pub mod web;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -146,6 +148,11 @@ pub enum NetworkEvent {
     /// How a peer is connected now: told of its first connection, and when a direct one replaces a relayed one or the
     /// other way round.
     Path(Link),
+    /// A bootstrap address has a host whose certificate is not believed; told once for each.
+    Distrusted {
+        address: Multiaddr,
+        why: String,
+    },
     /// Whether we can be dialled is known, or has changed.
     Reachability(Reachability),
     /// A message to be judged with `report` within ten seconds, or it is not passed on.

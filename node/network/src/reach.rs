@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::limits::{RELAY_BACKOFF_FIRST, RELAY_BACKOFF_LONGEST, RELAYS_AT_ONCE, RELAYS_KNOWN_MAX};
 use super::paths::is_relayed;
+use super::web::Web;
 
 /// What is assumed about being dialled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct ReachConfig {
     /// No new connection while this process holds more memory; without it, nine tenths of what the machine or its
     /// container has.
     pub memory_max: Option<usize>,
+    /// Certificates of `/wss`.
+    pub web: Web,
 }
 
 /// Whether this peer can be dialled.

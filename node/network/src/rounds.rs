@@ -8,11 +8,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use libp2p::request_response::{self, Event, Message, OutboundFailure, OutboundRequestId, ProtocolSupport};
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, Swarm, SwarmBuilder, noise, tcp, tls, yamux};
+use libp2p::{Multiaddr, Swarm, SwarmBuilder};
 use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
 use tokio::time::timeout;
 
@@ -20,6 +20,8 @@ use super::guard::Guard;
 use super::limits::DIAL_TIMEOUT;
 use super::quotas::Quota;
 use super::round_codec::{ROUND_PROTOCOL, RoundCodec};
+use super::transport::transport;
+use super::web::Web;
 use super::{NetworkError, keypair_of};
 
 pub type Behaviour = request_response::Behaviour<RoundCodec>;
@@ -78,7 +80,7 @@ pub enum GetRoundError {
 }
 
 /// Asks `peers` for the file of `round` with the key of `secret`, and gives what `check` makes of the first answer that it
-/// believes. `check` says what is wrong with one that it does not.
+/// believes. `check` says what is wrong with one that it does not; `web` says whose certificates are believed.
 ///
 /// # Errors
 /// `Unreached` when no answer was believed within `patience`.
@@ -86,10 +88,11 @@ pub async fn get_round<T, E: fmt::Display>(
     secret: [u8; 32],
     round: RoundId,
     peers: Vec<Multiaddr>,
+    web: &Web,
     patience: Duration,
     check: impl Fn(&[u8]) -> Result<T, E>,
 ) -> Result<T, GetRoundError> {
-    let mut asking = Asking { swarm: swarm(secret)?, round, dialling: HashMap::new(), asked: HashMap::new(), tried: Vec::new() };
+    let mut asking = Asking { swarm: swarm(secret, web)?, round, dialling: HashMap::new(), asked: HashMap::new(), tried: Vec::new() };
     for address in peers {
         asking.dial(address);
     }
@@ -188,18 +191,13 @@ fn root(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-fn swarm(secret: [u8; 32]) -> Result<Swarm<Behaviour>, NetworkError> {
+fn swarm(secret: [u8; 32], web: &Web) -> Result<Swarm<Behaviour>, NetworkError> {
     let setup = |error: &dyn fmt::Display| NetworkError::Setup(error.to_string());
-    let swarm = SwarmBuilder::with_existing_identity(keypair_of(secret)?)
+    let key = keypair_of(secret)?;
+    let transport = transport(&key, web)?;
+    let swarm = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), (tls::Config::new, noise::Config::new), yamux::Config::default)
-        .map_err(|error| setup(&error))?
-        .with_quic()
-        .with_dns()
-        .map_err(|error| setup(&error))?
-        .with_websocket((tls::Config::new, noise::Config::new), yamux::Config::default)
-        .now_or_never()
-        .ok_or_else(|| setup(&"the WebSocket transport is not ready at once"))?
+        .with_other_transport(|_| transport)
         .map_err(|error| setup(&error))?
         .with_behaviour(|_| behaviour(ProtocolSupport::Outbound))
         .map_err(|error| setup(&error))?

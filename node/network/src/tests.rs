@@ -9,9 +9,12 @@ mod loud;
 mod parts;
 mod peers;
 mod reach;
+mod readers;
 mod rounds;
+mod scoring;
 mod swarm;
 mod traffic;
+mod web;
 
 use std::time::Duration;
 

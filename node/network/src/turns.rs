@@ -7,53 +7,79 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::limits::{SERVED_AT_ONCE_MAX, SERVED_PER_PEER_MAX};
+use crate::limits::{SERVED_AT_ONCE_MAX, SERVED_PER_PEER_MAX, SERVED_RESERVED};
 
 /// One block in memory on its way to a peer. The place is free again when it is dropped.
 pub struct Turn {
+    /// Its peer is counted as long as it has a turn.
+    _peer: Arc<OfPeer>,
+    _first: Option<OwnedSemaphorePermit>,
     _of_peer: OwnedSemaphorePermit,
-    _of_all: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 }
 
-/// Turns are given in the order they were asked for, to each peer a few at most: so none can keep the others waiting.
+/// What one peer has.
+struct OfPeer {
+    places: Arc<Semaphore>,
+    /// Held by the one turn that may have a reserved place.
+    first: Arc<Semaphore>,
+}
+
+/// Turns are given in the order they were asked for, to each peer a few at most, and some are kept for those who have none: so
+/// none can keep the others waiting.
 #[derive(Clone)]
 pub struct Turns {
-    all: Arc<Semaphore>,
-    of_peer: Arc<Mutex<HashMap<PeerId, Weak<Semaphore>>>>,
+    shared: Arc<Semaphore>,
+    reserved: Arc<Semaphore>,
+    of_peer: Arc<Mutex<HashMap<PeerId, Weak<OfPeer>>>>,
 }
 
 impl Default for Turns {
     fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(SERVED_AT_ONCE_MAX)), of_peer: Arc::default() }
+        let [shared, reserved] = [SERVED_AT_ONCE_MAX - SERVED_RESERVED, SERVED_RESERVED].map(|places| Arc::new(Semaphore::new(places)));
+        Self { shared, reserved, of_peer: Arc::default() }
     }
 }
 
 impl Turns {
-    fn of_peer(&self, peer: PeerId) -> Arc<Semaphore> {
+    fn of_peer(&self, peer: PeerId) -> Arc<OfPeer> {
         let mut peers: MutexGuard<'_, _> = self.of_peer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(places) = peers.get(&peer).and_then(Weak::upgrade) {
             return places;
         }
         // Whoever is not served any more is forgotten here, so the list is as long as conversations are many.
         peers.retain(|_, places| places.strong_count() > 0);
-        let places = Arc::new(Semaphore::new(SERVED_PER_PEER_MAX));
-        peers.insert(peer, Arc::downgrade(&places));
-        places
+        let [places, first] = [SERVED_PER_PEER_MAX, 1].map(|places| Arc::new(Semaphore::new(places)));
+        let of_peer = Arc::new(OfPeer { places, first });
+        peers.insert(peer, Arc::downgrade(&of_peer));
+        of_peer
     }
 
     /// A turn if one is free now.
     pub fn try_take(&self, peer: PeerId) -> Option<Turn> {
-        let of_peer = self.of_peer(peer).try_acquire_owned().ok()?;
-        let of_all = self.all.clone().try_acquire_owned().ok()?;
-        Some(Turn { _of_peer: of_peer, _of_all: of_all })
+        let peer = self.of_peer(peer);
+        let of_peer = peer.places.clone().try_acquire_owned().ok()?;
+        if let Ok(place) = self.shared.clone().try_acquire_owned() {
+            return Some(Turn { _peer: peer, _first: None, _of_peer: of_peer, _place: place });
+        }
+        let first = peer.first.clone().try_acquire_owned().ok()?;
+        let place = self.reserved.clone().try_acquire_owned().ok()?;
+        Some(Turn { _peer: peer, _first: Some(first), _of_peer: of_peer, _place: place })
     }
 
     pub async fn take(&self, peer: PeerId) -> Turn {
-        let of_peer = self.of_peer(peer);
+        let peer = self.of_peer(peer);
         loop {
-            // Neither is ever closed.
-            if let (Ok(of_peer), Ok(of_all)) = (of_peer.clone().acquire_owned().await, self.all.clone().acquire_owned().await) {
-                return Turn { _of_peer: of_peer, _of_all: of_all };
+            let Ok(of_peer) = peer.places.clone().acquire_owned().await else { continue };
+            let first = peer.first.clone().try_acquire_owned().ok();
+            let place = tokio::select! {
+                biased;
+                place = self.shared.clone().acquire_owned() => place,
+                place = self.reserved.clone().acquire_owned(), if first.is_some() => place,
+            };
+            // None is ever closed.
+            if let Ok(place) = place {
+                return Turn { _peer: peer, _first: first, _of_peer: of_peer, _place: place };
             }
         }
     }
@@ -106,6 +132,24 @@ mod tests {
         waiting.await.unwrap();
         assert!(turns.try_take(modest).is_some());
         assert!(turns.of_peer.lock().unwrap().len() <= 2);
+    }
+
+    #[tokio::test]
+    async fn some_turns_are_left_for_those_who_have_none_however_many_are_greedy() {
+        let turns = Turns::default();
+        let mut held = Vec::new();
+        for _ in 0..SERVED_RESERVED - 1 {
+            let greedy = PeerId::random();
+            held.extend(std::iter::from_fn(|| turns.try_take(greedy)));
+        }
+        assert!(held.len() < SERVED_AT_ONCE_MAX);
+        let modest = PeerId::random();
+        let one = turns.take(modest).await;
+        assert!(turns.try_take(modest).is_none(), "the others have the rest");
+        drop(one);
+        assert!(turns.try_take(modest).is_some());
+        drop(held);
+        assert_eq!((turns.shared.available_permits(), turns.reserved.available_permits()), (32, 16));
     }
 
     #[test]

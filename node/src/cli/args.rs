@@ -12,6 +12,7 @@ use super::source;
 use crate::data::Template;
 use crate::driver::{self, Goal, Outcome, Peer, Work};
 use crate::home::Home;
+use crate::network::web::{Identity, Web};
 use crate::network::{Multiaddr, ReachConfig, Role};
 
 /// Where the key, the store and the results are kept.
@@ -50,7 +51,29 @@ pub struct NetworkArgs {
     #[arg(long, conflicts_with_all = ["listen", "peers", "mdns"])]
     pub offline: bool,
     #[command(flatten)]
+    pub tls: TlsArgs,
+    #[command(flatten)]
     pub reach: ReachArgs,
+}
+
+/// Whom to believe where a connection looks like one to a web server.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TlsArgs {
+    /// Certificates (PEM) of an institution's own authority, which are believed at /wss addresses beside the web's
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// What a seed shows there.
+    #[arg(skip)]
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl TlsArgs {
+    /// # Errors
+    /// A file that does not hold what it should.
+    pub fn web(&self) -> Result<Web> {
+        let identity = self.identity.as_ref().map(|(certificate, key)| Identity { certificate, key });
+        Ok(Web::new(identity, self.tls_ca.as_deref())?)
+    }
 }
 
 /// How this peer is reached from outside.
@@ -81,19 +104,20 @@ pub enum ReachArg {
     Private,
 }
 
-impl ReachArgs {
-    pub fn config(&self) -> ReachConfig {
-        let role = match self.reach {
+impl NetworkArgs {
+    /// # Errors
+    /// A certificate or key that cannot be used.
+    pub fn reach(&self) -> Result<ReachConfig> {
+        let ReachArgs { external, upnp, reach, memory_max } = self.reach.clone();
+        let role = match reach {
             ReachArg::Auto => Role::Auto,
             ReachArg::Public => Role::Public,
             ReachArg::Private => Role::Private,
         };
-        let memory_max = self.memory_max.map(|mib| mib.saturating_mul(1 << 20));
-        ReachConfig { role, external: self.external.clone(), upnp: self.upnp, memory_max }
+        let memory_max = memory_max.map(|mib| mib.saturating_mul(1 << 20));
+        Ok(ReachConfig { role, external, upnp, memory_max, web: self.tls.web()? })
     }
-}
 
-impl NetworkArgs {
     pub fn listen(&self) -> Vec<Multiaddr> {
         if !self.listen.is_empty() || self.offline {
             return self.listen.clone();
@@ -191,7 +215,7 @@ impl OpenedPeer {
         }
         home.round(round.id()).keep(&file)?;
         goal.offline = network.offline;
-        let (listen, reach, bootstrap, mdns) = (network.listen(), network.reach.config(), network.peers, network.mdns);
+        let (listen, reach, bootstrap, mdns) = (network.listen(), network.reach()?, network.peers, network.mdns);
         let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, reach, work, goal };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;

@@ -15,6 +15,7 @@ use crate::bundle::{self, Bundle, BundleError, Imported, Refusals, Selection};
 use crate::files;
 use crate::home::Home;
 use crate::merged::{self, Proof};
+use crate::network::web::Web;
 use crate::store::Store;
 use crate::train::estimate::size;
 
@@ -107,7 +108,7 @@ pub fn run(verb: Verb) -> Result<ExitCode> {
 
 fn export(args: &ExportArgs) -> Result<ExitCode> {
     let home = args.home.open()?;
-    let file = source::read(&args.round, &home, &[])?;
+    let file = source::read(&args.round, &home, &[], &Web::default())?;
     let (round, text) = (file.round.clone(), file.to_json().into_bytes());
     let round_home = home.round(round.id());
     if args.out.exists() {

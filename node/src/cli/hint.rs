@@ -9,6 +9,7 @@ use crate::data::DataError;
 use crate::models::device::DeviceError;
 use crate::network::NetworkError;
 use crate::network::rounds::GetRoundError;
+use crate::network::web::WebError;
 use crate::store::StoreError;
 use crate::train::TrainError;
 
@@ -36,6 +37,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         }
         if let Some(GetRoundError::Unreached(_)) = cause.downcast_ref() {
             return found("ask who sent the link whether that peer runs and can be dialled from here, or for the round file itself");
+        }
+        if let Some(error) = cause.downcast_ref::<WebError>() {
+            return Some(web_hint(error).to_owned());
         }
         if let Some(error) = cause.downcast_ref::<LinkError>() {
             return Some(link_hint(error));
@@ -94,6 +98,20 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         ("holds a base with digest", "every member must use the same base weights; compare with `mingle round show`"),
     ];
     advice.iter().find(|(part, _)| text.contains(part)).map(|(_, advice)| (*advice).to_owned())
+}
+
+fn web_hint(error: &WebError) -> &'static str {
+    match error {
+        WebError::Unreadable { .. } => "see whether the file is there and whether this user may read it",
+        WebError::NoCertificate { .. } => {
+            "the file must hold blocks that begin with -----BEGIN CERTIFICATE-----; `openssl x509` converts others"
+        }
+        WebError::NoKey { .. } => {
+            "the file must hold a block that begins with -----BEGIN PRIVATE KEY-----, without a passphrase; `openssl pkey` converts others"
+        }
+        WebError::Mismatch { .. } => "give the key that the certificate was made with; in the chain the host's own certificate comes first",
+        WebError::Certificate { .. } => "see what it is with `openssl x509 -text`, or ask the authority for it again",
+    }
 }
 
 fn link_hint(error: &LinkError) -> String {

@@ -8,7 +8,7 @@ use mingle_protocol::link::RoundLink;
 use mingle_protocol::round::RoundFile;
 use serde_json::json;
 
-use super::args::HomeArgs;
+use super::args::{HomeArgs, TlsArgs};
 use super::source;
 use crate::files;
 use crate::network::Multiaddr;
@@ -35,6 +35,8 @@ pub struct GetArgs {
     /// Peer to ask besides those the link names; may be given several times
     #[arg(long = "peer", value_name = "MULTIADDR")]
     peers: Vec<Multiaddr>,
+    #[command(flatten)]
+    tls: TlsArgs,
     #[command(flatten)]
     home: HomeArgs,
     /// JSON on standard output
@@ -72,7 +74,7 @@ pub fn get(args: &GetArgs) -> Result<RoundFile> {
     if args.out.exists() {
         bail!("{} exists already; a round file is never overwritten", args.out.display());
     }
-    let file = source::follow(&args.link, &args.home.open()?, &args.peers)?;
+    let file = source::follow(&args.link, &args.home.open()?, &args.peers, &args.tls.web()?)?;
     files::write(&args.out, file.to_json().as_bytes())?;
     Ok(file)
 }

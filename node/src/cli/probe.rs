@@ -111,7 +111,7 @@ impl Check {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let home = args.home.open()?;
-    let file = source::read(&args.round, &home, &args.network.peers)?;
+    let file = source::read(&args.round, &home, &args.network.peers, &args.network.tls.web()?)?;
     let round = &file.round;
     let (key, _) = home.key_or_create()?;
     let mut failed = false;

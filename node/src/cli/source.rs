@@ -14,6 +14,7 @@ use super::args::NetworkArgs;
 use crate::home::Home;
 use crate::network::Multiaddr;
 use crate::network::rounds::get_round;
+use crate::network::web::Web;
 
 /// Longest wait for anybody to hand over a round file.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,13 +41,13 @@ pub fn read_file(path: &Path) -> Result<RoundFile> {
 
 /// The round of a file or a link.
 pub fn read_round(source: &Path, home: &Home) -> Result<Round> {
-    read(source, home, &[]).map(|file| file.round)
+    read(source, home, &[], &Web::default()).map(|file| file.round)
 }
 
 /// The file of a round that is to be run: one that its founders have signed. Peers given besides those of a link are asked
 /// too.
 pub fn read_signed(source: &Path, home: &Home, network: &NetworkArgs) -> Result<RoundFile> {
-    let file = read(source, home, if network.offline { &[] } else { &network.peers })?;
+    let file = read(source, home, if network.offline { &[] } else { &network.peers }, &network.tls.web()?)?;
     let threshold = file.round.manifest().founders.as_ref().map_or(0, |founders| founders.threshold);
     ensure!(
         file.is_signed(),
@@ -58,20 +59,20 @@ pub fn read_signed(source: &Path, home: &Home, network: &NetworkArgs) -> Result<
 }
 
 /// The round file of a file or a link, as far as it is signed.
-pub fn read(source: &Path, home: &Home, peers: &[Multiaddr]) -> Result<RoundFile> {
+pub fn read(source: &Path, home: &Home, peers: &[Multiaddr], web: &Web) -> Result<RoundFile> {
     match source.to_str().filter(|text| RoundLink::is_meant(text)) {
         None => read_file(source),
-        Some(link) => follow(&link.parse()?, home, peers),
+        Some(link) => follow(&link.parse()?, home, peers, web),
     }
 }
 
 /// The file that a link leads to: the one this home has, or one that a peer hands over, which is kept.
-pub fn follow(link: &RoundLink, home: &Home, peers: &[Multiaddr]) -> Result<RoundFile> {
+pub fn follow(link: &RoundLink, home: &Home, peers: &[Multiaddr], web: &Web) -> Result<RoundFile> {
     let round_home = home.round(link.round);
     let kept = round_home.round_file();
     let mut file = match kept.exists().then(|| read_file(&kept)).transpose()? {
         Some(file) if file.round.id() == link.round => file,
-        _ => get(link, home, peers)?,
+        _ => get(link, home, peers, web)?,
     };
     for peer in &link.peers {
         if file.peers.len() < PEERS_MAX && !file.peers.contains(peer) {
@@ -82,7 +83,7 @@ pub fn follow(link: &RoundLink, home: &Home, peers: &[Multiaddr]) -> Result<Roun
     Ok(file)
 }
 
-fn get(link: &RoundLink, home: &Home, peers: &[Multiaddr]) -> Result<RoundFile> {
+fn get(link: &RoundLink, home: &Home, peers: &[Multiaddr], web: &Web) -> Result<RoundFile> {
     let mut asked = peers.to_vec();
     for peer in &link.peers {
         let address = peer.parse().with_context(|| format!("the link names {peer:?} as a peer, which is no address"))?;
@@ -101,5 +102,5 @@ fn get(link: &RoundLink, home: &Home, peers: &[Multiaddr]) -> Result<RoundFile> 
         if found == link.round { Ok(file) } else { Err(Wrong::Other { found }) }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    Ok(runtime.block_on(get_round(key.to_bytes(), link.round, asked, PATIENCE, check))?)
+    Ok(runtime.block_on(get_round(key.to_bytes(), link.round, asked, web, PATIENCE, check))?)
 }

@@ -33,6 +33,10 @@ impl<F: FnMut(&Event)> Driver<F> {
                 self.handle(Input::Disconnected(peer))?;
             }
             NetworkEvent::Refused { peer, why } => (self.observe)(&Event::Refused { peer: peer.to_string(), why }),
+            NetworkEvent::Distrusted { address, why } => {
+                let why = format!("cannot connect to {address}: {why}; --tls-ca names an authority to be trusted");
+                (self.observe)(&Event::Trouble { why });
+            }
             NetworkEvent::Path(link) => (self.observe)(&Event::path(&link)),
             NetworkEvent::Reachability(reachability) => (self.observe)(&Event::reachability(&reachability)),
             NetworkEvent::Gossip { message_id, from, bytes } => {

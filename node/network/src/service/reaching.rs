@@ -1,9 +1,9 @@
 //! The service's share in reaching others: it tells `Paths` and `Reach` what the swarm says, and does what they want.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use libp2p::multiaddr::Protocol;
-use libp2p::swarm::{ConnectionId, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate, SwarmEvent};
+use libp2p::swarm::{ConnectionId, DialError, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, autonat, dcutr, identify, ping, relay, upnp};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -14,6 +14,7 @@ use super::super::limits::Limits;
 use super::super::paths::{Paths, is_relayed};
 use super::super::reach::{Reach, ReachConfig, Role, Step, is_global};
 use super::super::sync_codec::SYNC_PROTOCOL;
+use super::super::web::distrusted;
 use super::super::{NetworkEvent, Observed, ReachStatus};
 use super::Service;
 
@@ -27,6 +28,8 @@ pub struct Reaching {
     on_loopback: bool,
     /// Where neighbours that we dialled see us, by connection.
     observed: HashMap<ConnectionId, Observed>,
+    /// Bootstrap addresses whose certificates are not believed.
+    distrusted: BTreeSet<Multiaddr>,
     shown: watch::Sender<ReachStatus>,
 }
 
@@ -41,6 +44,7 @@ impl Reaching {
             announces: config.role == Role::Public && config.external.is_empty(),
             on_loopback: listen.iter().any(is_loopback),
             observed: HashMap::new(),
+            distrusted: BTreeSet::new(),
             shown,
         }
     }
@@ -65,6 +69,18 @@ impl Service {
             SwarmEvent::NewListenAddr { address, .. } => self.may_announce(address),
             SwarmEvent::ListenerClosed { listener_id, reason, .. } if self.reaching.reach.closed(*listener_id, now) => {
                 tracing::debug!(?reason, "a relay let go of us");
+            }
+            // An operator's own addresses, so they are few.
+            SwarmEvent::OutgoingConnectionError { connection_id, error: DialError::Transport(failed), .. }
+                if self.dialer.is_bootstrap(*connection_id) =>
+            {
+                for (address, error) in failed {
+                    if let Some(why) = distrusted(error)
+                        && self.reaching.distrusted.insert(address.clone())
+                    {
+                        self.tell(NetworkEvent::Distrusted { address: address.clone(), why });
+                    }
+                }
             }
             SwarmEvent::ExternalAddrConfirmed { address } => self.leads_here(address.clone()),
             SwarmEvent::ExternalAddrExpired { address } => self.reaching.reach.expired(address),
@@ -158,7 +174,9 @@ impl Service {
     /// A seed takes where it listens for where it is dialled.
     fn may_announce(&mut self, address: &Multiaddr) {
         let here_only = is_loopback(address) && !self.reaching.on_loopback;
-        if self.reaching.announces && !here_only && !is_relayed(address) {
+        // A certificate is for a host's name, which only the operator knows.
+        let nameless = address.iter().any(|part| matches!(part, Protocol::Wss(_)));
+        if self.reaching.announces && !here_only && !nameless && !is_relayed(address) {
             self.swarm.add_external_address(address.clone());
             self.leads_here(address.clone());
         }

@@ -7,6 +7,7 @@ use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
 
 use super::*;
 use crate::rounds::{GetRoundError, get_round};
+use crate::web::Web;
 
 fn id(text: &str) -> RoundId {
     RoundId(ContentHash::of(text.as_bytes()))
@@ -19,7 +20,7 @@ fn check(round: RoundId) -> impl Fn(&[u8]) -> Result<usize, String> {
 
 async fn get(round: RoundId, peers: &[&Multiaddr]) -> Result<usize, String> {
     let peers = peers.iter().map(|address| (*address).clone()).collect();
-    match get_round([99; 32], round, peers, PATIENCE, check(round)).await {
+    match get_round([99; 32], round, peers, &Web::default(), PATIENCE, check(round)).await {
         Ok(length) => Ok(length),
         Err(GetRoundError::Unreached(error)) => Err(error.to_string()),
         Err(other) => panic!("{other}"),
@@ -63,5 +64,5 @@ async fn who_may_not_connect_gets_no_round_file() {
     let refused = get(round, &[&closed.address]).await.unwrap_err();
     assert!(refused.contains("it may admit only keys of its round"), "{refused}");
     let peers = vec![closed.address.clone()];
-    assert_eq!(get_round([2; 32], round, peers, PATIENCE, check(round)).await.unwrap(), 4);
+    assert_eq!(get_round([2; 32], round, peers, &Web::default(), PATIENCE, check(round)).await.unwrap(), 4);
 }

@@ -19,6 +19,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 const AFTERMATH: Duration = Duration::from_secs(3);
 
 const PORTS: &str = "let connections out to TCP and UDP 4001 of the seed, or to TCP 443 and give its /ws or /wss address";
+const AUTHORITY: &str = "give the certificate of the authority that signed it with --tls-ca, or the name that it is for";
 const FORWARD: &str = "forward a TCP and a UDP port to this machine and name them with --listen and --external, or try --upnp";
 
 /// What was heard while it listened.
@@ -27,12 +28,14 @@ struct Heard {
     listening: Vec<Multiaddr>,
     connected: BTreeMap<PeerId, Duration>,
     status: ReachStatus,
+    /// Addresses of hosts whose certificates are not believed, and why.
+    distrusted: Vec<String>,
 }
 
 /// Runs a peer for a moment and says what came of it.
 ///
 /// # Errors
-/// No folder for its store can be made.
+/// No folder for its store can be made, or a certificate cannot be used.
 pub async fn checks(round: &Round, key: &SecretKey, args: &NetworkArgs, patience: Duration) -> Result<Vec<Check>> {
     if args.offline {
         return Ok(vec![Check::skip("listen", "--offline was given")]);
@@ -46,7 +49,7 @@ pub async fn checks(round: &Round, key: &SecretKey, args: &NetworkArgs, patience
         mdns: args.mdns,
         topic: format!("/mingle/probe/1/{}", round.id()),
         allowed: None,
-        reach: args.reach.config(),
+        reach: args.reach()?,
         limits: Limits { probe_interval: PROBE_INTERVAL, settle: SETTLE, ..Limits::default() },
     };
     let asked = !args.peers.is_empty() || args.mdns;
@@ -79,6 +82,7 @@ async fn listen(
         tokio::select! {
             event = events.recv() => match event {
                 Some(NetworkEvent::Listening(address)) => heard.listening.push(address),
+                Some(NetworkEvent::Distrusted { address, why }) => heard.distrusted.push(format!("{address}: {why}")),
                 Some(NetworkEvent::PeerConnected(peer)) => _ = heard.connected.insert(peer, began.elapsed()),
                 Some(_) => {}
                 None => break,
@@ -124,7 +128,11 @@ fn listening(heard: &Heard) -> Check {
 
 fn peers(heard: &Heard, args: &NetworkArgs) -> Check {
     let Some((first, after)) = heard.connected.iter().min_by_key(|(_, after)| **after) else {
-        return Check::fail("peers", format!("none of {} addresses was reached", args.peers.len()), PORTS);
+        let none = format!("none of {} addresses was reached", args.peers.len());
+        return match heard.distrusted.as_slice() {
+            [] => Check::fail("peers", none, PORTS),
+            distrusted => Check::fail("peers", format!("{none}; {}", distrusted.join("; ")), AUTHORITY),
+        };
     };
     let link = heard.status.links.iter().find(|link| link.peer == *first);
     let round_trip = match link.and_then(|link| link.round_trip) {
