@@ -281,6 +281,8 @@ impl<F: FnMut(&Event)> Driver<F> {
                     self.take_inbox()?;
                     self.handle(Input::Tick)?;
                     self.vouch()?;
+                    // What it comes to believe may be here from before.
+                    self.take_vouched()?;
                     self.write_status();
                 }
             }

@@ -121,13 +121,12 @@ impl<W: Write> Write for Behind<W> {
 /// their last parts, and reads a layer's number behind a part named `layers_pattern`; older versions take the last number of
 /// a name without it, newer ones the first.
 fn config_of(round: &Round, slice: &Slice) -> Option<Value> {
-    let whole = merged::config_of(round)?;
+    let mut config = merged::config_of(round)?;
     let shape = round.kind().low_rank()?;
     let modules: Vec<&str> = shape.modules.iter().map(|module| module.name.as_str()).filter(|name| slice.layers().hold(name)).collect();
-    let mut config = merged::config_of(round)?;
     let numbered: Option<Vec<&str>> = modules.iter().map(|name| pattern_of(name)).collect();
     let short = |list: &[String]| shape.modules.iter().all(|module| !list.contains(&module.name));
-    let targets = match &whole.targets {
+    let targets = match &config.targets {
         // Those of other layers have no tensors here.
         Targets::List(list) if modules.is_empty() || (numbered.is_some() && short(list)) => {
             let of_these = |target: &&String| modules.is_empty() || modules.iter().any(|name| last(name) == target.as_str());

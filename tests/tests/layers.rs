@@ -143,6 +143,12 @@ fn layers_cost_their_bytes_and_are_proved_offline() {
     println!("all of it: {received} bytes received for {rest}: {:.4}", received as f64 / rest as f64);
     assert!(received as f64 <= 1.05 * rest as f64, "{received} bytes for {rest}");
     assert_eq!(ContentHash::of(&bytes_of(&all.join("adapter_model.safetensors"))), merged);
+
+    // What the disk has changed since is noticed and fetched again, as far as it is wanted.
+    bend(&reader.round_home().store().join("blobs").join(format!("{merged}.blob")), header as usize + 100);
+    let (_, again, received) = scene.fetch("again", &["--layers", "0"]);
+    assert!((one..one + one / 5).contains(&received), "{received} bytes for {one}");
+    assert_eq!(scene.verify(&again, &[]).code, 0);
 }
 
 #[test]
