@@ -105,6 +105,8 @@ fn measure(name: &str, over: Over, peers: usize, members: usize, modules: usize,
         bytes as f64 / needed as f64,
         payload as f64 / needed as f64
     );
+    let blobs: u64 = running.iter_mut().filter_map(|peer| peer.status()).map(|status| status.traffic.blob_in).sum();
+    println!("  received on streams of blobs: {blobs} = {:.4}", blobs as f64 / needed as f64);
     println!("  idle: {idle:.0} bytes a second and peer; control, beyond the adapters: {} bytes an adapter and peer", {
         payload.saturating_sub(needed) / (members * peers) as u64
     });

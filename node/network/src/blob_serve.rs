@@ -101,6 +101,7 @@ impl Server {
             told: Holds::All,
             shared,
             wants: VecDeque::new(),
+            ready: None,
             spare: Vec::new(),
         };
         let outcome = conversation.run().await;
@@ -117,6 +118,8 @@ struct Want {
 
 /// A block that is being read and proved, with its place in memory.
 struct Encoding {
+    /// The first chunk of the want that it answers.
+    want: u64,
     task: JoinHandle<(Vec<u8>, Result<(), ServeError>)>,
     turn: Turn,
 }
@@ -130,6 +133,8 @@ struct Conversation {
     /// What the asker knows that we hold.
     told: Holds,
     wants: VecDeque<Want>,
+    /// What is sent next. It may still be dropped: on a slow line the block before it is long on its way.
+    ready: Option<Encoding>,
     /// Buffers to be used again.
     spare: Vec<Vec<u8>>,
 }
@@ -139,9 +144,8 @@ impl Conversation {
         self.told = self.shared.holds.borrow_and_update().clone();
         let opening = Tell::Holds { size: self.shared.blob.size, holds: self.told.clone() };
         self.write(&opening.to_bytes()).await?;
-        let mut ready: Option<Encoding> = None;
         loop {
-            if self.wants.is_empty() && ready.is_none() {
+            if self.wants.is_empty() && self.ready.is_none() {
                 self.stream.rest(true);
                 let mut kind = [0; 1];
                 tokio::select! {
@@ -159,18 +163,18 @@ impl Conversation {
             if self.told != Holds::All && self.shared.holds.has_changed().unwrap_or(false) {
                 self.changed(true).await?;
             }
-            let encoding = match ready.take() {
+            let encoding = match self.ready.take() {
                 Some(encoding) => Some(encoding),
                 None => self.begin(true).await?,
             };
             let Some(encoding) = encoding else { continue };
-            let Encoding { task, turn } = encoding;
+            let Encoding { task, turn, .. } = encoding;
             let (buffer, proved) = task.await?;
             if let Err(error) = proved {
                 return self.damaged(error).await;
             }
             // The next block is read while this one is on its way, if there is a place for it.
-            ready = self.begin(false).await?;
+            self.ready = self.begin(false).await?;
             let began = Instant::now();
             self.send(&buffer).await?;
             self.server.board.served(self.peer, (buffer.len() - BLOCK_HEAD_BYTES) as u64, began.elapsed());
@@ -199,6 +203,7 @@ impl Conversation {
         match ask {
             Ask::Drop(first) => {
                 self.wants.retain(|want| want.first != first);
+                self.ready = self.ready.take().filter(|ready| ready.want != first);
                 Ok(())
             }
             Ask::Want(_) if self.wants.len() >= WANTS_MAX => Err(io::Error::new(io::ErrorKind::InvalidData, "too many wants at once")),
@@ -258,6 +263,7 @@ impl Conversation {
         };
         let Some(want) = self.wants.front_mut() else { return Ok(None) };
         let Some(ranges) = want.blocks.pop_front() else { return Ok(None) };
+        let asked = want.first;
         if want.blocks.is_empty() {
             self.wants.pop_front();
         }
@@ -270,7 +276,7 @@ impl Conversation {
             let proved = blob.encode(&ranges, &mut buffer);
             (buffer, proved)
         });
-        Ok(Some(Encoding { task, turn }))
+        Ok(Some(Encoding { want: asked, task, turn }))
     }
 
     /// Waits for our turn, and lets the asker know that we are alive.

@@ -156,7 +156,7 @@ fn a_provider_that_is_slow_but_at_work_is_not_doubled_by_one_that_is_no_faster()
 
 #[test]
 fn what_a_provider_has_not_begun_for_others_are_served_first_goes_to_somebody_else() {
-    let steps = second_asked(|schedule, now| schedule.alive(0, 0, now), 40);
+    let steps = second_asked(|schedule, now| schedule.alive(0, 0, now), 3);
     assert_eq!(steps, [(1, Step::Drop { peer: 0, piece: 0 }), (1, Step::Ask { peer: 1, piece: 0 })]);
 }
 
