@@ -67,7 +67,7 @@ fn who_answers_with_broken_records_is_cut_and_nobody_else_notices() {
     let announced = |peer: &mut Peer| {
         let slots = peer.slots();
         let adapter = |number: u8| slots.iter().any(|slot| slot.member == key(number).member() && slot.state == "adapter");
-        HONEST.map(adapter).all(|stands| stands).then_some(())
+        HONEST.clone().all(adapter).then_some(())
     };
     scene.honest.iter_mut().for_each(|peer| peer.wait("every right record", announced));
     assert!(herald.handle.connected_peers().contains(&herald.target));

@@ -96,7 +96,7 @@ async fn blob_requests_beyond_their_bounds_are_not_served_and_are_held_against_t
 /// nothing further. Comes back when it is cut.
 async fn sybil(secret: u8, to: Multiaddr, hash: ContentHash, until: Instant, begun: Arc<AtomicUsize>) {
     let target = crate::dialer::peer_in(&to).unwrap();
-    let asks = if secret % 2 == 0 { WANTS_MAX } else { 0 };
+    let asks = if secret.is_multiple_of(2) { WANTS_MAX } else { 0 };
     let wants = Ask::Want(Ask::first_of(&all_chunks(SIZE as u64))).to_bytes().repeat(asks);
     while Instant::now() < until {
         let mut swarm = bare_swarm_at(secret, &format!("/ip4/127.0.0.{}/tcp/0", 2 + secret % 8)).await;
