@@ -72,7 +72,8 @@ impl Server {
 
     async fn answer(self, inbound: Inbound) -> io::Result<()> {
         let Inbound { peer, stream, places } = inbound;
-        let mut stream = Watched::new(stream.compat(), self.limits.stall_window, &self.stop);
+        let line = stream.line();
+        let mut stream = Watched::new(stream.compat(), self.limits.stall_window, &self.stop).on(line);
         let hash = timeout(BLOB_OPEN_TIMEOUT, read_hash(&mut stream)).await??;
         self.guard.count(&peer, |counts| counts.blob_requests += 1);
         if !self.guard.spend(&peer, Quota::BlobRequests, 1) {

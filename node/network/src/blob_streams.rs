@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::blob_frames::BLOB_PROTOCOL;
 use super::limits::{BLOB_OPEN_TIMEOUT, BLOB_STREAMS_FREE, BLOB_STREAMS_MAX, BLOB_STREAMS_PER_CONNECTION_MAX};
 use super::paths::{far_end_of, is_quic, is_relayed};
-use super::traffic::{Counted, Meter};
+use super::traffic::{Counted, Line, Meter};
 
 /// A stream of the blob protocol, its bytes counted.
 pub type Stream = Counted<libp2p::Stream>;
@@ -114,6 +114,7 @@ impl Behaviour {
             free: Arc::new(Semaphore::new(places.min(BLOB_STREAMS_FREE))),
             all: self.all.clone(),
             meter: self.meter.clone(),
+            line: Arc::default(),
         }
     }
 }
@@ -204,6 +205,7 @@ pub struct Handler {
     free: Arc<Semaphore>,
     all: Arc<Semaphore>,
     meter: Meter,
+    line: Arc<Line>,
 }
 
 impl ConnectionHandler for Handler {
@@ -247,11 +249,11 @@ impl ConnectionHandler for Handler {
                     return;
                 };
                 let places = Places { _of_connection: of_connection, _of_all: of_all };
-                self.accepted.push_back(Accepted { stream: self.meter.counted(stream), places });
+                self.accepted.push_back(Accepted { stream: self.meter.counted(stream, &self.line), places });
             }
             // A caller that no longer waits drops the stream, which closes it.
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info }) => {
-                let _ = info.reply.send(Ok((info.connection, self.meter.counted(stream))));
+                let _ = info.reply.send(Ok((info.connection, self.meter.counted(stream, &self.line))));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
                 let _ = info.reply.send(Err(OpenError::Failed(error.to_string())));

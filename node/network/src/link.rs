@@ -98,7 +98,8 @@ pub async fn converse(
         opened = open(&context, peer) => opened?,
         () = stop.cancelled() => return Err(LinkError::Connection { peer, what: "we stopped".to_owned() }),
     };
-    let stream = Watched::new(stream.compat(), context.limits.stall_window, &stop);
+    let line = stream.line();
+    let stream = Watched::new(stream.compat(), context.limits.stall_window, &stop).on(line);
     let mut link = Link {
         pieces: Pieces::of(partial.size()),
         context,

@@ -41,6 +41,28 @@ struct Blobs {
     written: AtomicU64,
 }
 
+/// What all streams of blobs on one connection have moved.
+#[derive(Debug, Default)]
+pub struct Line {
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+impl Line {
+    pub fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub fn reads(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+}
+
 impl Meter {
     /// Where the transport registers its counters.
     pub fn registry(&self) -> MutexGuard<'_, Registry> {
@@ -61,9 +83,9 @@ impl Meter {
         }
     }
 
-    /// The stream, with its bytes counted as a blob's.
-    pub fn counted<S>(&self, stream: S) -> Counted<S> {
-        Counted { stream, blobs: self.blobs.clone() }
+    /// The stream, with its bytes counted as a blob's, and as those of the connection that it shares with others.
+    pub fn counted<S>(&self, stream: S, line: &Arc<Line>) -> Counted<S> {
+        Counted { stream, blobs: self.blobs.clone(), line: line.clone() }
     }
 }
 
@@ -78,6 +100,13 @@ fn value_of(line: &str, direction: &str) -> Option<u64> {
 pub struct Counted<S> {
     stream: S,
     blobs: Arc<Blobs>,
+    line: Arc<Line>,
+}
+
+impl<S> Counted<S> {
+    pub fn line(&self) -> Arc<Line> {
+        self.line.clone()
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
@@ -85,6 +114,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
         if let Poll::Ready(Ok(read)) = &outcome {
             self.blobs.read.fetch_add(*read as u64, Ordering::Relaxed);
+            self.line.read.fetch_add(*read as u64, Ordering::Relaxed);
         }
         outcome
     }
@@ -95,6 +125,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
         if let Poll::Ready(Ok(written)) = &outcome {
             self.blobs.written.fetch_add(*written as u64, Ordering::Relaxed);
+            self.line.written.fetch_add(*written as u64, Ordering::Relaxed);
         }
         outcome
     }
