@@ -149,6 +149,11 @@ fn layers_cost_their_bytes_and_are_proved_offline() {
     let (_, again, received) = scene.fetch("again", &["--layers", "0"]);
     assert!((one..one + one / 5).contains(&received), "{received} bytes for {one}");
     assert_eq!(scene.verify(&again, &[]).code, 0);
+    for name in ["whole", "mended"] {
+        let (_, whole, _) = scene.fetch(name, &[]);
+        assert_eq!(ContentHash::of(&bytes_of(&whole.join("adapter_model.safetensors"))), merged);
+        bend(&reader.round_home().store().join("blobs").join(format!("{merged}.blob")), layers as usize);
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ use crate::merged::{self, Proof};
 use crate::merger::CheckedAdapter;
 use crate::sent::merged_file;
 use crate::slice::{self, SliceError};
-use crate::store::{ServeError, Store};
+use crate::store::{ServeError, Store, StoreError};
 
 /// A merge that changes again within this is not written for readers: adapters come in bursts.
 const STILL: Duration = Duration::from_secs(3);
@@ -213,7 +213,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         let (store, slice) = (self.store.clone(), self.vouching.slice.clone());
         let written = tokio::task::block_in_place(|| match &slice {
             Some(slice) => write_layers(&store, &round, slice, &vouched, &self.home.layers()),
-            None => write_vouched(&store, &round, &vouched, &self.home.merged()).map(|written| written.map_err(Untaken::Refused)),
+            None => write_vouched(&store, &round, &vouched, &self.home.merged()),
         });
         match written? {
             Ok((receipt, folder)) => {
@@ -294,16 +294,23 @@ fn write_layers(
     }
 }
 
-/// The inner error is why the file is no merge of this round, whoever vouches for it.
-fn write_vouched(store: &Store, round: &Round, vouched: &Vouched, target: &Path) -> Result<Result<(Receipt, PathBuf), String>> {
+fn write_vouched(store: &Store, round: &Round, vouched: &Vouched, target: &Path) -> Result<Result<(Receipt, PathBuf), Untaken>> {
+    // What has lain on the disk may be wrong by the disk's fault.
+    let refused = |why: String| match store.verify_blob(vouched.merged) {
+        Ok(()) => Ok(Err(Untaken::Refused(why))),
+        Err(StoreError::Damaged { .. }) => Ok(Err(Untaken::Damaged)),
+        Err(error) => Err(error.into()),
+    };
     let header = canonical_header(round.merged().tensors(), Dtype::F32);
     let mut file = store.open_blob(vouched.merged)?.data;
     let mut head = vec![0; header.len()];
     if std::io::Read::read_exact(&mut file, &mut head).is_err() || head != header {
-        return Ok(Err("the file that members vouch for does not have this round's tensors".into()));
+        return refused("the file that members vouch for does not have this round's tensors".into());
     }
-    if let Err(error) = CheckedAdapter::read(file.try_clone()?, round.merged().tensors()) {
-        return Ok(Err(format!("the file that members vouch for is no merge: {error}")));
+    match CheckedAdapter::read(file.try_clone()?, round.merged().tensors()) {
+        Ok(checked) if checked.hash == vouched.merged => {}
+        Ok(_) => return Ok(Err(Untaken::Damaged)),
+        Err(error) => return refused(format!("the file that members vouch for is no merge: {error}")),
     }
     let receipt = Receipt::new(round.id(), vouched.admitted.clone(), vouched.merged);
     let proof = Proof::new(round, receipt, &vouched.records, &vouched.attestations)?;

@@ -202,7 +202,7 @@ impl MergedFile {
         }
         let header = canonical_header(self.tensors(), Dtype::F32);
         let mut end = header.len() as u64;
-        let mut places = vec![0..end];
+        let mut places: Vec<Range<u64>> = std::iter::once(0..end).collect();
         for tensor in self.tensors().iter() {
             let begin = end;
             end = begin.saturating_add(tensor.elements().saturating_mul(Dtype::F32.bytes() as u64));
@@ -219,7 +219,7 @@ impl MergedFile {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
     use crate::adapter::{AdapterKind, FullShape, Layout, LoraShape, Module, SubspaceShape, Tensor, header_length};

@@ -158,7 +158,9 @@ impl<B: Read, P: Read> Read for Join<'_, B, P> {
     }
 }
 
+// One range is a list of places as well.
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use proptest::prelude::*;
     use tempfile::TempDir;

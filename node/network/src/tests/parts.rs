@@ -1,5 +1,8 @@
 //! A part of a blob: only the groups that its judge names, from many at once, over restarts, and more of it later.
 
+// One range is a list of places as well.
+#![allow(clippy::single_range_in_vec_init)]
+
 use std::ops::Range;
 
 use super::hostile::{Manner, hostile};
