@@ -25,6 +25,7 @@ mod limits;
 mod link;
 mod memory;
 mod metered;
+mod names;
 mod paths;
 mod peers;
 mod pieces;
@@ -53,7 +54,6 @@ pub mod web;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use libp2p::identity::{Keypair, PublicKey, ed25519};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::round::{MANIFEST_BYTES_MAX, RoundId};
@@ -62,6 +62,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use head::{HeadCheck, HeadVerdict};
 pub use libp2p::{Multiaddr, PeerId};
 pub use limits::{Limits, Scoring};
+pub use names::{member_of, peer_of};
 pub use paths::Link;
 pub use peers::{Counts, PeerStatus};
 pub use reach::{ReachConfig, Reachability, Role};
@@ -71,6 +72,7 @@ pub use transfers::{ProviderState, ProviderStatus, Transfer, Upload};
 use crate::store::Store;
 use downloads::Wanted;
 use limits::{COMMANDS_MAX, EVENTS_MAX, GOSSIP_BYTES_MAX, SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX};
+use names::keypair_of;
 use service::Command;
 use traffic::Meter;
 use transfers::Board;
@@ -382,24 +384,4 @@ impl NetworkHandle {
 
 fn check(what: &'static str, size: usize, max: usize) -> Result<(), NetworkError> {
     if size <= max { Ok(()) } else { Err(NetworkError::TooLarge { what, size, max }) }
-}
-
-/// The network name of a member; `None` when the bytes are no point of the curve.
-pub fn peer_of(member: &MemberKey) -> Option<PeerId> {
-    let key = ed25519::PublicKey::try_from_bytes(&member.0).ok()?;
-    Some(PublicKey::from(key).to_peer_id())
-}
-
-/// The member key behind a network name; `None` for peers that are not ed25519 keys.
-pub fn member_of(peer: &PeerId) -> Option<MemberKey> {
-    /// Multihash code of a name that contains the key itself.
-    const IDENTITY: u64 = 0;
-    let name = peer.as_ref();
-    let key = (name.code() == IDENTITY).then(|| PublicKey::try_decode_protobuf(name.digest()))?.ok()?;
-    Some(MemberKey(key.try_into_ed25519().ok()?.to_bytes()))
-}
-
-/// The libp2p key pair of a member's secret.
-fn keypair_of(secret: [u8; 32]) -> Result<Keypair, NetworkError> {
-    Keypair::ed25519_from_bytes(secret).map_err(|error| NetworkError::Setup(error.to_string()))
 }
