@@ -26,8 +26,9 @@ const DEPTH_SECONDS: f64 = 0.5;
 const TAKE_OVER: f64 = 1.5;
 /// A piece that is on its way is asked for once more when it would be here so many times sooner.
 const REPEAT: f64 = 3.0;
-/// Less gain than this is not worth a message.
-const GAIN_MIN: f64 = 0.2;
+/// Seconds: less gain is not worth that it may come twice. What is asked for may be in the buffers between already, and what
+/// is dropped then comes all the same.
+const GAIN_MIN: f64 = 1.0;
 /// A peer of which something is outstanding and from which nothing has come for so long is silent.
 const SILENT: Duration = Duration::from_secs(3);
 /// A piece that would come later than this, and much sooner from somebody else, may be asked for twice whatever the bound.
