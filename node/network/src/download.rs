@@ -7,23 +7,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::PeerId;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::blob_frames::Ask;
-use crate::downloads::{Ended, Hint, Wanted};
+use crate::downloads::{Context, Ended, Hint, Wanted};
 use crate::extent::Extent;
 use crate::head::{Head, HeadVerdict};
-use crate::limits::{LINKS_MAX, Limits, PROGRESS_INTERVAL};
+use crate::limits::{LINKS_MAX, PROGRESS_INTERVAL};
 use crate::link::{Heard, LinkError, Order, converse};
 use crate::pieces::Pieces;
 use crate::providers::{Providers, Verdict};
 use crate::schedule::{Schedule, Step};
 use crate::service::Report;
-use crate::store::{PartialBlob, Store, StoreError};
-use crate::transfers::{Board, Transfer};
+use crate::store::{PartialBlob, StoreError};
+use crate::transfers::Transfer;
 
 /// How often the last proof may find that our own disk changed bytes before we give up.
 const REPAIRS_MAX: u32 = 3;
@@ -36,18 +36,6 @@ const EMPTY_HANDED_MAX: Duration = Duration::from_secs(5);
 const HEARD_MAX: usize = 64;
 /// No piece: what is asked for the head's sake.
 const HEAD: u32 = u32::MAX;
-
-/// What every download shares.
-#[derive(Clone)]
-pub struct Context {
-    pub store: Store,
-    pub limits: Limits,
-    pub reports: mpsc::Sender<Report>,
-    pub connected: watch::Receiver<Vec<PeerId>>,
-    /// A place for each block that may be in memory on its way to the disk.
-    pub buffers: Arc<Semaphore>,
-    pub board: Board,
-}
 
 struct Download {
     context: Context,
@@ -115,6 +103,7 @@ pub async fn run(context: Context, wanted: Wanted, more: mpsc::Receiver<Hint>, s
         let _ = commit.await;
     }
     download.context.board.clear(hash);
+    download.context.window.set(hash, 0);
     let Download { partial, extent, context, .. } = download;
     drop(extent);
     let kept = match &ended {
@@ -249,7 +238,8 @@ impl Download {
 
     fn plan(&mut self) {
         let now = self.now();
-        for step in self.schedule.plan(now) {
+        self.on_its_way(now);
+        for step in self.schedule.plan(now, self.context.window.room()) {
             match step {
                 Step::Ask { peer, piece } => {
                     let ranges = Ask::first_of(&self.extent.missing_of(piece));
@@ -265,6 +255,12 @@ impl Download {
                 Step::Drop { peer, piece } => self.providers.order(peer, Order::Drop { piece }),
             }
         }
+        self.on_its_way(now);
+    }
+
+    /// Lets the other downloads know how much of the line this one fills.
+    fn on_its_way(&self, now: Duration) {
+        self.context.window.set(self.partial.hash(), self.schedule.on_its_way(now));
     }
 
     fn drop_all(&mut self, steps: Vec<Step<PeerId>>) {
@@ -292,9 +288,16 @@ impl Download {
                 pieces.into_iter().for_each(|piece| self.schedule.has(peer, piece));
                 self.due = true;
             }
-            Heard::Alive { bytes } => self.schedule.alive(peer, bytes, now),
+            Heard::Alive { bytes } => {
+                self.context.window.arrived(bytes);
+                self.schedule.alive(peer, bytes, now);
+            }
             Heard::Moved { piece, bytes, new, told } => {
+                self.context.window.arrived(bytes.saturating_sub(told));
                 self.schedule.moved(peer, piece, bytes.saturating_sub(told), new, now);
+                if new < bytes {
+                    tracing::debug!(%peer, piece, bytes, new, "TWICE");
+                }
                 self.providers.brought(peer, bytes);
                 self.sender = Some(peer);
                 if new > 0 {

@@ -5,14 +5,30 @@ use std::sync::Arc;
 
 use libp2p::PeerId;
 use mingle_protocol::hash::ContentHash;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::download::{self, Context};
+use super::download;
 use super::head::HeadCheck;
-use super::limits::{DOWNLOADS_MAX, DOWNLOADS_WAITING_MAX, PROVIDERS_MAX};
+use super::limits::{DOWNLOADS_MAX, DOWNLOADS_WAITING_MAX, Limits, PROVIDERS_MAX};
 use super::service::Report;
+use super::store::Store;
+use super::transfers::Board;
+use super::window::Window;
+
+/// What every download shares.
+#[derive(Clone)]
+pub struct Context {
+    pub store: Store,
+    pub limits: Limits,
+    pub reports: mpsc::Sender<Report>,
+    pub connected: watch::Receiver<Vec<PeerId>>,
+    /// A place for each block that may be in memory on its way to the disk.
+    pub buffers: Arc<Semaphore>,
+    pub board: Board,
+    pub window: Window,
+}
 
 /// What is to be fetched.
 pub struct Wanted {

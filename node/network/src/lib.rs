@@ -50,6 +50,7 @@ mod transport;
 mod turns;
 mod watched;
 pub mod web;
+mod window;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

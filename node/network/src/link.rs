@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blob_frames::{Ask, BLOCK_WIRE_BYTES_MAX, Tell, encoded_length, first_chunk};
 use crate::blob_streams::Stream;
-use crate::download::Context;
+use crate::downloads::Context;
 use crate::limits::{BLOB_OPEN_TIMEOUT, OPEN_GRACE, WAITS_MAX};
 use crate::pieces::{Holds, Pieces};
 use crate::service::Report;

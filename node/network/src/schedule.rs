@@ -1,9 +1,11 @@
 //! Which piece is asked of whom. Pure: no socket, no clock (time is handed in), dice from a seed.
 //!
 //! Random pieces until a few are complete, so that peers soon have something to offer each other; then the rarest first,
-//! ties by lot. Everybody has two to a few pieces outstanding, by speed. Who has nothing left to ask for takes pieces
+//! ties by lot. Everybody has one to a few pieces outstanding, by speed. Who has nothing left to ask for takes pieces
 //! over from peers that are much slower, or asks a second time for the last ones; whoever comes second is told to stop.
 //! What may be asked twice is bounded, except of peers that have gone silent or would take very long.
+
+mod take_over;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -13,8 +15,8 @@ use crate::rate::Rate;
 
 /// So many pieces are chosen by lot before rarity counts.
 const BY_LOT: u32 = 4;
-/// Pieces outstanding at a peer of which nothing is known yet, and at slow ones: one on its way, one behind it.
-const DEPTH_MIN: usize = 2;
+/// Pieces outstanding at a peer who is the only one: one on its way, one behind it.
+const DEPTH_ALONE: usize = 2;
 /// Pieces outstanding at a fast peer.
 const DEPTH_MAX: usize = 4;
 /// The same for blobs of small pieces, where four would be too little to fill a long link.
@@ -22,21 +24,17 @@ const DEPTH_MAX_SMALL: usize = 8;
 const SMALL_PIECE_BYTES: u64 = 2 << 20;
 /// Work for so long is outstanding at a peer.
 const DEPTH_SECONDS: f64 = 0.5;
-/// A piece that a peer has not begun to send is taken over when it would be here so many times sooner.
-const TAKE_OVER: f64 = 1.5;
-/// A piece that is on its way is asked for once more when it would be here so many times sooner.
-const REPEAT: f64 = 3.0;
-/// Seconds: less gain is not worth that it may come twice. What is asked for may be in the buffers between already, and what
-/// is dropped then comes all the same.
-const GAIN_MIN: f64 = 1.0;
-/// A peer of which something is outstanding and from which nothing has come for so long is silent.
+/// A peer of which something is outstanding and from which nothing has come for so long is silent, or for so many times as long
+/// as peers take to answer here: where all wait long, whoever is asked a second time only adds to it.
 const SILENT: Duration = Duration::from_secs(3);
-/// A piece that would come later than this, and much sooner from somebody else, may be asked for twice whatever the bound.
-const LATE_SECONDS: f64 = 15.0;
-/// A peer that was asked and has shown no speed is given so long before it counts as slow.
-const FIRST_BYTES: Duration = Duration::from_secs(1);
+const SILENT_ANSWERS: u32 = 3;
+/// Whoever is silent for longer is silent however slow the others are.
+const SILENT_MAX: Duration = Duration::from_secs(10);
 /// Of a blob, at most this part is asked for twice, other than from peers that have fallen silent.
-const REPEATED_PART: u64 = 32;
+const REPEATED_PART: u64 = 64;
+
+/// Of what is outstanding at one peer, no more than this is on its way: a block being sent, and the next one ready.
+const ON_ITS_WAY_MAX: u64 = 1 << 20;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,12 +61,8 @@ struct Peer {
     heard: Duration,
     /// It has said that others are served first.
     waiting: bool,
-}
-
-impl Peer {
-    fn is_silent(&self, now: Duration) -> bool {
-        !self.queue.is_empty() && now.saturating_sub(self.heard) >= SILENT
-    }
+    /// When it was asked after a pause, until it has answered.
+    asked: Option<Duration>,
 }
 
 pub struct Schedule<P> {
@@ -79,6 +73,8 @@ pub struct Schedule<P> {
     complete: u32,
     repeated: u64,
     repeated_max: u64,
+    /// How long peers took to answer, the last ones counting most.
+    answers: Duration,
 }
 
 impl<P: Copy + Ord> Schedule<P> {
@@ -87,7 +83,16 @@ impl<P: Copy + Ord> Schedule<P> {
         let piece = |(bytes, left)| Piece { left, bytes, holders: 0, askers: Vec::new() };
         let pieces: Vec<Piece<P>> = pieces.into_iter().map(piece).collect();
         let (piece_bytes, repeated_max) = bounds(&pieces);
-        Self { pieces, peers: BTreeMap::new(), piece_bytes, dice: Dice(seed), complete: 0, repeated: 0, repeated_max }
+        Self {
+            pieces,
+            peers: BTreeMap::new(),
+            piece_bytes,
+            dice: Dice(seed),
+            complete: 0,
+            repeated: 0,
+            repeated_max,
+            answers: Duration::ZERO,
+        }
     }
 
     pub fn is_complete(&self) -> bool {
@@ -105,7 +110,7 @@ impl<P: Copy + Ord> Schedule<P> {
         if let Holds::Some(bits) = &holds {
             bits.ones().for_each(|piece| self.count(piece, 1));
         }
-        self.peers.insert(peer, Peer { holds, queue: VecDeque::new(), rate: Rate::default(), heard: now, waiting: false });
+        self.peers.insert(peer, Peer { holds, queue: VecDeque::new(), rate: Rate::default(), heard: now, waiting: false, asked: None });
     }
 
     /// A peer has come to hold another piece.
@@ -128,9 +133,9 @@ impl<P: Copy + Ord> Schedule<P> {
 
     /// A peer sent `bytes` of `piece`, of which `new` were missing before.
     pub fn moved(&mut self, peer: P, piece: u32, bytes: u64, new: u64, now: Duration) {
+        self.heard(peer, bytes, now);
         if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.rate.moved(bytes, now);
-            (peer.heard, peer.waiting) = (now, false);
+            peer.waiting = false;
         }
         if let Some(piece) = self.pieces.get_mut(piece as usize) {
             piece.left = piece.left.saturating_sub(new);
@@ -140,10 +145,24 @@ impl<P: Copy + Ord> Schedule<P> {
     /// A peer is at work on what was asked of it, and so many bytes of it came: slow as it may be, to ask others for the same
     /// would load the line that all of them share. Without a byte, it serves others first and has not begun.
     pub fn alive(&mut self, peer: P, bytes: u64, now: Duration) {
-        if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.rate.moved(bytes, now);
-            (peer.heard, peer.waiting) = (now, bytes == 0);
+        self.heard(peer, bytes, now);
+    }
+
+    fn heard(&mut self, peer: P, bytes: u64, now: Duration) {
+        let Some(peer) = self.peers.get_mut(&peer) else { return };
+        peer.rate.moved(bytes, now);
+        (peer.heard, peer.waiting) = (now, bytes == 0);
+        if let Some(asked) = peer.asked.take() {
+            self.answers = (self.answers * 7 + now.saturating_sub(asked)) / 8;
         }
+    }
+
+    fn is_silent(&self, peer: &Peer, now: Duration) -> bool {
+        !peer.queue.is_empty() && now.saturating_sub(peer.heard) >= self.long_silence()
+    }
+
+    fn long_silence(&self) -> Duration {
+        (self.answers * SILENT_ANSWERS).clamp(SILENT, SILENT_MAX)
     }
 
     /// The piece is complete; whoever else was asked for it is to stop.
@@ -210,16 +229,28 @@ impl<P: Copy + Ord> Schedule<P> {
         self.peers.get(&peer).map_or((0.0, false), |peer| (peer.rate.per_second(now).unwrap_or(0.0), !peer.queue.is_empty()))
     }
 
-    /// What is to be asked now.
-    pub fn plan(&mut self, now: Duration) -> Vec<Step<P>> {
+    /// Bytes that may be on their way here, from peers that are not silent.
+    pub fn on_its_way(&self, now: Duration) -> u64 {
+        self.peers.values().filter(|peer| !self.is_silent(peer, now)).map(|peer| self.on_its_way_from(peer)).sum()
+    }
+
+    fn on_its_way_from(&self, peer: &Peer) -> u64 {
+        let left = |piece: &u32| self.pieces.get(*piece as usize).map_or(0, |piece| piece.left);
+        peer.queue.iter().map(left).sum::<u64>().min(ON_ITS_WAY_MAX)
+    }
+
+    /// What is to be asked now, where so many bytes more may be on their way; one piece may be in any case.
+    pub fn plan(&mut self, now: Duration, room: u64) -> Vec<Step<P>> {
         let mut steps = Vec::new();
+        let bound = self.on_its_way(now).saturating_add(room).max(1);
         let mut peers: Vec<P> = self.peers.keys().copied().collect();
         self.dice.shuffle(&mut peers);
         // One piece each in turn: nobody takes everything because it comes first.
         let mut open = peers.clone();
         while !open.is_empty() {
             open.retain(|peer| {
-                let place = self.peers.get(peer).is_some_and(|entry| entry.queue.len() < self.depth(entry, now) && !entry.is_silent(now));
+                let place = self.on_its_way(now) < bound
+                    && self.peers.get(peer).is_some_and(|entry| entry.queue.len() < self.depth(entry, now) && !self.is_silent(entry, now));
                 let piece = if place { self.free(*peer) } else { None };
                 piece.is_some_and(|piece| {
                     self.ask(*peer, piece, now);
@@ -228,18 +259,23 @@ impl<P: Copy + Ord> Schedule<P> {
                 })
             });
         }
+        // Who could be asked for something new only waits for room.
         for peer in peers {
-            if self.peers.get(&peer).is_some_and(|entry| entry.queue.is_empty()) {
+            if self.peers.get(&peer).is_some_and(|entry| entry.queue.is_empty()) && self.free(peer).is_none() {
                 self.take_over(peer, now, &mut steps);
             }
         }
         steps
     }
 
+    /// A second piece waits at a slow peer only where nobody else keeps the line busy meanwhile: what has to be taken from it
+    /// again may be on its way already.
     fn depth(&self, peer: &Peer, now: Duration) -> usize {
         let max = if self.piece_bytes <= SMALL_PIECE_BYTES { DEPTH_MAX_SMALL } else { DEPTH_MAX };
+        let least = if self.peers.len() > 1 { 1 } else { DEPTH_ALONE };
         let wanted = peer.rate.per_second(now).map_or(0.0, |rate| rate * DEPTH_SECONDS / self.piece_bytes as f64);
-        (wanted.ceil() as usize + 1).clamp(DEPTH_MIN, max)
+        let behind = if wanted < 0.5 { 0 } else { 1 };
+        (wanted.ceil() as usize + behind).clamp(least, max)
     }
 
     /// The piece to ask of `peer`: one that was begun, then by lot, then the rarest.
@@ -274,61 +310,12 @@ impl<P: Copy + Ord> Schedule<P> {
         best.map(|(_, piece)| piece)
     }
 
-    /// An idle peer helps where it is slowest: the piece that would come last and that it brings much sooner.
-    fn take_over(&mut self, helper: P, now: Duration, steps: &mut Vec<Step<P>>) {
-        let fastest = self.peers.values().filter_map(|peer| peer.rate.per_second(now)).fold(0.0, f64::max);
-        let Some(idle) = self.peers.get(&helper) else { return };
-        // Nothing is known of a newcomer: it deserves one try.
-        let speed = idle.rate.per_second(now).unwrap_or(fastest);
-        let mut best: Option<(f64, P, u32, bool)> = None;
-        for (piece, entry) in (0..).zip(&self.pieces) {
-            // The last to be asked; those before it have shown to be slow.
-            let Some(owner) = entry.askers.last().copied() else { continue };
-            if entry.left == 0 || entry.askers.contains(&helper) || !idle.holds.has(piece) {
-                continue;
-            }
-            let Some(slow) = self.peers.get(&owner) else { continue };
-            if entry.askers.len() > 1 && !slow.is_silent(now) {
-                continue;
-            }
-            let waited = now.saturating_sub(slow.heard);
-            let place = slow.queue.iter().position(|queued| *queued == piece).unwrap_or(0);
-            let ahead: u64 =
-                slow.queue.iter().take(place + 1).filter_map(|queued| self.pieces.get(*queued as usize)).map(|piece| piece.left).sum();
-            let silent = slow.is_silent(now);
-            let there = match slow.rate.per_second(now) {
-                _ if silent || slow.waiting => f64::INFINITY,
-                Some(rate) if rate > 0.0 => ahead as f64 / rate,
-                _ if waited >= FIRST_BYTES => f64::INFINITY,
-                _ => continue,
-            };
-            let here = if speed > 0.0 { entry.left as f64 / speed } else { f64::INFINITY };
-            let begun = place == 0 && !slow.waiting;
-            let factor = if begun { REPEAT } else { TAKE_OVER };
-            let better = silent || slow.waiting || (there > here * factor && there - here > GAIN_MIN);
-            let late = there.is_finite() && there > LATE_SECONDS;
-            let allowed = !begun || silent || late || self.repeated + entry.left <= self.repeated_max;
-            if better && allowed && best.as_ref().is_none_or(|(worst, ..)| there > *worst) {
-                best = Some((there, owner, piece, begun));
-            }
-        }
-        let Some((_, owner, piece, begun)) = best else { return };
-        if begun {
-            self.repeated += self.pieces.get(piece as usize).map_or(0, |piece| piece.left);
-        } else {
-            self.unqueue(owner, piece, now);
-            self.unask(owner, piece);
-            steps.push(Step::Drop { peer: owner, piece });
-        }
-        self.ask(helper, piece, now);
-        steps.push(Step::Ask { peer: helper, piece });
-    }
-
     fn ask(&mut self, peer: P, piece: u32, now: Duration) {
         if let (Some(entry), Some(asked)) = (self.peers.get_mut(&peer), self.pieces.get_mut(piece as usize)) {
             if entry.queue.is_empty() {
                 entry.rate.work(now);
                 entry.heard = now;
+                entry.asked = Some(now);
             }
             entry.queue.push_back(piece);
             asked.askers.push(peer);
@@ -346,6 +333,7 @@ impl<P: Copy + Ord> Schedule<P> {
             entry.queue.retain(|queued| *queued != piece);
             if entry.queue.is_empty() {
                 entry.rate.rest(now);
+                entry.asked = None;
             }
         }
     }

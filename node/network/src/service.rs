@@ -26,8 +26,7 @@ use super::behaviour::{Net, NetEvent, swarm};
 use super::blob_serve::Server;
 use super::blob_streams::Opened;
 use super::dialer::Dialer;
-use super::download::Context;
-use super::downloads::{Downloads, Ended, Wanted};
+use super::downloads::{Context, Downloads, Ended, Wanted};
 use super::gossip::Gossip;
 use super::guard::{Guard, Offence};
 use super::limits::{BUFFERS_MAX, DIAL_TICK, DISCOVERY_INTERVAL, EVENTS_MAX, Limits, REPORTS_MAX, WATCH_TICK};
@@ -37,6 +36,7 @@ use super::referrals::Asked;
 use super::rounds::Offer;
 use super::traffic::Meter;
 use super::transfers::Board;
+use super::window::Window;
 use super::{MessageId, NetworkConfig, NetworkError, NetworkEvent, ReachStatus, SyncToken, Verdict, keypair_of};
 use crate::store::Store;
 use reaching::Reaching;
@@ -147,6 +147,7 @@ impl Service {
             connected: connected.subscribe(),
             buffers: Arc::new(Semaphore::new(BUFFERS_MAX)),
             board: board.clone(),
+            window: Window::new(),
         };
         Ok(Self {
             dialer: Dialer::new(*swarm.local_peer_id(), config.bootstrap, Instant::now()),

@@ -47,7 +47,7 @@ fn simulate(count: u32, sources: &[Source], seed: u64) -> Option<Run> {
         schedule.holds(peer, source.holds.clone(), now);
     }
     for _ in 0..1_000_000 {
-        for step in schedule.plan(now) {
+        for step in schedule.plan(now, u64::MAX) {
             match step {
                 Step::Ask { peer, piece } => {
                     assert!(sources[peer].holds.has(piece), "asked of {peer}, who lacks it");
@@ -133,7 +133,7 @@ fn who_goes_silent_loses_its_pieces() {
 fn second_asked(while_at_work: impl Fn(&mut Schedule<u32>, Duration), until: u64) -> Vec<(u64, Step<u32>)> {
     let mut schedule = Schedule::new(pieces(1), 6);
     schedule.holds(0, Holds::All, Duration::ZERO);
-    assert_eq!(schedule.plan(Duration::ZERO), [Step::Ask { peer: 0, piece: 0 }]);
+    assert_eq!(schedule.plan(Duration::ZERO, u64::MAX), [Step::Ask { peer: 0, piece: 0 }]);
     let mut steps = Vec::new();
     for second in 1..=until {
         let now = Duration::from_secs(second);
@@ -141,7 +141,7 @@ fn second_asked(while_at_work: impl Fn(&mut Schedule<u32>, Duration), until: u64
         if second == 1 {
             schedule.holds(1, Holds::All, now);
         }
-        steps.extend(schedule.plan(now).into_iter().map(|step| (second, step)));
+        steps.extend(schedule.plan(now, u64::MAX).into_iter().map(|step| (second, step)));
     }
     steps
 }
@@ -168,7 +168,7 @@ fn the_rarest_pieces_are_asked_first() {
     (0..4).for_each(|piece| _ = schedule.finished(piece, 0, now));
     schedule.holds(9, Holds::All, now);
     let rare: BTreeSet<u32> = (30..40).collect();
-    for step in schedule.plan(now) {
+    for step in schedule.plan(now, u64::MAX) {
         let Step::Ask { peer, piece } = step else { panic!("{step:?}") };
         assert_eq!(peer == 9, rare.contains(&piece), "{step:?}");
     }
@@ -176,7 +176,7 @@ fn the_rarest_pieces_are_asked_first() {
     let first = |seed| {
         let mut schedule = Schedule::new(pieces(40), seed);
         schedule.holds(0, Holds::All, now);
-        schedule.plan(now).first().copied()
+        schedule.plan(now, u64::MAX).first().copied()
     };
     let firsts: BTreeSet<_> = (0..20).map(|seed| format!("{:?}", first(seed))).collect();
     assert!(firsts.len() > 5, "{firsts:?}");
@@ -187,13 +187,13 @@ fn a_peer_that_lacks_what_it_promised_is_not_asked_for_it_again() {
     let mut schedule = Schedule::new(pieces(2), 5);
     let now = Duration::ZERO;
     schedule.holds(0, Holds::All, now);
-    assert_eq!(schedule.plan(now).len(), 2);
+    assert_eq!(schedule.plan(now, u64::MAX).len(), 2);
     schedule.lacks(0, 1, now);
-    assert!(schedule.plan(now).is_empty());
+    assert!(schedule.plan(now, u64::MAX).is_empty());
     schedule.finished(0, 0, now);
-    assert!(schedule.plan(now + Duration::from_secs(60)).is_empty() && !schedule.is_complete());
+    assert!(schedule.plan(now + Duration::from_secs(60), u64::MAX).is_empty() && !schedule.is_complete());
     schedule.has(0, 1);
-    assert_eq!(schedule.plan(now), [Step::Ask { peer: 0, piece: 1 }]);
+    assert_eq!(schedule.plan(now, u64::MAX), [Step::Ask { peer: 0, piece: 1 }]);
 }
 
 fn source(count: u32) -> impl Strategy<Value = Source> {
@@ -226,4 +226,25 @@ proptest! {
         let bound = size + (size / REPEATED_PART).max(2 * MIB) + dying * DEPTH_MAX_SMALL as u64 * MIB;
         prop_assert!(run.sent <= bound, "{} of {size}", run.sent);
     }
+}
+
+#[test]
+fn no_more_is_asked_for_than_there_is_room_for_and_nothing_twice_meanwhile() {
+    let now = Duration::ZERO;
+    let mut schedule = Schedule::new(pieces(64), 9);
+    (0..8).for_each(|peer| schedule.holds(peer, Holds::All, now));
+    assert_eq!(schedule.plan(now, 0).len(), 1, "one piece is always on its way");
+    assert!(schedule.plan(now, 0).is_empty());
+    // A second piece of one peer waits there, and is not on its way.
+    while schedule.on_its_way(now) < 4 * MIB {
+        let steps = schedule.plan(now, MIB);
+        assert!(!steps.is_empty() && steps.iter().all(|step| matches!(step, Step::Ask { .. })));
+    }
+    assert!(schedule.plan(now, 0).is_empty());
+    // Silent peers fill nothing, and idle ones that could be asked for something new take nothing over.
+    let later = now + SILENT;
+    assert_eq!(schedule.on_its_way(later), 0);
+    let steps = schedule.plan(later, MIB);
+    assert!(!steps.is_empty() && steps.iter().all(|step| matches!(step, Step::Ask { .. })), "{steps:?}");
+    assert!(schedule.on_its_way(later) <= 2 * MIB);
 }
