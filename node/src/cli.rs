@@ -5,6 +5,7 @@
 
 mod args;
 mod bundle;
+mod current;
 mod eval;
 mod export;
 mod fetch;
@@ -86,6 +87,8 @@ enum Verb {
     Merge(merge::Args),
     /// Check a merged directory: signatures, set root and, with the adapters, every byte of the merge
     Verify(verify::Args),
+    /// Ask the round whether a merged directory still holds only what counts
+    Current(current::Args),
     /// Measure a base or an adapter on held-out data
     Eval(eval::Args),
     /// Merge an adapter into its base and write the model
@@ -125,6 +128,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Bundle(verb) => bundle::run(verb),
         Verb::Merge(args) => merge::run(args),
         Verb::Verify(args) => verify::run(args),
+        Verb::Current(args) => current::run(args),
         Verb::Eval(args) => eval::run(args),
         Verb::Export(args) => export::run(args),
         Verb::Status(args) => status::run(args),

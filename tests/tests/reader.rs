@@ -297,3 +297,37 @@ fn hand_over(scene: &Scene, number: u8, target: &Status, blob: &[u8]) -> Liar {
     liar.handle.sync_request(liar.target, exchange.to_bytes().expect("a request")).expect("the network takes it");
     liar
 }
+
+#[test]
+fn a_reader_learns_that_a_merge_it_has_is_superseded() {
+    let scene = Scene::new("superseded", 64, 2);
+    let (mut peers, first) = scene.members(2);
+    let (mut reader, out) = scene.reader("reader", &first, &["--adapters", "2"]);
+    assert!(reader.wait("the reader to end", Peer::ended).success(), "{}", reader.told());
+    let current = |options: &[&str]| {
+        let (out, round) = (out.to_string_lossy().into_owned(), scene.file.to_string_lossy().into_owned());
+        let ask = ["current", &out, "--round", &round, "--listen", "/ip4/127.0.0.1/tcp/0", "--peer", &first, "--timeout", "30", "--quiet"];
+        run(PROGRAM, &scene.path().join("asker"), ask.iter().chain(options))
+    };
+    assert_eq!(current(&[]).right(), "This is the merge of all 2 adapters that count now.\n");
+
+    let mut second = peers.pop().expect("the second member");
+    second.kill();
+    let file = scene.file.to_string_lossy().into_owned();
+    let mut withdrawing = Peer::new(PROGRAM, scene.path(), "member-2", scene.round.id(), ["withdraw", "--round", &file]);
+    withdrawing.argue(["--listen", "/ip4/127.0.0.1/tcp/0", "--peer", &first]);
+    withdrawing.start();
+    agree(&mut peers, 1);
+    let (said, member) = (current(&[]), key(2).member());
+    assert!(said.code == 4 && said.out.starts_with(&format!("SUPERSEDED: member {member} has taken its adapter back.\n")), "{said:?}");
+    let json: Value = serde_json::from_str(current(&["--json"]).out.lines().last().expect("a line")).expect("JSON");
+    assert_eq!((&json["superseded"], &json["gone"][0]["member"]), (&true.into(), &member.to_string().into()), "{json}");
+
+    // Nobody answers: nothing is known.
+    peers[0].kill();
+    let nobody = address(Transport::Tcp);
+    let (out, round) = (out.to_string_lossy().into_owned(), scene.file.to_string_lossy().into_owned());
+    let ask = ["current", &out, "--round", &round, "--listen", "/ip4/127.0.0.1/tcp/0", "--peer", &nobody, "--timeout", "1", "--quiet"];
+    let said = run(PROGRAM, &scene.path().join("lonely"), ask);
+    assert!(said.code == 3 && said.err.contains("no peer of the round answered"), "{said:?}");
+}

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use mingle_protocol::ledger::SlotState;
+use mingle_protocol::ledger::{Ledger, SlotState};
 use mingle_protocol::receipt::Receipt;
 
 use super::{Driver, Event, Phase};
@@ -32,12 +32,14 @@ pub struct Outcome {
     pub reached: bool,
     /// Whether this member stands withdrawn.
     pub withdrawn: bool,
+    /// What this peer had heard by then.
+    pub ledger: Ledger,
 }
 
 impl<F: FnMut(&Event)> Driver<F> {
     pub(super) fn outcome(&self, reached: bool) -> Outcome {
         let withdrawn = matches!(self.own_slot(), Some(SlotState::Withdrawn));
-        Outcome { merged: self.merged.clone(), reached, withdrawn }
+        Outcome { merged: self.merged.clone(), reached, withdrawn, ledger: self.machine.ledger().clone() }
     }
 
     pub(super) fn finished(&mut self) -> Option<Outcome> {
