@@ -16,6 +16,7 @@ mod key;
 mod link;
 mod merge;
 mod method;
+mod next;
 mod probe;
 mod publish;
 mod roster;

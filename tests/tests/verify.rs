@@ -9,7 +9,7 @@ use mingle_protocol::ledger::Ledger;
 use mingle_protocol::merge::Accumulator;
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{Announcement, Record, SignedRecord};
-use mingle_protocol::round::Round;
+use mingle_protocol::round::{Manifest, Parent, Round, RoundFile};
 use mingle_tests::{Said, adapters, run};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -185,4 +185,28 @@ fn a_folder_without_a_receipt_is_no_merge() {
     write(&merged.path("merged").join(RECEIPT_FILE), b"{}");
     let said = merged.verify(&[]);
     assert!(said.code == 1 && said.err.starts_with("error: DIR/merged/receipt.json is not a receipt: missing field"), "{said:?}");
+}
+
+#[test]
+fn the_next_round_is_made_from_a_merged_directory_that_proves_itself() {
+    let merged = Merged::new();
+    let (out, again) = (merged.path("next.json"), merged.path("third.json"));
+    let next = |directory: &Path, out: &Path| {
+        let texts = [directory, out].map(|path| path.to_string_lossy().into_owned());
+        run(PROGRAM, &merged.path("home"), ["round", "next", &texts[0], "--peer", "/ip4/10.0.0.7/tcp/4001", "--out", &texts[1]])
+    };
+    next(&merged.path("merged"), &out).right();
+    let file = RoundFile::from_json(&std::fs::read(&out).expect("a file")).expect("a round file");
+    let (before, after) = (merged.round.manifest(), file.round.manifest());
+    let hash = ContentHash::of(&std::fs::read(merged.weights()).expect("a file"));
+    assert_eq!(after.parent, Some(Parent { round: merged.round.id(), merged: hash }));
+    let same = Manifest { parent: None, name: before.name.clone(), ..after.clone() };
+    assert_eq!((&same, after.name.as_str(), file.peers.as_slice()), (before, "verified 2", &["/ip4/10.0.0.7/tcp/4001".to_owned()][..]));
+    assert!(next(&merged.path("merged"), &out).err.contains("exists already"));
+
+    let mut bent = std::fs::read(merged.weights()).expect("a file");
+    *bent.last_mut().expect("a byte") ^= 1;
+    write(&merged.weights(), &bent);
+    let said = next(&merged.path("merged"), &again);
+    assert!(said.code == 1 && said.err.contains("does not hold the merged adapter its receipt speaks of") && !again.exists(), "{said:?}");
 }

@@ -16,6 +16,7 @@ use super::args::HomeArgs;
 use super::founding::{Founding, FoundingArgs};
 use super::link::{self, GetArgs, LinkArgs};
 use super::method::{MethodArg, MethodArgs};
+use super::next::{NextArgs, next};
 use super::source;
 use crate::merged::{CheckedProof, Proof};
 use crate::models::{self, base_digest};
@@ -32,6 +33,7 @@ Examples:
   mingle round new --base ./tinyllama --peer /dns4/seed.example/tcp/4001 --out round.json
   mingle round sign round.json
   mingle round new --parent ./merged --name \"second round\" --out next.json
+  mingle round next ./merged --out next.json         the same terms: base, shape, members, founders, peers
   mingle round show round.json --json
   mingle round link round.json                       one line for chat; --round takes it wherever it takes a file
   mingle round get \"mingle:...\" --out round.json";
@@ -41,6 +43,9 @@ pub enum Verb {
     /// Write a round file
     #[command(after_help = EXAMPLES)]
     New(Box<NewArgs>),
+    /// Write the file of a round that goes on from a merged adapter, under the same terms
+    #[command(after_help = EXAMPLES)]
+    Next(NextArgs),
     /// Sign a round file as one of its founders
     #[command(after_help = EXAMPLES)]
     Sign(SignArgs),
@@ -120,6 +125,7 @@ pub struct ShowArgs {
 pub fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::New(args) => new(*args),
+        Verb::Next(args) => next(&args),
         Verb::Sign(args) => sign(&args),
         Verb::Show(args) => show(&source::read_file(&args.file)?, args.json),
         Verb::Link(args) => link::print(&args),
@@ -209,8 +215,8 @@ fn kind(args: &NewArgs) -> Result<AdapterKind> {
     args.method.kind(&modules, saved, weights, seed)
 }
 
-/// A round that goes on from a merged adapter has its base, its shape and its merged hash.
-fn from_parent(folder: &Path, args: &NewArgs) -> Result<(BaseModel, AdapterKind, Option<Parent>)> {
+/// A merged adapter to go on from, with its proof.
+pub(super) fn parent_of(folder: &Path) -> Result<(CheckedProof, Parent)> {
     let checked = Proof::read(folder)?
         .check()
         .and_then(CheckedProof::whole)
@@ -219,6 +225,13 @@ fn from_parent(folder: &Path, args: &NewArgs) -> Result<(BaseModel, AdapterKind,
     if merged != checked.receipt.merged {
         bail!("{} does not hold the merged adapter its receipt speaks of", folder.display());
     }
+    let round = checked.round.id();
+    Ok((checked, Parent { round, merged }))
+}
+
+/// A round that goes on from a merged adapter has its base, its shape and its merged hash.
+fn from_parent(folder: &Path, args: &NewArgs) -> Result<(BaseModel, AdapterKind, Option<Parent>)> {
+    let (checked, parent) = parent_of(folder)?;
     let manifest = checked.round.manifest();
     if args.base.is_some() {
         let given = base_model(args)?;
@@ -229,7 +242,7 @@ fn from_parent(folder: &Path, args: &NewArgs) -> Result<(BaseModel, AdapterKind,
             manifest.base.digest
         );
     }
-    Ok((manifest.base.clone(), manifest.kind.clone(), Some(Parent { round: checked.round.id(), merged })))
+    Ok((manifest.base.clone(), manifest.kind.clone(), Some(parent)))
 }
 
 fn sentence(kind: &AdapterKind) -> String {
@@ -247,7 +260,7 @@ fn sentence(kind: &AdapterKind) -> String {
     }
 }
 
-fn show(file: &RoundFile, json: bool) -> Result<ExitCode> {
+pub(super) fn show(file: &RoundFile, json: bool) -> Result<ExitCode> {
     let (round, signers) = (&file.round, file.signers().collect::<Vec<_>>());
     let manifest = round.manifest();
     if json {
