@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use mingle::merged::{self, Proof, RECEIPT_FILE};
-use mingle_protocol::hash::ContentHash;
+use mingle_protocol::attestation::{Attestation, SignedAttestation};
+use mingle_protocol::hash::{ContentHash, encode_hex};
 use mingle_protocol::identity::SecretKey;
 use mingle_protocol::ledger::Ledger;
 use mingle_protocol::merge::Accumulator;
@@ -209,4 +210,40 @@ fn the_next_round_is_made_from_a_merged_directory_that_proves_itself() {
     write(&merged.weights(), &bent);
     let said = next(&merged.path("merged"), &again);
     assert!(said.code == 1 && said.err.contains("does not hold the merged adapter its receipt speaks of") && !again.exists(), "{said:?}");
+}
+
+#[test]
+fn a_dropped_member_and_a_word_from_another_round_are_named() {
+    let merged = Merged::new();
+    let keys: Vec<SecretKey> = (1..=MEMBERS).map(|number| SecretKey::from_bytes(&[number; 32])).collect();
+    let word = |key: &SecretKey, round: &Round, receipt: &Receipt| {
+        let size = std::fs::metadata(merged.weights()).expect("a file").len();
+        let Receipt { set_root, merged, .. } = *receipt;
+        let said = Attestation { round: round.id(), member: key.member(), set_root, merged, size, excluded: Vec::new() };
+        encode_hex(&SignedAttestation::sign(&said, key, round).expect("a word within the rules").raw().0)
+    };
+    let right = std::fs::read(merged.path("merged").join(RECEIPT_FILE)).expect("a receipt");
+    let receipt = Proof::read(&merged.path("merged")).expect("a proof").receipt;
+    merged.change(|proof| proof.attestations = vec![word(&keys[0], &merged.round, &receipt), word(&keys[1], &merged.round, &receipt)]);
+    assert_eq!(found(&merged.with_adapters()).1["vouching"].as_array().map(Vec::len), Some(2));
+
+    // Whoever drops a member has to change the set root, which nobody vouches for; and the bytes are those of another set.
+    let dropped = |proof: &mut Proof| {
+        proof.records.pop();
+        let admitted = proof.receipt.admitted[..2].to_vec();
+        proof.receipt = Receipt::new(proof.receipt.round, admitted, proof.receipt.merged);
+    };
+    merged.change(dropped);
+    let said = merged.with_adapters();
+    assert!(said.code == 4 && said.err.contains("vouches for another merge than the receipt's"), "{said:?}");
+    merged.change(|proof| proof.attestations.clear());
+    let said = merged.verify(&["--adapters", &merged.path("adapters").to_string_lossy()]);
+    assert!(said.code == 4 && said.out.contains("FALSE: merging the members' adapters again gives"), "{said:?}");
+
+    let elsewhere = adapters::round("elsewhere", 2, 6, keys.iter().map(SecretKey::member));
+    write(&merged.path("merged").join(RECEIPT_FILE), &right);
+    merged.change(|proof| proof.attestations = vec![word(&keys[0], &elsewhere, &receipt)]);
+    let said = merged.verify(&[]);
+    let sentence = format!("attestation is for round {}, this is round {}", elsewhere.id(), merged.round.id());
+    assert!(said.code == 4 && said.err.contains(&sentence), "{said:?}");
 }
