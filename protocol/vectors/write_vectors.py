@@ -328,6 +328,13 @@ def dot(left, right):
     return total
 
 
+def plain(data, dtype):
+    """As decode, but as floats: fractions know no negative zero, and a stack keeps it."""
+    if dtype == "BF16":
+        data, dtype = b"".join(b"\0\0" + data[i:i + 2] for i in range(0, len(data), 2)), "F32"
+    return [v for v, in struct.iter_unpack("<f" if dtype == "F32" else "<e", data)]
+
+
 class Adapter:
     def __init__(self, name, shape, dtype, start, rank=None):
         lora = shape.get("lora", shape)
@@ -337,7 +344,7 @@ class Adapter:
         count = sum(math.prod(dims) for _, dims in sent)
         self.data = b"".join(encode(v / 16, dtype) for v in numbers(start, count))
         self.file = write_file(sent, dtype, self.data)
-        values, self.tensors = [float(v) for v in decode(self.data, dtype)], {}
+        values, self.tensors = plain(self.data, dtype), {}
         for tensor, dims in sorted(sent):
             self.tensors[tensor] = (dims, values[:math.prod(dims)])
             values = values[math.prod(dims):]

@@ -11,9 +11,9 @@ use super::rule::MergeRule;
 use super::stack;
 use super::{TOTAL_WEIGHT_LIMIT, merged::Sink};
 use crate::adapter::{MergedFile, Run, TensorList, check_largest};
-use crate::number::chosen;
 use crate::number::dispatch::{Lanes, finalise, fold};
 use crate::number::{Dtype, GRID};
+use crate::number::{chosen, finalise as mean_of};
 
 /// Bytes of all members' values of a piece, which are held at once.
 const TILE_BYTES: usize = 32 << 20;
@@ -43,9 +43,9 @@ impl Plan {
                 stack::write(&merged, &mut members, total, &mut sink)?;
                 merged
             }
-            MergeRule::Mean => self.by_tile(&members, &mut sink, |column| (sum(column), total))?,
-            MergeRule::Median => self.by_tile(&members, &mut sink, median)?,
-            MergeRule::TrimmedMean { trim } => self.by_tile(&members, &mut sink, |column| trimmed(column, trim as usize))?,
+            MergeRule::Mean => self.mean(&members, total, &mut sink)?,
+            MergeRule::Median => self.by_coordinate(&members, &mut sink, median)?,
+            MergeRule::TrimmedMean { trim } => self.by_coordinate(&members, &mut sink, |column| trimmed(column, trim as usize))?,
             MergeRule::MultiKrum { faulty } => {
                 let updates: Vec<_> = members.iter().map(Into::into).collect();
                 let clips: Vec<_> = members.iter().map(|member| member.clip).collect();
@@ -56,8 +56,7 @@ impl Plan {
                     rest.remove(&kept.key);
                     rest
                 });
-                let count = members.len() as u64;
-                self.by_tile(&members, &mut sink, |column| (sum(column), count))?
+                self.mean(&members, members.len() as u64, &mut sink)?
             }
         };
         Ok(Made { tensors: merged.tensors().clone(), account })
@@ -85,9 +84,20 @@ impl Plan {
         Ok(())
     }
 
+    /// Writes the file of the members' sums, divided by their total weight.
+    fn mean<E: From<MergeError>>(&self, members: &[Member<'_>], total: u64, sink: &mut impl Sink<E>) -> Result<MergedFile, E> {
+        let lanes = Lanes::widest();
+        self.by_tile(PIECE_ELEMENTS, sink, |tensor, first, out| {
+            let mut sums = vec![0; out.len() / Dtype::F32.bytes()];
+            members.iter().try_for_each(|member| self.add(lanes, member, tensor, first, &mut sums))?;
+            finalise(lanes, &sums, total, out);
+            Ok(())
+        })
+    }
+
     /// Writes the file of what `combine` makes of each coordinate's values, which it may reorder: a sum of grid points, and
-    /// what to divide it by. Values are times their weights where the rule has any.
-    fn by_tile<E: From<MergeError>>(
+    /// what to divide it by.
+    fn by_coordinate<E: From<MergeError>>(
         &self,
         members: &[Member<'_>],
         sink: &mut impl Sink<E>,
@@ -97,20 +107,35 @@ impl Plan {
         let held = members.len().saturating_mul(8).max(1);
         let tile = TILE_BYTES.checked_div(held).unwrap_or(1).clamp(1, PIECE_ELEMENTS);
         let mut column = vec![0; members.len()];
-        write_file(self.merged(), sink, |index, sink| {
-            let elements = self.tensors().get(index).map_or(0, |tensor| usize::try_from(tensor.elements()).unwrap_or(usize::MAX));
-            for first in (0..elements).step_by(tile) {
-                let count = tile.min(elements.saturating_sub(first));
-                let planes = members.iter().map(|member| self.values(lanes, member, index, first, count));
-                let planes = planes.collect::<Result<Vec<Vec<i64>>, MergeError>>()?;
-                let mut bytes = vec![0; count.saturating_mul(Dtype::F32.bytes())];
-                for (place, out) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                    for (value, plane) in column.iter_mut().zip(&planes) {
-                        *value = plane.get(place).copied().unwrap_or_default();
-                    }
-                    let (sum, divisor) = combine(&mut column);
-                    finalise(lanes, &[sum], divisor, out);
+        self.by_tile(tile, sink, |tensor, first, out| {
+            let count = out.len() / Dtype::F32.bytes();
+            let mut planes = vec![vec![0; count]; members.len()];
+            for (member, plane) in members.iter().zip(&mut planes) {
+                self.add(lanes, member, tensor, first, plane)?;
+            }
+            for (place, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                for (value, plane) in column.iter_mut().zip(&planes) {
+                    *value = plane.get(place).copied().unwrap_or_default();
                 }
+                let (sum, divisor) = combine(&mut column);
+                *out = mean_of(sum, divisor).to_le_bytes();
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes the file, where `fill` makes so many elements of a tensor at a time, given the first of them.
+    fn by_tile<E: From<MergeError>>(
+        &self,
+        tile: usize,
+        sink: &mut impl Sink<E>,
+        mut fill: impl FnMut(usize, usize, &mut [u8]) -> Result<(), MergeError>,
+    ) -> Result<MergedFile, E> {
+        write_file(self.merged(), sink, |tensor, sink| {
+            let elements = self.tensors().get(tensor).map_or(0, |tensor| usize::try_from(tensor.elements()).unwrap_or(usize::MAX));
+            for first in (0..elements).step_by(tile) {
+                let mut bytes = vec![0; tile.min(elements.saturating_sub(first)).saturating_mul(Dtype::F32.bytes())];
+                fill(tensor, first, &mut bytes)?;
                 sink(&bytes)?;
             }
             Ok(())
@@ -118,8 +143,9 @@ impl Plan {
         Ok(self.merged().clone())
     }
 
-    /// A member's values times its weight, as grid points.
-    fn values(&self, lanes: Lanes, member: &Member<'_>, tensor: usize, first: usize, count: usize) -> Result<Vec<i64>, MergeError> {
+    /// Adds a member's values times its weight, as grid points, from the one at `first` on.
+    fn add(&self, lanes: Lanes, member: &Member<'_>, tensor: usize, first: usize, sums: &mut [i64]) -> Result<(), MergeError> {
+        let count = sums.len();
         let placed = member.layout.place_of(tensor).ok_or(MergeError::OtherShape)?;
         let size = placed.dtype.bytes();
         let begin = member.layout.data_start().saturating_add(placed.begin);
@@ -127,15 +153,9 @@ impl Plan {
         member.data.read(begin.saturating_add(first.saturating_mul(size) as u64), &mut bytes)?;
         let grid = if self.clipped().get(tensor) == Some(&true) { member.clip.grid() } else { GRID };
         let weight = u32::try_from(member.weight).map_err(|_| MergeError::TotalWeight { total: 0, adding: member.weight })?;
-        let mut values = vec![0; count];
-        let largest = fold(lanes, placed.dtype, &mut values, &bytes, weight, grid);
-        check_largest(largest, member.layout, &Run { tensor, first, dtype: placed.dtype, bytes: &bytes })?;
-        Ok(values)
+        let largest = fold(lanes, placed.dtype, sums, &bytes, weight, grid);
+        Ok(check_largest(largest, member.layout, &Run { tensor, first, dtype: placed.dtype, bytes: &bytes })?)
     }
-}
-
-fn sum(column: &[i64]) -> i64 {
-    column.iter().fold(0, |sum: i64, value| sum.wrapping_add(*value))
 }
 
 /// The middle one, or the mean of the two.

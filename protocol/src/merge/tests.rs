@@ -2,6 +2,7 @@
 
 mod histories;
 mod model;
+mod promises;
 mod reference;
 mod rules;
 mod stacks;
