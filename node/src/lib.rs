@@ -11,6 +11,7 @@ pub mod home;
 pub mod merged;
 pub mod merger;
 pub mod roster;
+pub mod rule;
 pub mod sent;
 pub mod slice;
 

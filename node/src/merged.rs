@@ -9,21 +9,22 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use mingle_protocol::adapter::{Layers, MergedFile, Scaling, Slice};
+use mingle_protocol::adapter::{Layers, Scaling, Slice, TensorList};
 use mingle_protocol::attestation::{RawAttestation, SignedAttestation};
 use mingle_protocol::hash::{ContentHash, decode_hex, encode_hex};
 use mingle_protocol::identity::{MemberKey, Roster};
 use mingle_protocol::ledger::{Admitted, Ledger};
-use mingle_protocol::merge::{Accumulator, MergeError};
+use mingle_protocol::merge::{Account, Made, MergeError, MergeRule};
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::{Manifest, Round};
 use mingle_protocol::standing::Standing;
 use serde::{Deserialize, Serialize};
 
+use crate::merger::Merger;
 use crate::peft::{self, AdapterConfig};
 use crate::sent::merged_file;
-use crate::{files, slice, train};
+use crate::{files, rule, slice, train};
 
 pub const RECEIPT_FILE: &str = "receipt.json";
 /// A receipt of 16,384 members with their records stays below this.
@@ -46,6 +47,9 @@ pub struct Proof {
     /// Which layers the directory holds, where it does not hold the whole merge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Layers>,
+    /// Whose update was clipped or left out; where the merge was made here.
+    #[serde(default, skip_serializing_if = "Account::is_empty")]
+    pub account: Account,
 }
 
 /// A proof whose every signature was checked.
@@ -86,7 +90,15 @@ impl Proof {
         let admits = |record: &&SignedRecord| record.standing().is_some_and(|change| members.contains(&change.subject));
         let standings = records.iter().filter(admits).map(|record| encode_hex(record.bytes())).collect();
         let attestations = vouching.iter().map(|signed| encode_hex(&signed.raw().0)).collect();
-        Ok(Self { round: round.manifest().clone(), receipt, records: announced, standings, attestations, layers: None })
+        Ok(Self {
+            round: round.manifest().clone(),
+            receipt,
+            records: announced,
+            standings,
+            attestations,
+            layers: None,
+            account: Account::default(),
+        })
     }
 
     /// Who vouches for the receipt's merge of the receipt's set: members, and where anybody may join, of the set itself.
@@ -159,7 +171,7 @@ impl Proof {
             );
         }
         let vouching = self.check_attestations(&round, &ledger)?;
-        let slice = self.layers.as_ref().map(|layers| round.merged().slice(layers)).transpose()?;
+        let slice = self.layers.as_ref().map(|layers| round.slice(layers)).transpose()?;
         Ok(CheckedProof { round, receipt: self.receipt.clone(), vouching, slice })
     }
 
@@ -176,15 +188,21 @@ impl Proof {
     }
 }
 
-/// Writes the average as `target`, a PEFT directory with its receipt: whole or not at all.
+/// Writes the merge as `target`, a PEFT directory with its receipt: whole or not at all.
 ///
 /// # Errors
-/// An empty average, or what the file system says.
-pub fn write(target: &Path, round: &Round, average: &Accumulator, held: Vec<Admitted>, records: &[SignedRecord]) -> Result<Receipt> {
+/// Too few adapters, or what the file system says.
+pub fn write(
+    target: &Path,
+    round: &Round,
+    held: Vec<Admitted>,
+    records: &[SignedRecord],
+    make: impl FnOnce(Sink<'_>) -> Result<Made, Unwritten>,
+) -> Result<Receipt> {
     let folder = files::unfinished_folder(target)?;
-    let merged = write_adapter(&folder, round, average)?;
+    let (merged, account) = write_adapter(&folder, round, make)?;
     let receipt = Receipt::new(round.id(), held, merged);
-    let proof = Proof::new(round, receipt, records, &[])?;
+    let proof = Proof { account, ..Proof::new(round, receipt, records, &[])? };
     write_beside(&folder, round, &proof)?;
     files::replace_folder(&folder, target)?;
     Ok(proof.receipt)
@@ -205,7 +223,9 @@ pub fn write_given(target: &Path, round: &Round, proof: &Proof, mut merged: impl
         std::fs::remove_dir_all(&folder)?;
         anyhow::bail!("the merged adapter has hash {found}, but its receipt says {}", proof.receipt.merged);
     }
-    write_config(&folder, round)?;
+    let size = std::fs::metadata(&path)?.len();
+    let tensors = round.merged_of_size(size).with_context(|| format!("no merge of this round has {size} bytes"))?;
+    write_config(&folder, round, tensors.tensors())?;
     write_beside(&folder, round, proof)?;
     files::replace_folder(&folder, target)
 }
@@ -216,39 +236,51 @@ pub(crate) fn write_beside(folder: &Path, round: &Round, proof: &Proof) -> Resul
     files::write(&folder.join("README.md"), card(round, proof).as_bytes())
 }
 
-/// Writes the average into `folder` as a round's merged adapter, without a receipt, and returns its hash.
+/// Takes a merged file in pieces.
+pub type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), Unwritten>;
+
+/// Writes a round's merged adapter into `folder`, without a receipt; its hash, and what the rule did to single members.
 ///
 /// # Errors
-/// An empty average, or what the file system says.
-pub fn write_adapter(folder: &Path, round: &Round, average: &Accumulator) -> Result<ContentHash> {
-    let merged = write_tensors(&merged_file(folder, round.kind()), average, round.merged())?;
-    write_config(folder, round)?;
-    Ok(merged)
+/// Too few adapters, or what the file system says.
+pub fn write_adapter(
+    folder: &Path,
+    round: &Round,
+    make: impl FnOnce(Sink<'_>) -> Result<Made, Unwritten>,
+) -> Result<(ContentHash, Account)> {
+    let (merged, Made { tensors, account }) = write_tensors(&merged_file(folder, round.kind()), make)?;
+    write_config(folder, round, &tensors)?;
+    Ok((merged, account))
 }
 
-fn write_config(folder: &Path, round: &Round) -> Result<()> {
-    let Some(config) = config_of(round) else { return Ok(()) };
+fn write_config(folder: &Path, round: &Round, merged: &TensorList) -> Result<()> {
+    let Some(mut config) = config_of(round) else { return Ok(()) };
+    // A stack has the members' scales in its B, so its own is 1.
+    if round.manifest().rule == MergeRule::Stack {
+        let rank = merged.rank();
+        config = AdapterConfig { rank: rank as usize, alpha: rank as f64, rslora: false, ..config };
+    }
     files::write(&folder.join(peft::CONFIG), format!("{:#}\n", config.to_json()).as_bytes())
 }
 
-/// Writes the average's safetensors file, synced, and returns its hash.
+/// Writes a merge's safetensors file, synced, and returns its hash.
 ///
 /// # Errors
-/// An empty average, or what the file system says.
-pub fn write_tensors(path: &Path, average: &Accumulator, merged: &MergedFile) -> Result<ContentHash> {
+/// Too few adapters, or what the file system says.
+pub fn write_tensors(path: &Path, make: impl FnOnce(Sink<'_>) -> Result<Made, Unwritten>) -> Result<(ContentHash, Made)> {
     let mut hasher = blake3::Hasher::new();
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).with_context(|| format!("cannot write {}", path.display()))?);
-    average.finalise_to(merged, |piece| {
+    let made = make(&mut |piece| {
         hasher.update(piece);
         file.write_all(piece).map_err(Unwritten::from)
     })?;
     file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-    Ok(ContentHash(*hasher.finalize().as_bytes()))
+    Ok((ContentHash(*hasher.finalize().as_bytes()), made))
 }
 
-/// Why the average's file could not be written.
+/// Why a merge's file could not be written.
 #[derive(Debug, thiserror::Error)]
-enum Unwritten {
+pub enum Unwritten {
     #[error(transparent)]
     Merge(#[from] MergeError),
     #[error("cannot write the merged adapter: {0}")]
@@ -279,15 +311,19 @@ pub fn module_of(tensor: &str) -> &str {
 fn card(round: &Round, proof: &Proof) -> String {
     let (manifest, Proof { receipt, layers, .. }) = (round.manifest(), proof);
     let mut text = format!(
-        "# {}\n\n{} for `{}`, the weighted mean of {} adapters, each trained by one member on its own data.\n\n\
-         | member | weight | adapter (BLAKE3) |\n|---|---|---|\n",
+        "# {}\n\n{} for `{}`, merged from {} adapters, each trained by one member on its own data.\n\n\
+         Rule: {}.\n\n| member | weight | adapter (BLAKE3) |\n|---|---|---|\n",
         manifest.name,
         slice::named(&manifest.kind, layers.as_ref()),
         manifest.base.name,
-        receipt.admitted.len()
+        receipt.admitted.len(),
+        rule::among(manifest, receipt.admitted.len())
     );
     for entry in &receipt.admitted {
         text += &format!("| `{}` | {} | `{}` |\n", entry.member, entry.weight, entry.adapter);
+    }
+    for sentence in rule::told(&proof.account) {
+        text += &format!("\n{sentence}\n");
     }
     if let Some(layers) = layers {
         text += &format!("\nOnly layers {layers} are here; the merged hash is that of the whole file.\n");
@@ -298,20 +334,14 @@ fn card(round: &Round, proof: &Proof) -> String {
     )
 }
 
-/// Writes the average under `merged/`, makes it `current`, and removes what was current before.
+/// Writes the merge under `merged/`, makes it `current`, and removes what was current before.
 ///
 /// # Errors
 /// What the file system says.
-pub fn publish(
-    merged: &Path,
-    round: &Round,
-    average: &Accumulator,
-    held: Vec<Admitted>,
-    records: &[SignedRecord],
-) -> Result<(Receipt, PathBuf)> {
+pub fn publish(merged: &Path, round: &Round, merger: &Merger, records: &[SignedRecord]) -> Result<(Receipt, PathBuf)> {
     std::fs::create_dir_all(merged).with_context(|| format!("cannot create {}", merged.display()))?;
     let building = merged.join("next");
-    let receipt = write(&building, round, average, held, records)?;
+    let receipt = write(&building, round, merger.held().cloned().collect(), records, |sink| merger.write(sink))?;
     let folder = make_current(merged, &building, &name_of(&receipt))?;
     Ok((receipt, folder))
 }

@@ -1,122 +1,23 @@
-//! Keeps the running average in step with the ledger, and writes it where people use it.
+//! Keeps the merge in step with the ledger, and writes it where people use it.
 //!
-//! Each adapter that comes moves the average by itself alone, each one that goes is taken out exactly. Files are read in
-//! bounded pieces, twice: once to check every byte against its hash and every value against the round, once to fold. A
-//! file that changed on disk in between, or since it was fetched, is found by its hash and reported as lost.
+//! Where the round's rule has running sums, each adapter that comes moves them by itself alone; one that goes is taken out
+//! exactly, or where a rule cannot, the sums are made anew. Other rules are made anew from all files for every set. Files are
+//! read in bounded pieces, twice: once to check every byte against its hash and every value against the round, once to merge.
+//! A file that changed on disk since it was fetched is found by its hash and reported as lost.
+
+mod checked;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
 
 use anyhow::{Context, Result};
-use mingle_protocol::adapter::{AdapterError, Layout, TensorList, header_length};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::ledger::Admitted;
-use mingle_protocol::merge::{Accumulator, Direction, MergeError};
+use mingle_protocol::merge::{Accumulator, Direction, Made, MergeError, MergeRule, Plan};
 use mingle_protocol::round::Round;
 
 use crate::store::{Store, StoreError};
-
-/// Bytes of an adapter in memory at a time.
-const PIECE_BYTES: usize = 1 << 20;
-
-/// Why an adapter could not be folded.
-#[derive(Debug, thiserror::Error)]
-pub enum FoldError {
-    /// It is what its hash says, but does not fit the round: no peer will merge it.
-    #[error(transparent)]
-    Refused(#[from] AdapterError),
-    /// The bytes at hand are not the ones announced.
-    #[error("the stored file of adapter {adapter} is gone or damaged")]
-    Lost { adapter: ContentHash },
-    #[error("the file of adapter {adapter} changed while it was merged")]
-    Changed { adapter: ContentHash },
-    #[error(transparent)]
-    Merge(MergeError),
-    #[error("cannot read an adapter: {0}")]
-    Io(#[from] std::io::Error),
-    #[error(transparent)]
-    Store(StoreError),
-}
-
-impl From<MergeError> for FoldError {
-    fn from(error: MergeError) -> Self {
-        match error {
-            MergeError::Adapter(error) => Self::Refused(error),
-            other => Self::Merge(other),
-        }
-    }
-}
-
-/// An adapter file whose every byte was checked.
-pub struct CheckedAdapter {
-    file: File,
-    layout: Layout,
-    pub hash: ContentHash,
-    pub size: u64,
-}
-
-impl CheckedAdapter {
-    /// Reads the whole file once in bounded memory.
-    ///
-    /// # Errors
-    /// A file that does not hold exactly these tensors.
-    pub fn read(mut file: File, tensors: &TensorList) -> Result<Self, FoldError> {
-        let size = file.metadata()?.len();
-        file.seek(SeekFrom::Start(0))?;
-        let mut head = vec![0; usize::try_from(size.min(8)).unwrap_or(8)];
-        file.read_exact(&mut head)?;
-        let length = header_length(&head, size)?;
-        head.resize(length.max(head.len()), 0);
-        let (_, rest) = head.split_at_mut(8.min(length));
-        file.read_exact(rest)?;
-        let layout = Layout::parse(&head, size, tensors)?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&head);
-        let mut scan = layout.scan();
-        pieces(&mut file, |piece| {
-            hasher.update(piece);
-            Ok(scan.push(piece)?)
-        })?;
-        scan.finish()?;
-        Ok(Self { file, layout, hash: ContentHash(*hasher.finalize().as_bytes()), size })
-    }
-
-    /// Moves the average by this adapter.
-    ///
-    /// # Errors
-    /// A weight the sums have no room for, or a file that cannot be read any more; the accumulator may then be torn.
-    pub fn fold(&mut self, into: &mut Accumulator, weight: u64, direction: Direction) -> Result<(), FoldError> {
-        let adapter = self.hash;
-        let mut fold = into.begin(&self.layout, weight, direction)?;
-        let mut hasher = blake3::Hasher::new();
-        self.file.seek(SeekFrom::Start(0))?;
-        let mut head = vec![0; usize::try_from(self.layout.data_start()).unwrap_or(0)];
-        self.file.read_exact(&mut head)?;
-        hasher.update(&head);
-        pieces(&mut self.file, |piece| {
-            hasher.update(piece);
-            // Every value was fit a moment ago.
-            fold.push(piece).map_err(|_| FoldError::Changed { adapter })
-        })?;
-        if hasher.finalize() != adapter.0 {
-            return Err(FoldError::Changed { adapter });
-        }
-        Ok(fold.finish()?)
-    }
-}
-
-fn pieces(file: &mut File, mut each: impl FnMut(&[u8]) -> Result<(), FoldError>) -> Result<(), FoldError> {
-    let mut piece = vec![0; PIECE_BYTES];
-    loop {
-        match file.read(&mut piece)? {
-            0 => return Ok(()),
-            read => each(piece.get(..read).unwrap_or_default())?,
-        }
-    }
-}
+pub use checked::{CheckedAdapter, FoldError, Source, hash_of, merge_files};
 
 /// What a step of the merger could not use.
 #[derive(Debug, PartialEq, Eq)]
@@ -125,68 +26,91 @@ pub enum Unusable {
     Lost { adapter: ContentHash },
 }
 
-/// The running average and what is in it.
+/// The merge and what is in it.
 pub struct Merger {
     round: Round,
     store: Store,
-    accumulator: Accumulator,
-    held: BTreeMap<MemberKey, Admitted>,
+    plan: Plan,
+    /// Where the rule has them.
+    running: Option<Accumulator>,
+    held: BTreeMap<MemberKey, Held>,
+}
+
+struct Held {
+    entry: Admitted,
+    source: Source,
 }
 
 impl Merger {
-    /// An average of nothing; eight bytes for each element of the round's adapter.
-    ///
-    /// # Errors
-    /// None for a checked round.
-    pub fn new(round: Round, store: Store) -> Result<Self> {
-        let accumulator = Accumulator::new(round.tensors());
-        Ok(Self { round, store, accumulator, held: BTreeMap::new() })
+    /// A merge of nothing; for the mean eight bytes for each element of the round's adapter.
+    pub fn new(round: Round, store: Store) -> Self {
+        let plan = Plan::of(&round);
+        let running = running(&plan);
+        Self { round, store, plan, running, held: BTreeMap::new() }
     }
 
-    /// What is in the average, in order of the members' keys.
+    /// What is in the merge, in order of the members' keys.
     pub fn held(&self) -> impl Iterator<Item = &Admitted> {
-        self.held.values()
+        self.held.values().map(|held| &held.entry)
     }
 
-    pub fn accumulator(&self) -> &Accumulator {
-        &self.accumulator
-    }
-
-    /// Moves the average to exactly `whole` minus what is unusable, one adapter at a time.
+    /// Whether the rule can merge what is there.
     ///
     /// # Errors
-    /// Trouble of this machine alone (disk, memory). The average is then started anew by the next step.
+    /// Nothing is there, or too little.
+    pub fn check_enough(&self) -> Result<(), MergeError> {
+        self.plan.check_enough(self.held.len() as u64)
+    }
+
+    /// Writes the merged file in pieces.
+    ///
+    /// # Errors
+    /// Too few adapters, files that cannot be read any more, or the first error of `sink`.
+    pub fn write<E: From<MergeError>>(&self, sink: impl FnMut(&[u8]) -> Result<(), E>) -> Result<Made, E> {
+        let sources = || self.held.values().map(|held| &held.source);
+        let Some(running) = &self.running else { return merge_files(&self.plan, sources(), sink) };
+        running.finalise_to(self.round.merged(), sink)?;
+        Ok(Made { tensors: self.round.merged().tensors().clone(), account: checked::account(sources()) })
+    }
+
+    /// Moves the merge to exactly `whole` minus what is unusable, one adapter at a time.
+    ///
+    /// # Errors
+    /// Trouble of this machine alone (disk, memory). The merge is then started anew by the next step.
     pub fn step(&mut self, whole: &[Admitted]) -> Result<Vec<Unusable>> {
         let target: BTreeMap<MemberKey, &Admitted> = whole.iter().map(|entry| (entry.member, entry)).collect();
-        let leaving: Vec<Admitted> = self.held.values().filter(|held| target.get(&held.member) != Some(held)).cloned().collect();
+        let leaving: Vec<Admitted> = self.held().filter(|held| target.get(&held.member) != Some(held)).cloned().collect();
         for entry in leaving {
-            if let Err(error) = self.fold(&entry, Direction::Retract) {
+            if self.plan.rule() != MergeRule::Mean && self.running.is_some() {
+                self.restart();
+                break;
+            }
+            if let Err(error) = self.retract(&entry) {
                 // What cannot be read any more cannot be subtracted; what remains can be added up again.
                 tracing::warn!(%error, adapter = %entry.adapter, "taking out an adapter by starting the merge anew");
-                self.restart()?;
+                self.restart();
                 break;
             }
             self.held.remove(&entry.member);
         }
         let mut unusable = Vec::new();
         for (member, entry) in target {
-            if self.held.contains_key(&member) {
+            // What is merged anew is checked anew: it may have lain here for days.
+            if self.held.remove(&member).filter(|_| self.running.is_some()).map(|held| self.held.insert(member, held)).is_some() {
                 continue;
             }
-            match self.fold(entry, Direction::Add) {
-                Ok(()) => {
-                    self.held.insert(member, entry.clone());
-                }
+            match self.add(entry) {
+                Ok(source) => _ = self.held.insert(member, Held { entry: entry.clone(), source }),
                 Err(FoldError::Refused(error)) => unusable.push(Unusable::Refused { adapter: entry.adapter, why: error.to_string() }),
                 Err(FoldError::Lost { adapter }) => unusable.push(Unusable::Lost { adapter }),
                 Err(FoldError::Changed { adapter }) => {
                     // The sums are spoilt: begin anew, without a file that changes under our hands.
-                    self.restart()?;
+                    self.restart();
                     self.store.demote_blob(adapter)?;
                     return self.step(whole);
                 }
                 Err(error) => {
-                    self.restart()?;
+                    self.restart();
                     return Err(error).with_context(|| format!("cannot merge adapter {}", entry.adapter));
                 }
             }
@@ -194,13 +118,33 @@ impl Merger {
         Ok(unusable)
     }
 
-    fn restart(&mut self) -> Result<()> {
-        self.accumulator = Accumulator::new(self.round.tensors());
+    fn restart(&mut self) {
+        self.running = running(&self.plan);
         self.held.clear();
-        Ok(())
     }
 
-    fn fold(&mut self, entry: &Admitted, direction: Direction) -> Result<(), FoldError> {
+    fn add(&mut self, entry: &Admitted) -> Result<Source, FoldError> {
+        let mut checked = self.open(entry)?;
+        let path = self.store.blob_path(entry.adapter);
+        let source = Source::of(&self.plan, self.plan.updates(), &checked, entry.member, entry.weight, &path)?;
+        if let Some(running) = &mut self.running {
+            checked.fold(running, source.clip, entry.weight, Direction::Add)?;
+        }
+        Ok(source)
+    }
+
+    fn retract(&mut self, entry: &Admitted) -> Result<(), FoldError> {
+        let Some(clip) = self.held.get(&entry.member).map(|held| held.source.clip) else { return Ok(()) };
+        if self.running.is_none() {
+            return Ok(());
+        }
+        let mut checked = self.open(entry)?;
+        let Some(running) = &mut self.running else { return Ok(()) };
+        checked.fold(running, clip, entry.weight, Direction::Retract)
+    }
+
+    /// The adapter's file as it was announced, every byte of it.
+    fn open(&self, entry: &Admitted) -> Result<CheckedAdapter, FoldError> {
         let lost = || FoldError::Lost { adapter: entry.adapter };
         let blob = match self.store.open_blob(entry.adapter) {
             Ok(blob) => blob,
@@ -210,7 +154,7 @@ impl Merger {
         };
         match CheckedAdapter::read(blob.data, self.round.tensors()) {
             Ok(checked) if checked.hash != entry.adapter => self.demote(entry.adapter),
-            Ok(mut checked) => checked.fold(&mut self.accumulator, entry.weight, direction),
+            Ok(checked) => Ok(checked),
             // Bytes that are wrong may be wrong because they changed here: only the announced bytes can be refused.
             Err(FoldError::Refused(error)) if hash_of(&self.store.blob_path(entry.adapter))? == entry.adapter => Err(error.into()),
             Err(FoldError::Refused(_)) => self.demote(entry.adapter),
@@ -218,18 +162,12 @@ impl Merger {
         }
     }
 
-    fn demote(&self, adapter: ContentHash) -> Result<(), FoldError> {
+    fn demote(&self, adapter: ContentHash) -> Result<CheckedAdapter, FoldError> {
         self.store.demote_blob(adapter).map_err(FoldError::Store)?;
         Err(FoldError::Lost { adapter })
     }
 }
 
-/// BLAKE3 of a file, in bounded memory.
-///
-/// # Errors
-/// What the file system says.
-pub fn hash_of(path: &Path) -> Result<ContentHash, std::io::Error> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?)?;
-    Ok(ContentHash(*hasher.finalize().as_bytes()))
+fn running(plan: &Plan) -> Option<Accumulator> {
+    plan.rule().runs().then(|| Accumulator::of(plan))
 }

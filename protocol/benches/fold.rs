@@ -13,7 +13,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mingle_protocol::adapter::{Dtype, Layout, LoraShape, Module, canonical_header};
 use mingle_protocol::merge::{Accumulator, Direction};
 use mingle_protocol::number::dispatch::{Lanes, fold};
-use mingle_protocol::number::seeded_uniform;
+use mingle_protocol::number::{GRID, seeded_uniform};
 
 /// A shape of `modules` modules of `16 * 2 * width` elements each.
 fn shape(modules: usize, width: u64) -> LoraShape {
@@ -84,7 +84,7 @@ fn folds(criterion: &mut Criterion) {
             let mut sums = vec![0i64; elements as usize];
             for lanes in Lanes::all() {
                 group.bench_function(format!("loop {dtype} {lanes:?}"), |bencher| {
-                    bencher.iter(|| fold(lanes, dtype, black_box(&mut sums), black_box(data), 7))
+                    bencher.iter(|| fold(lanes, dtype, black_box(&mut sums), black_box(data), 7, GRID))
                 });
             }
         }

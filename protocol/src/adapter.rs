@@ -14,6 +14,7 @@ mod shape;
 mod tensors;
 #[cfg(test)]
 pub(crate) mod tests;
+mod update;
 mod values;
 
 pub use error::{AdapterError, ShapeError};
@@ -24,8 +25,10 @@ pub use layers::{LAYER_MAX, Layers, LayersError, Slice, layer_of};
 pub use layout::{Layout, Placed};
 pub use shape::{FullShape, LoraShape, Module, Scaling, SubspaceShape};
 pub use tensors::{Tensor, TensorList};
+pub use update::Updates;
+pub(crate) use update::{Half, Part};
 pub use values::ValueScan;
-pub(crate) use values::{Cursor, RUN_ELEMENTS_MAX, check_largest};
+pub(crate) use values::{Cursor, RUN_ELEMENTS_MAX, Run, check_largest};
 
 pub use crate::number::{Dtype, MAGNITUDE_MAX};
 

@@ -4,19 +4,25 @@
 //! Merged bytes must not depend on the machine, so this room uses only what IEEE-754 fixes to the last bit: `+ - * /`,
 //! `sqrt` and conversions, each rounded to nearest even. It refuses fused multiply-add, `exp`, `ln`, `powf` and sums of
 //! floats, whose results differ between machines, libraries or orders. No value it makes from an admitted element is
-//! subnormal, so a machine set to flush subnormals to zero draws and merges the same bits too.
+//! subnormal, so a machine set to flush subnormals to zero draws and merges the same bits too; only the rule `stack`, which
+//! has no grid, can make some.
 //!
 //! The seeded draw reads BLAKE3's extendable output. A stream cipher such as ChaCha20 would serve as well, but BLAKE3 is
 //! already the hash of everything here, so this is one primitive, and one dependency, less to agree on.
-#![allow(clippy::float_arithmetic, reason = "the one file of the protocol that may compute with floats")]
+#![allow(clippy::float_arithmetic, reason = "the one room of the protocol that may compute with floats")]
 
 pub mod dispatch;
+mod factor;
+mod products;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 
 use crate::hash::DomainHasher;
+pub use factor::Factor;
+pub(crate) use factor::{scaling, stacked, times};
+pub(crate) use products::{BLOCK, add_scaled, chosen, dot};
 
 #[cfg(all(target_arch = "x86", not(target_feature = "sse2")))]
 compile_error!("x87 arithmetic rounds twice, so this target would merge to different bytes");
@@ -104,8 +110,14 @@ pub fn widen_f16(bytes: [u8; 2]) -> f32 {
 /// The nearest grid point, half to even. Meaningful for `|x| <= MAGNITUDE_MAX`, which the caller has checked.
 #[inline(always)]
 pub fn quantise(x: f32) -> i64 {
-    // Multiplying by a power of two is exact, so only the addition rounds.
-    (f64::from(x) * GRID + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()).cast_signed()
+    quantise_on(x, GRID)
+}
+
+/// The nearest point of `x * grid`, half to even, for a grid of [`Factor::grid`].
+#[inline(always)]
+fn quantise_on(x: f32, grid: f64) -> i64 {
+    // Neither the element nor the grid has more than 24 digits, so the product is exact and only the addition rounds.
+    (f64::from(x) * grid + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()).cast_signed()
 }
 
 /// The weighted mean of a running sum of grid points: `sum / (total_weight * 2^28)`, rounded at each step.
@@ -133,12 +145,12 @@ pub enum Unfit {
     TooLarge(f32),
 }
 
-/// `None` for an element that may be merged.
-pub fn unfit(x: f32) -> Option<Unfit> {
+/// `None` for an element that may be merged, with a magnitude of at most `most`.
+pub fn unfit(x: f32, most: f32) -> Option<Unfit> {
     match x {
         x if x.is_nan() => Some(Unfit::Nan),
         x if x.is_infinite() => Some(Unfit::Infinite),
-        x if x.abs() > MAGNITUDE_MAX => Some(Unfit::TooLarge(x)),
+        x if x.abs() > most => Some(Unfit::TooLarge(x)),
         _ => None,
     }
 }
@@ -154,8 +166,8 @@ pub fn widened(dtype: Dtype, bytes: &[u8]) -> impl Iterator<Item = f32> {
     })
 }
 
-/// The inner loop of every merge: `sums = step(sums, weight * quantise(elements))`, where `step` adds or subtracts, and the
-/// magnitude bits of the largest element. Unfit elements leave
+/// The inner loop of every merge: `sums = step(sums, weight * points(elements))`, where `step` adds or subtracts and points are
+/// counted on `grid`, and the magnitude bits of the largest element. Unfit elements leave
 /// sums without meaning; the caller looks at the largest and gives them up.
 ///
 /// Wrapping is exact here: sums stay inside an `i64` by the bound on the total weight, and a sum that went out and came
@@ -166,13 +178,14 @@ fn fold_each<const N: usize>(
     elements: &[[u8; N]],
     widen: impl Fn([u8; N]) -> f32,
     weight: u32,
+    grid: f64,
     step: impl Fn(i64, i64) -> i64,
 ) -> u32 {
     let mut largest = 0;
     for (sum, element) in sums.iter_mut().zip(elements) {
         let bits = widen(*element).to_bits();
         largest = largest.max(bits & MAGNITUDE_BITS);
-        *sum = step(*sum, quantise(f32::from_bits(bits)).wrapping_mul(i64::from(weight)));
+        *sum = step(*sum, quantise_on(f32::from_bits(bits), grid).wrapping_mul(i64::from(weight)));
     }
     largest
 }
@@ -220,11 +233,17 @@ pub fn seeded_uniform(seed: &[u8; 32], tensor_name: &str, count: usize, inputs: 
 /// name gives `m = word >> 8` and the number `((2m + 1 - 2^24) / 2^24) * bound`, computed in `f64`, then rounded to
 /// `f32`. The fraction is exact, and symmetric about zero.
 pub fn seeded(seed: &[u8; 32], tensor_name: &str, count: usize, spread: Spread) -> impl Iterator<Item = f32> + use<> {
+    seeded_from(seed, tensor_name, 0, count, spread)
+}
+
+/// `count` numbers of [`seeded`] from the one at `first` on.
+pub fn seeded_from(seed: &[u8; 32], tensor_name: &str, first: u64, count: usize, spread: Spread) -> impl Iterator<Item = f32> + use<> {
     const WORDS: usize = 256;
     const STEPS: f64 = 16_777_216.0;
     let mut hasher = DomainHasher::new("seeded-tensor/1");
     hasher.hash(seed).string(tensor_name);
     let mut stream = hasher.finish_stream();
+    stream.set_position(first.saturating_mul(4));
     let bound = spread.bound();
     let blocks = std::iter::repeat_with(move || {
         let mut words = [[0u8; 4]; WORDS];

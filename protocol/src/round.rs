@@ -6,6 +6,7 @@
 
 mod digest;
 mod file;
+mod rules;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,6 +19,7 @@ pub use crate::adapter::AdapterKind;
 use crate::adapter::{MergedFile, ShapeError, TensorList};
 use crate::hash::{ContentHash, HexError};
 use crate::identity::{MemberKey, Roster};
+pub use crate::merge::MergeRule;
 use crate::standing::{FOUNDERS_MAX, Founders, READERS_MAX, Readers, Standing};
 pub use file::{PEERS_MAX, RoundFile};
 
@@ -54,14 +56,6 @@ impl FromStr for RoundId {
 pub struct BaseModel {
     pub name: String,
     pub digest: ContentHash,
-}
-
-/// How the admitted adapters become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum MergeRule {
-    /// The weighted mean of each tensor (FedAvg), exact.
-    Mean,
 }
 
 /// What an adapter counts for.
@@ -121,6 +115,9 @@ pub struct Manifest {
     /// Who may follow without being a member; everybody without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readers: Option<Readers>,
+    /// Largest norm of an adapter's update, in millionths; what is larger is scaled down to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_millionths: Option<u64>,
 }
 
 impl Manifest {
@@ -161,6 +158,8 @@ pub enum RoundError {
     Field { what: &'static str, found: String, allowed: String },
     #[error("the adapter's shape is refused: {0}")]
     Shape(#[from] ShapeError),
+    #[error("the rule {rule} {why}")]
+    Rule { rule: &'static str, why: String },
     #[error("weights up to {weight_max} for {member_max} members could overflow the exact sum (the product must stay below 2^31)")]
     Overflow { weight_max: u64, member_max: u32 },
 }
@@ -180,7 +179,7 @@ impl Round {
     /// The first field that breaks its bound.
     pub fn new(manifest: Manifest) -> Result<Self, RoundError> {
         check(&manifest)?;
-        let merged = manifest.kind.merged()?;
+        let merged = rules::merged(&manifest)?;
         let id = RoundId(digest::identity(&manifest));
         Ok(Self { manifest: Arc::new(manifest), merged, id })
     }
@@ -227,7 +226,7 @@ impl Round {
         self.merged.sent()
     }
 
-    /// The file that the merge becomes.
+    /// The file that the merge becomes. Of a stack, whose rank depends on the merged set, the largest there can be.
     pub fn merged(&self) -> &MergedFile {
         &self.merged
     }
@@ -279,7 +278,7 @@ fn check(manifest: &Manifest) -> Result<(), RoundError> {
             return field("the number of readers", readers.len().to_string(), format!("at most {READERS_MAX}"));
         }
     }
-    Ok(())
+    rules::check(manifest)
 }
 
 fn is_name(text: &str) -> bool {

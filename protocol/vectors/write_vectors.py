@@ -1,4 +1,4 @@
-"""Writes number.json, merge.json, rounds.json, standings.json and links.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
+"""Writes number.json, merge.json, rounds.json, rules.json, standings.json and links.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
 
 Python's integers and fractions do the arithmetic exactly, and a BLAKE3 written from its paper (inputs of one chunk)
 does the seeded draw; nothing is shared with the Rust code. Needs only Python 3.9: `python3 write_vectors.py`.
@@ -224,11 +224,20 @@ def key_fields(keys):
     return number(len(keys)) + b"".join(sorted(bytes.fromhex(key) for key in keys))
 
 
+def rule_fields(rule):
+    if isinstance(rule, str):
+        return text(rule)
+    (name, fields), = rule.items()
+    return text(name.replace("_", "-")) + number(*fields.values())
+
+
 def identity(manifest):
     (name, shape), = manifest["kind"].items()
     data = number(manifest["version"]) + text(manifest["name"])
     data += text(manifest["base"]["name"]) + bytes.fromhex(manifest["base"]["digest"])
-    data += kind_fields(name, shape) + text("mean") + text("examples") + number(manifest["weight"]["examples"]["cap"])
+    data += kind_fields(name, shape) + rule_fields(manifest["rule"])
+    weight = manifest["weight"]
+    data += text("equal") + number(1) if weight == "equal" else text("examples") + number(weight["examples"]["cap"])
     roster = manifest["roster"]
     data += number(manifest["member_max"])
     data += text("open") + number(0) if roster == "open" else text("members") + key_fields(roster["members"])
@@ -239,6 +248,8 @@ def identity(manifest):
     if "readers" in manifest:
         readers = manifest["readers"]
         data += text("readers") + (text("open") + number(0) if readers == "open" else text("listed") + key_fields(readers["listed"]))
+    if "clip_millionths" in manifest:
+        data += text("clip") + number(manifest["clip_millionths"])
     return domain_stream("round/1", data, 32).hex()
 
 
@@ -303,6 +314,176 @@ def round_vectors():
     return {"rounds": rounds}
 
 
+# --- rules.json: every rule beside the mean, and clipped means ----------------------------------------------------------
+
+def dot(left, right):
+    """In blocks of 1,024; in each eight sums that become one as a tree. Python's floats are those of IEEE-754."""
+    total = 0.0
+    for start in range(0, len(left), 1024):
+        sums = [0.0] * 8
+        for index in range(start, min(start + 1024, len(left))):
+            sums[index % 8] += left[index] * right[index]
+        a, b, c, d, e, f, g, h = sums
+        total += ((a + b) + (c + d)) + ((e + f) + (g + h))
+    return total
+
+
+def plain(data, dtype):
+    """As decode, but as floats: fractions know no negative zero, and a stack keeps it."""
+    if dtype == "BF16":
+        data, dtype = b"".join(b"\0\0" + data[i:i + 2] for i in range(0, len(data), 2)), "F32"
+    return [v for v, in struct.iter_unpack("<f" if dtype == "F32" else "<e", data)]
+
+
+class Adapter:
+    def __init__(self, name, shape, dtype, start, rank=None):
+        lora = shape.get("lora", shape)
+        sent, drawn = file_tensors(name, shape)
+        if rank is not None:
+            sent = [(t, [rank if d == lora["rank"] else d for d in dims]) for t, dims in sent]
+        count = sum(math.prod(dims) for _, dims in sent)
+        self.data = b"".join(encode(v / 16, dtype) for v in numbers(start, count))
+        self.file = write_file(sent, dtype, self.data)
+        values, self.tensors = plain(self.data, dtype), {}
+        for tensor, dims in sorted(sent):
+            self.tensors[tensor] = (dims, values[:math.prod(dims)])
+            values = values[math.prod(dims):]
+        if name == "full":
+            self.scale = 1.0
+        else:
+            seed = bytes.fromhex(lora["seed"])
+            self.scale = float(lora["alpha"]) / (math.sqrt(lora["rank"]) if "scaling" in lora else float(lora["rank"]))
+            for tensor, dims, bound in drawn:
+                self.tensors[tensor] = (dims, [float(f32_value(b)) for b in draw(seed, tensor, math.prod(dims), bound)])
+        self.drawn = {tensor for tensor, _, _ in drawn}
+
+
+def product(one, other):
+    total = 0.0
+    for tensor, (dims, left) in sorted(one.tensors.items()):
+        right = other.tensors[tensor][1]
+        if ".lora_A." in tensor:
+            continue
+        if ".lora_B." not in tensor:
+            total += 1.0 * dot(left, right)
+            continue
+        (_, a), (_, c) = (x.tensors[tensor.replace(".lora_B.", ".lora_A.")] for x in (one, other))
+        r, s = (x.tensors[tensor][0][1] for x in (one, other))
+        width = len(a) // r
+        of_b = [dot(left[i::r], right[j::s]) for i in range(r) for j in range(s)]
+        of_a = [dot(a[i * width:(i + 1) * width], c[j * width:(j + 1) * width]) for i in range(r) for j in range(s)]
+        total += one.scale * other.scale * dot(of_b, of_a)
+    return total
+
+
+def clip_of(adapter, millionths):
+    if millionths is None:
+        return 1 << 24
+    ratio = (float(millionths) / 1e6) / math.sqrt(max(product(adapter, adapter), 0.0))
+    return 1 << 24 if ratio >= 1.0 else int(ratio * (1 << 24))
+
+
+def krum(adapters, clips, faulty):
+    """Places of those that are kept, of adapters in the order of their members' keys."""
+    c = [clip / (1 << 24) for clip in clips]
+
+    def distance(i, j):
+        i, j = min(i, j), max(i, j)
+        one, other = adapters[i], adapters[j]
+        return max(c[i] * c[i] * product(one, one) + c[j] * c[j] * product(other, other) - 2.0 * (c[i] * c[j] * product(one, other)), 0.0)
+
+    scores = []
+    for i in range(len(adapters)):
+        score = 0.0
+        for d in sorted(distance(i, j) for j in range(len(adapters)) if j != i)[:len(adapters) - faulty - 2]:
+            score += d
+        scores.append((score, i))
+    return sorted(i for _, i in sorted(scores)[:len(adapters) - faulty])
+
+
+def stack(sent, adapters, weights, clips):
+    order = sorted(range(len(adapters)), key=lambda i: blake3(adapters[i].file))
+    rank = max(sum(a.tensors[t][0][0] for a in adapters) for t, _ in sent if ".lora_A." in t)
+    tensors, data = [], b""
+    for tensor, dims in sorted(sent):
+        if ".lora_A." in tensor:
+            rows = [v for i in order for v in adapters[i].tensors[tensor][1]]
+            shape, out = [rank, dims[1]], rows + [0.0] * (rank * dims[1] - len(rows))
+        else:
+            shape, out = [dims[0], rank], []
+            for row in range(dims[0]):
+                line = []
+                for i in order:
+                    r = adapters[i].tensors[tensor][0][1]
+                    factor = float(weights[i]) * adapters[i].scale * (clips[i] / (1 << 24)) / float(sum(weights))
+                    line += [v * factor for v in adapters[i].tensors[tensor][1][row * r:(row + 1) * r]]
+                out += line + [0.0] * (rank - len(line))
+        tensors.append((tensor, shape))
+        data += struct.pack(f"<{len(out)}f", *out)
+    return write_file(tensors, "F32", data)
+
+
+def rule_vectors():
+    seed = bytes(range(100, 132))
+    lora = {"rank": 2, "alpha": 3, "seed": seed.hex(), "modules": [{"name": "h.0.q", "inputs": 3, "outputs": 4}]}
+    kinds = {
+        "lora": lora,
+        "frozen_a": {**lora, "scaling": "rslora"},
+        "subspace": {"seeds": 2, "interval": 10, "lora": lora},
+        "full": {"weights": [{"name": "h.0.q.weight", "dims": [4, 3]}]},
+    }
+    named = ["mean", "stack", {"trimmed_mean": {"trim": 1}}, "median", {"multi_krum": {"faulty": 1}}]
+    vectors = []
+    for name, shape in kinds.items():
+        for rule in named:
+            for clip in (None, 2_500_000):
+                for members in (1, 5, 6):
+                    weighs = rule in ("mean", "stack")
+                    if rule == "mean" and clip is None or rule == "stack" and name != "lora" or members == 1 and rule not in ("stack", "mean"):
+                        continue
+                    vectors.append(rule_vector(name, shape, rule, clip, members, weighs, len(vectors)))
+    return {"rules": vectors}
+
+
+def rule_vector(name, shape, rule, clip, members, weighs, index):
+    weight = {"examples": {"cap": 1000}} if weighs else "equal"
+    manifest = {"version": 1, "name": "rules", "base": {"name": "tiny", "digest": "22" * 32}, "kind": {name: shape},
+                "rule": rule, "weight": weight, "member_max": 7, "roster": "open"}
+    if clip is not None:
+        manifest["clip_millionths"] = clip
+    rank = lambda member: 1 + member % 2 if rule == "stack" else None
+    adapters = [Adapter(name, shape, ("F32", "BF16", "F16")[m % 3], 991 * index + m, rank(m)) for m in range(members)]
+    weights = [1 + 100 * m if weighs else 1 for m in range(members)]
+    clips = [clip_of(adapter, clip) for adapter in adapters]
+    sent, drawn = file_tensors(name, shape)
+    left_out = []
+    if rule == "stack":
+        merged = stack(sent, adapters, weights, clips)
+    else:
+        kept = list(range(members))
+        if isinstance(rule, dict) and "multi_krum" in rule:
+            kept = krum(adapters, clips, 1)
+            left_out = [m for m in range(members) if m not in kept]
+        parts = {}
+        for tensor, dims in sent:
+            steps = [1 << 24 if ".lora_A." in tensor else clip for clip in clips]
+            columns = zip(*([round(Fraction(v) * steps[m] * 16) for v in adapters[m].tensors[tensor][1]] for m in kept))
+            bits = []
+            for column in columns:
+                pairs = sorted(zip(column, (weights[m] for m in kept)))
+                if rule == "median":
+                    pairs = pairs[(members - 1) // 2:members // 2 + 1]
+                elif isinstance(rule, dict) and "trimmed_mean" in rule:
+                    pairs = pairs[1:-1]
+                bits.append(mean_bits(sum(p * w for p, w in pairs), sum(w for _, w in pairs)))
+            parts[tensor] = struct.pack(f"<{len(bits)}I", *bits)
+        for tensor, dims, bound in drawn:
+            parts[tensor] = b"".join(struct.pack("<I", b) for b in draw(bytes.fromhex(shape.get("lora", shape)["seed"]), tensor, math.prod(dims), bound))
+        merged = write_file([*sent, *((t, dims) for t, dims, _ in drawn)], "F32", b"".join(parts[n] for n in sorted(parts)))
+    return {"manifest": manifest, "id": identity(manifest), "merged": merged.hex(), "hash": blake3(merged), "left_out": left_out,
+            "adapters": [{"weight": w, "file": a.file.hex(), "clip": c} for w, a, c in zip(weights, adapters, clips)]}
+
+
 # --- standings.json: what founders sign --------------------------------------------------------------------------------
 
 def standing_vectors():
@@ -349,5 +530,6 @@ def link_vectors():
 
 
 for name, vectors in (("number.json", number_vectors()), ("merge.json", merge_vectors()), ("rounds.json", round_vectors()),
+                      ("rules.json", rule_vectors()),
                       ("standings.json", standing_vectors()), ("links.json", link_vectors())):
     (HERE / name).write_text(json.dumps(vectors, separators=(",", ":")).replace("},{", "},\n{") + "\n")

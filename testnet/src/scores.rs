@@ -1,6 +1,5 @@
 //! What the base and every adapter are worth: mean loss on held-out examples that no member trained on.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -8,11 +7,12 @@ use candle_core::Device;
 use mingle::data::{self, Template, TokenizedExample, Tokens};
 use mingle::evaluate::held_out_loss;
 use mingle::merged;
-use mingle::merger::CheckedAdapter;
+use mingle::merger::{Source, merge_files};
 use mingle::models::BaseModel;
 use mingle::peft;
 use mingle::sent::sent_file;
-use mingle_protocol::merge::{Accumulator, Direction};
+use mingle_protocol::identity::MemberKey;
+use mingle_protocol::merge::Plan;
 use mingle_protocol::round::Round;
 
 /// Held-out losses in nats a token; lower is better.
@@ -64,14 +64,16 @@ impl Examiner {
     /// # Errors
     /// An adapter that does not fit the round.
     pub fn merges(&self, round: &Round, adapters: &[(PathBuf, u64)], folder: &Path) -> Result<Vec<f64>> {
-        let mut average = Accumulator::new(round.tensors());
-        let mut scores = Vec::new();
+        let (plan, mut sources, mut scores) = (Plan::of(round), Vec::new(), Vec::new());
         for (index, (adapter, weight)) in adapters.iter().enumerate() {
-            let file = File::open(sent_file(adapter, round.kind())).with_context(|| format!("cannot read {}", adapter.display()))?;
-            CheckedAdapter::read(file, round.tensors())?.fold(&mut average, *weight, Direction::Add)?;
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&(index as u64).to_be_bytes());
+            let file = sent_file(adapter, round.kind());
+            let source = Source::read(&plan, MemberKey(key), *weight, &file);
+            sources.push(source.with_context(|| format!("{} cannot be merged", adapter.display()))?);
             let out = folder.join(format!("merged-{}", index + 1));
             std::fs::create_dir_all(&out)?;
-            merged::write_adapter(&out, round, &average)?;
+            merged::write_adapter(&out, round, |sink| merge_files(&plan, &sources, sink))?;
             scores.push(self.adapter(&out)?);
         }
         Ok(scores)

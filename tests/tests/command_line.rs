@@ -255,7 +255,7 @@ fn merging_offline_refuses_what_cannot_be_averaged() {
         assert!(said.err.contains(&format!("{shown} is not a weight: expected a whole number of at least 1")), "{said:?}");
     }
     let said = desk.run("merge DIR/a=2147483648 --out DIR/out");
-    said.wrong(1, &["error: DIR/a cannot be merged: adding weight 2147483648 to a total of 0 reaches the limit of 2147483648"]);
+    said.wrong(1, &["error: adding weight 2147483648 to a total of 0 reaches the limit of 2147483648"]);
     assert!(!desk.path("out").exists(), "nothing is half written");
 }
 
@@ -278,6 +278,53 @@ fn merging_offline_gives_the_same_bytes_in_any_order() {
     desk.run("merge DIR/a1=100 DIR/a2=200 DIR/a3=301 --out DIR/other").right();
     assert_ne!(bytes_of(&desk.path("other/adapter_model.safetensors")), merged[0]);
     assert_eq!(mingle::peft::read(&desk.path("out0")).expect("a PEFT directory").config.rank, 4);
+}
+
+/// Every rule, in any order of the arguments; a stack of what no mean takes, and each refusal.
+#[test]
+fn merging_offline_by_every_rule_gives_the_same_bytes_in_any_order() {
+    let desk = Desk::new();
+    let round = adapters::round("merge", 2, 7, []);
+    (1..=5).for_each(|seed| desk.adapter(&format!("a{seed}"), &round, seed));
+    let merge = |order: &[u64], rule: &str, out: &str| {
+        let arguments: Vec<String> = order.iter().map(|number| format!("DIR/a{number}=7")).collect();
+        desk.run(&format!("merge {} {rule} --out DIR/{out} --json", arguments.join(" ")))
+    };
+    let mut hashes = std::collections::BTreeSet::new();
+    for (index, (rule, stands)) in [
+        ("--rule mean", 0),
+        ("--rule mean --clip 0.5", 0),
+        ("--rule stack", 0),
+        ("--rule trimmed-mean --trim 1", 1),
+        ("--rule median --clip 0.5", 1),
+        ("--rule multi-krum --faulty 1", 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let one = json(&merge(&[1, 2, 3, 4, 5], rule, &format!("one{index}")).right());
+        let other = json(&merge(&[4, 2, 5, 1, 3], rule, &format!("other{index}")).right());
+        assert_eq!((&one["merged_hash"], &one["stands"]), (&other["merged_hash"], &stands.into()), "{rule}");
+        assert_eq!(one["left_out"].as_array().map(Vec::len), Some(usize::from(rule.contains("krum"))), "{one}");
+        assert_eq!(one["clipped"].as_object().map(serde_json::Map::len), Some(if rule.contains("clip") { 5 } else { 0 }));
+        assert!(hashes.insert(one["merged_hash"].to_string()), "{rule} is another rule's merge");
+    }
+    let stack = mingle::peft::read(&desk.path("one2")).expect("a PEFT directory").config;
+    assert_eq!((stack.rank, stack.alpha, stack.rslora), (20, 20.0, false));
+    // Other scales are no hindrance for a stack.
+    let config = std::fs::read_to_string(desk.path("a1/adapter_config.json")).expect("a configuration");
+    desk.write("a1/adapter_config.json", &config.replace("\"lora_alpha\":8", "\"lora_alpha\":12"));
+    assert_ne!(config, std::fs::read_to_string(desk.path("a1/adapter_config.json")).expect("a configuration"), "{config}");
+    assert!(json(&merge(&[1, 2], "--rule stack", "scaled").right())["merged_hash"].is_string());
+    merge(&[2, 3, 4, 5], "--rule multi-krum --faulty 1", "few")
+        .wrong(1, &["error: the rule multi-krum needs 5 adapters, but only 4 are there"]);
+    desk.run("merge DIR/a2=1 DIR/a3=2 DIR/a4=1 --rule median --out DIR/few")
+        .wrong(1, &["error: the rule median counts every adapter alike; give all the same weight"]);
+    merge(&[2, 3], "--rule median --trim 1", "few").wrong(1, &["error: --trim is of the rule trimmed-mean, not of median"]);
+    assert_eq!(merge(&[2, 3], "--rule trimmed-mean", "few").code, 2);
+    assert_eq!(merge(&[2, 3], "--clip 1e3", "few").code, 2);
+    let left: Vec<_> = std::fs::read_dir(desk.path("")).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("few")), "{left:?}");
 }
 
 #[test]

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use mingle::merged::{self, Proof, RECEIPT_FILE};
+use mingle::merger::{Source, merge_files};
 use mingle_protocol::attestation::{Attestation, SignedAttestation};
 use mingle_protocol::hash::{ContentHash, encode_hex};
 use mingle_protocol::identity::SecretKey;
 use mingle_protocol::ledger::Ledger;
-use mingle_protocol::merge::Accumulator;
+use mingle_protocol::merge::{MergeRule, Plan};
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{Announcement, Record, SignedRecord};
-use mingle_protocol::round::{Manifest, Parent, Round, RoundFile};
+use mingle_protocol::round::{Manifest, Parent, Round, RoundFile, WeightRule};
 use mingle_tests::{Said, adapters, run};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -27,25 +28,33 @@ struct Merged {
 
 impl Merged {
     fn new() -> Self {
-        let keys: Vec<SecretKey> = (1..=MEMBERS).map(|number| SecretKey::from_bytes(&[number; 32])).collect();
-        let round = adapters::round("verified", 2, 6, keys.iter().map(SecretKey::member));
+        Self::by(MEMBERS, MergeRule::Mean, None)
+    }
+
+    fn by(members: u8, rule: MergeRule, clip_millionths: Option<u64>) -> Self {
+        let keys: Vec<SecretKey> = (1..=members).map(|number| SecretKey::from_bytes(&[number; 32])).collect();
+        let basis = adapters::round("verified", 2, 6, keys.iter().map(SecretKey::member)).manifest().clone();
+        let weight = if rule.is_robust() { WeightRule::Equal } else { basis.weight };
+        let round = Round::new(Manifest { rule, clip_millionths, weight, ..basis }).expect("a round within its bounds");
         let folder = TempDir::new().expect("a temporary folder");
         std::fs::create_dir(folder.path().join("adapters")).expect("a folder");
-        let (mut ledger, mut average) = (Ledger::new(&round), Accumulator::new(round.tensors()));
-        let mut files = Vec::new();
+        let (mut ledger, plan) = (Ledger::new(&round), Plan::of(&round));
+        let (mut files, mut sources) = (Vec::new(), Vec::new());
         for (number, key) in (1..).zip(&keys) {
             let file = adapters::adapter_file(&round, number);
             let (adapter, size) = (ContentHash::of(&file), file.len() as u64);
             let (member, base, examples) = (key.member(), round.manifest().base.digest, 10 * number);
-            let said =
-                Announcement { round: round.id(), member, sequence: 1, adapter, size, weight: examples, base, examples, losses: None };
+            let weight = weight.weight(examples);
+            let said = Announcement { round: round.id(), member, sequence: 1, adapter, size, weight, base, examples, losses: None };
             ledger.insert(SignedRecord::sign(&Record::Announcement(said), key, &round).expect("a record within the rules"));
-            average.add(&file, examples).expect("a whole adapter");
-            std::fs::write(folder.path().join("adapters").join(format!("{adapter}.safetensors")), &file).expect("a file");
+            let path = folder.path().join("adapters").join(format!("{adapter}.safetensors"));
+            std::fs::write(&path, &file).expect("a file");
+            sources.push(Source::read(&plan, member, weight, &path).expect("a whole adapter"));
             files.push(file);
         }
         let records: Vec<SignedRecord> = ledger.records().cloned().collect();
-        merged::write(&folder.path().join("merged"), &round, &average, ledger.admitted().collect(), &records).expect("a merge");
+        let made = |sink: merged::Sink<'_>| merge_files(&plan, &sources, sink);
+        merged::write(&folder.path().join("merged"), &round, ledger.admitted().collect(), &records, made).expect("a merge");
         Self { folder, round, files }
     }
 
@@ -98,7 +107,7 @@ fn what_is_right_is_said_to_be_and_what_is_not_shown_too() {
     let (code, json) = found(&merged.verify(&["--json"]));
     assert_eq!((code, &json["verified"], &json["recomputed"]), (0, &true.into(), &"not_at_hand".into()), "{json}");
     let said = merged.verify(&[]);
-    assert!(said.out.contains("Not shown: that these bytes are the mean of that set, because 3 adapters are not at hand"), "{said:?}");
+    assert!(said.out.contains("Not shown: that these bytes are the merge of that set, because 3 adapters are not at hand"), "{said:?}");
     // Adapters under names of their own are found by their hash.
     for (number, file) in merged.files.iter().enumerate() {
         std::fs::create_dir_all(merged.path("named")).expect("a folder");
@@ -106,6 +115,26 @@ fn what_is_right_is_said_to_be_and_what_is_not_shown_too() {
     }
     let said = merged.verify(&["--adapters", &merged.path("named").to_string_lossy()]);
     assert!(said.code == 0 && said.out.contains("Merging the members' adapters again gives the same bytes."), "{said:?}");
+}
+
+/// A merge by any rule is made again from the adapters; and so is what the receipt says of single members.
+#[test]
+fn every_rule_is_verified_by_merging_again() {
+    let rules =
+        [MergeRule::Stack, MergeRule::TrimmedMean { trim: 1 }, MergeRule::Median, MergeRule::MultiKrum { faulty: 1 }, MergeRule::Mean];
+    for rule in rules {
+        let merged = Merged::by(5, rule, Some(500_000));
+        let (code, json) = found(&merged.with_adapters());
+        assert_eq!((code, &json["recomputed"]), (0, &"same".into()), "{rule:?}: {json}");
+        let account = Proof::read(&merged.path("merged")).expect("a proof").account;
+        assert_eq!((account.clipped.len(), account.left_out.len()), (5, usize::from(matches!(rule, MergeRule::MultiKrum { .. }))));
+        merged.change(|proof| _ = proof.account.clipped.pop_first());
+        let (code, json) = found(&merged.with_adapters());
+        let why = "the receipt says otherwise whose update was clipped or left out than merging again does";
+        assert_eq!((code, &json["why"]), (4, &why.into()), "{json}");
+        let card = std::fs::read_to_string(merged.path("merged/README.md")).expect("a card");
+        assert!(card.contains(", updates clipped to norm 0.5; with 5 adapters it stands") && card.contains("Clipped: `"), "{card}");
+    }
 }
 
 #[test]

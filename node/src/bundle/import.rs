@@ -218,7 +218,7 @@ fn merge(round: &Round, store: &Store, home: &RoundHome, ledger: &Ledger, adapte
             set.push(entry);
         }
     }
-    let mut merger = Merger::new(round.clone(), store.clone())?;
+    let mut merger = Merger::new(round.clone(), store.clone());
     let mut unusable: BTreeMap<ContentHash, String> = BTreeMap::new();
     for found in merger.step(&set)? {
         match found {
@@ -232,11 +232,10 @@ fn merge(round: &Round, store: &Store, home: &RoundHome, ledger: &Ledger, adapte
     for (adapter, why) in unusable {
         adapters.refused.add(|| format!("adapter {adapter}: {why}"));
     }
-    let held: Vec<Admitted> = merger.held().cloned().collect();
-    if held.is_empty() {
+    if merger.check_enough().is_err() {
         merged::unpublish(&home.merged())?;
         return Ok(None);
     }
     let records: Vec<SignedRecord> = ledger.records().cloned().collect();
-    merged::publish(&home.merged(), round, merger.accumulator(), held, &records).map(Some)
+    merged::publish(&home.merged(), round, &merger, &records).map(Some)
 }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
-use mingle_protocol::round::{Round, RoundFile};
+use mingle_protocol::round::{MergeRule, Round, RoundFile};
 
 use super::source;
 
@@ -123,6 +123,54 @@ impl NetworkArgs {
             return self.listen.clone();
         }
         ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"].iter().filter_map(|address| address.parse().ok()).collect()
+    }
+}
+
+/// How adapters become one.
+#[derive(Args, Clone, Debug)]
+pub struct RuleArgs {
+    /// How adapters become one (docs/rules.md)
+    #[arg(long, value_enum, default_value_t = RuleArg::Mean)]
+    pub rule: RuleArg,
+    /// Values that a trimmed mean leaves out at either end of every coordinate
+    #[arg(long, value_name = "B", required_if_eq("rule", "trimmed-mean"))]
+    pub trim: Option<u32>,
+    /// Bad adapters that multi-Krum looks for
+    #[arg(long, value_name = "F", required_if_eq("rule", "multi-krum"))]
+    pub faulty: Option<u32>,
+    /// Largest norm of an adapter's update; what is larger is scaled down to it
+    #[arg(long, value_name = "NORM", value_parser = crate::rule::millionths)]
+    pub clip: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum RuleArg {
+    /// Weighted mean
+    Mean,
+    /// All low-rank matrices side by side: the exact mean of the updates, of a rank that grows
+    Stack,
+    /// Mean without the ends of every coordinate
+    TrimmedMean,
+    /// Median of every coordinate
+    Median,
+    /// Mean without the adapters that lie furthest from the rest
+    MultiKrum,
+}
+
+impl RuleArgs {
+    /// # Errors
+    /// An option of another rule.
+    pub fn rule(&self) -> Result<MergeRule> {
+        let rule = match self.rule {
+            RuleArg::Mean => MergeRule::Mean,
+            RuleArg::Stack => MergeRule::Stack,
+            RuleArg::TrimmedMean => MergeRule::TrimmedMean { trim: self.trim.unwrap_or_default() },
+            RuleArg::Median => MergeRule::Median,
+            RuleArg::MultiKrum => MergeRule::MultiKrum { faulty: self.faulty.unwrap_or_default() },
+        };
+        ensure!(self.trim.is_none() || self.rule == RuleArg::TrimmedMean, "--trim is of the rule trimmed-mean, not of {}", rule.name());
+        ensure!(self.faulty.is_none() || self.rule == RuleArg::MultiKrum, "--faulty is of the rule multi-krum, not of {}", rule.name());
+        Ok(rule)
     }
 }
 

@@ -62,7 +62,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.peer.network.peers.is_empty() && !args.peer.network.mdns && !args.peer.network.offline {
         eprintln!("hint: without --peer or --mdns this waits until somebody dials it");
     }
-    let slice = args.layers.as_ref().map(|layers| peer.round.merged().slice(layers)).transpose()?;
+    let slice = args.layers.as_ref().map(|layers| peer.round.slice(layers)).transpose()?;
     let goal = Goal { adapters: Some(args.adapters.max(1)), deadline: args.timeout, ..Goal::default() };
     let members = args.attestations.map_or_else(|| quorum(&peer.round), usize::from);
     let work = match args.merged {

@@ -1,25 +1,28 @@
-//! `mingle merge`: the same fold as a round's, offline, over PEFT directories.
+//! `mingle merge`: the same merge as a round's, offline, over PEFT directories.
 
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use mingle_protocol::adapter::{FullShape, MergedFile, Tensor, TensorList};
-use mingle_protocol::merge::{Accumulator, Direction};
+use anyhow::{Context, Result, bail, ensure};
+use mingle_protocol::adapter::{FullShape, MergedFile, Tensor, TensorList, Updates};
+use mingle_protocol::identity::MemberKey;
+use mingle_protocol::merge::{MergeRule, Plan};
 
+use super::args::RuleArgs;
 use crate::files;
 use crate::merged::write_tensors;
-use crate::merger::CheckedAdapter;
+use crate::merger::{Source, hash_of, merge_files};
 use crate::peft::{self, Adapter, AdapterConfig};
 
 const EXAMPLES: &str = "\
 Examples:
   mingle merge hospital-a=1200 hospital-b=800 --out ./merged
-  mingle merge a=1 b=1 c=1 --out ./merged --json
+  mingle merge a=1 b=1 c=1 --rule median --out ./merged
+  mingle merge a=1200 b=800 --rule stack --clip 2.5 --out ./merged --json
 
-Each DIR is a PEFT directory; all need the same ranks, scales and modules. The result is the exact weighted
-mean: any order of the arguments gives the same bytes.";
+Each DIR is a PEFT directory; all need the same modules, and but for a stack the same ranks and scales. Any order of the
+arguments gives the same bytes. Rules that stand bad adapters need equal weights.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -27,6 +30,8 @@ pub struct Args {
     /// Adapters and what each counts for
     #[arg(required = true, value_name = "DIR=WEIGHT", value_parser = weighted)]
     adapters: Vec<(PathBuf, u64)>,
+    #[command(flatten)]
+    rule: RuleArgs,
     /// PEFT directory to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -47,42 +52,103 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.out.exists() {
         bail!("{} exists already; choose another directory to write", args.out.display());
     }
-    let (first, _) = args.adapters.first().context("there is nothing to merge")?;
+    let rule = args.rule.rule()?;
+    let (first, first_weight) = args.adapters.first().context("there is nothing to merge")?;
+    let equal = args.adapters.iter().all(|(_, weight)| weight == first_weight);
+    ensure!(equal || !rule.is_robust(), "the rule {} counts every adapter alike; give all the same weight", rule.name());
     let adapter = peft::read(first)?;
-    let tensors = tensors_of(&adapter).with_context(|| format!("{} cannot be merged", first.display()))?;
     let (config, modules) = (adapter.config.clone(), adapter.modules());
-    let mut average = Accumulator::new(&tensors);
-    for (folder, weight) in &args.adapters {
-        let found = peft::read_config(folder)?;
-        let differs = |name: &&String| (found.rank_of(name), found.scale_of(name)) != (config.rank_of(name), config.scale_of(name));
-        if let Some(module) = modules.iter().find(differs) {
-            let said = |folder: &Path, config: &AdapterConfig| {
-                format!("{} has rank {} and scale {}", folder.display(), config.rank_of(module), config.scale_of(module))
-            };
-            bail!("{}, but {} in {module}: they cannot be averaged tensor by tensor", said(folder, &found), said(first, &config));
+    let configs = args.adapters.iter().map(|(folder, _)| Ok(peft::read_config(folder)?)).collect::<Result<Vec<_>>>()?;
+    if rule != MergeRule::Stack {
+        for ((folder, _), found) in args.adapters.iter().zip(&configs) {
+            check_same(&modules, first, &config, folder, found)?;
         }
-        let refused = || format!("{} cannot be merged", folder.display());
-        let file = File::open(folder.join(peft::WEIGHTS)).with_context(refused)?;
-        let mut checked = CheckedAdapter::read(file, &tensors).with_context(refused)?;
-        checked.fold(&mut average, *weight, Direction::Add).with_context(refused)?;
+    }
+    let tensors = tensors_of(&adapter, rule, &configs).with_context(|| format!("{} cannot be merged", first.display()))?;
+    let updates = updates_of(&tensors, &config);
+    let whole = "some tensors are stored whole, and how far they moved cannot be seen without the base";
+    ensure!(args.rule.clip.is_none() || !updates.are_mixed(), "--clip cannot be used: {whole}");
+    let plan = Plan::new(rule, args.rule.clip, updates, MergedFile::of_means(tensors));
+    // Whoever is called first: the files' own order.
+    let mut order = Vec::new();
+    for ((folder, weight), config) in args.adapters.iter().zip(&configs) {
+        let file = folder.join(peft::WEIGHTS);
+        let hash = hash_of(&file).with_context(|| format!("{} cannot be merged", folder.display()))?;
+        order.push((hash, if rule.is_robust() { 1 } else { *weight }, file, config));
+    }
+    order.sort_by_key(|(hash, weight, ..)| (*hash, *weight));
+    let mut sources = Vec::new();
+    for (index, (_, weight, file, config)) in order.iter().enumerate() {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&(index as u64).to_be_bytes());
+        let source = Source::scaled(&plan, &updates_of(plan.tensors(), config), MemberKey(key), *weight, file);
+        let folder = file.parent().unwrap_or(file);
+        sources.push(source.with_context(|| format!("{} cannot be merged", folder.display()))?);
     }
     let folder = files::unfinished_folder(&args.out)?;
-    let merged = write_tensors(&folder.join(peft::WEIGHTS), &average, &MergedFile::of_means(tensors))?;
+    let (merged, made) = write_tensors(&folder.join(peft::WEIGHTS), |sink| merge_files(&plan, &sources, sink))
+        .inspect_err(|_| _ = std::fs::remove_dir_all(&folder))?;
+    let config = if rule == MergeRule::Stack { stacked(config, made.tensors.rank()) } else { config };
     files::write(&folder.join(peft::CONFIG), format!("{:#}\n", config.to_json()).as_bytes())?;
     files::replace_folder(&folder, &args.out)?;
-    let (adapters, weight) = (average.members(), average.total_weight());
+    let (adapters, weight) = (sources.len(), order.iter().fold(0_u64, |sum, (_, weight, ..)| sum.saturating_add(*weight)));
+    let name = |index: usize| order.get(index).and_then(|(_, _, file, _)| file.parent()).map(Path::to_owned).unwrap_or_default();
+    let place = |key: &MemberKey| key.0.first_chunk().map_or(0, |index| u64::from_be_bytes(*index) as usize);
+    let clipped: BTreeMap<PathBuf, f64> = made.account.clipped.iter().map(|(key, clip)| (name(place(key)), clip.value())).collect();
+    let left_out: Vec<PathBuf> = made.account.left_out.iter().map(|key| name(place(key))).collect();
     if args.json {
-        println!("{}", serde_json::json!({ "out": args.out, "adapters": adapters, "weight": weight, "merged_hash": merged }));
-    } else {
-        println!("merged {adapters} adapters (total weight {weight}) into {}", args.out.display());
-        println!("merged hash {merged}");
+        let told = serde_json::json!({ "out": args.out, "rule": rule, "adapters": adapters, "weight": weight, "merged_hash": merged,
+            "stands": rule.stands(adapters as u64), "clipped": clipped, "left_out": left_out });
+        println!("{told}");
+        return Ok(ExitCode::SUCCESS);
     }
+    clipped.iter().for_each(|(folder, part)| println!("clipped {} to {part:.6} of its update", folder.display()));
+    left_out.iter().for_each(|folder| println!("left out {}", folder.display()));
+    println!("merged {adapters} adapters (total weight {weight}) into {}", args.out.display());
+    println!("rule {}, which stands {} bad ones among so many", rule.name(), rule.stands(adapters as u64));
+    println!("merged hash {merged}");
     Ok(ExitCode::SUCCESS)
 }
 
-/// The tensors of an adapter on disk.
-fn tensors_of(adapter: &Adapter) -> Result<TensorList> {
-    let dims = |dims: &[usize]| dims.iter().map(|dimension| *dimension as u64).collect::<Vec<_>>();
-    let weights = adapter.tensors.iter().map(|tensor| Tensor::new(tensor.name.clone(), dims(&tensor.dims))).collect();
-    Ok(FullShape { weights }.tensors()?)
+fn check_same(modules: &[String], first: &Path, config: &AdapterConfig, folder: &Path, found: &AdapterConfig) -> Result<()> {
+    let differs = |name: &&String| (found.rank_of(name), found.scale_of(name)) != (config.rank_of(name), config.scale_of(name));
+    if let Some(module) = modules.iter().find(differs) {
+        let said = |folder: &Path, config: &AdapterConfig| {
+            format!("{} has rank {} and scale {}", folder.display(), config.rank_of(module), config.scale_of(module))
+        };
+        bail!("{}, but {} in {module}: they cannot be averaged tensor by tensor", said(folder, found), said(first, config));
+    }
+    Ok(())
+}
+
+/// The tensors of an adapter on disk; for a stack with the highest rank that anybody gives a module.
+fn tensors_of(adapter: &Adapter, rule: MergeRule, configs: &[AdapterConfig]) -> Result<TensorList> {
+    let most = |tensor: &str| configs.iter().map(|config| config.rank_of(module_of(tensor)) as u64).max().unwrap_or(0);
+    let dims = |tensor: &peft::AdapterTensor| {
+        let mut dims: Vec<u64> = tensor.dims.iter().map(|dimension| *dimension as u64).collect();
+        let place = if tensor.name.ends_with(".lora_A.weight") { 0 } else { 1 };
+        if let Some(rank) = dims.get_mut(place).filter(|_| rule == MergeRule::Stack && tensor.name.contains(".lora_")) {
+            *rank = most(&tensor.name);
+        }
+        dims
+    };
+    let weights = adapter.tensors.iter().map(|tensor| Tensor::new(tensor.name.clone(), dims(tensor))).collect();
+    let tensors = FullShape { weights }.tensors()?;
+    Ok(if rule == MergeRule::Stack { tensors.up_to()? } else { tensors })
+}
+
+fn updates_of(tensors: &TensorList, config: &AdapterConfig) -> Updates {
+    Updates::of_pairs(tensors, |tensor| config.scale_of(module_of(tensor)))
+}
+
+/// The module of a low-rank tensor, as the base names it.
+fn module_of(tensor: &str) -> &str {
+    let module = tensor.strip_prefix("base_model.model.").unwrap_or(tensor);
+    module.rsplit_once(".lora_").map_or(module, |(module, _)| module)
+}
+
+/// The scales are in B, and every module has the one rank.
+fn stacked(config: AdapterConfig, rank: u64) -> AdapterConfig {
+    let (rank_pattern, alpha_pattern) = (Vec::new(), Vec::new());
+    AdapterConfig { rank: rank as usize, alpha: rank as f64, rslora: false, rank_pattern, alpha_pattern, ..config }
 }

@@ -12,7 +12,7 @@ use mingle_protocol::identity::Roster;
 use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Parent, Round, RoundFile, VERSION, WeightRule};
 use mingle_protocol::standing::Readers;
 
-use super::args::HomeArgs;
+use super::args::{HomeArgs, RuleArgs};
 use super::founding::{Founding, FoundingArgs};
 use super::link::{self, GetArgs, LinkArgs};
 use super::method::{MethodArg, MethodArgs};
@@ -22,7 +22,7 @@ use crate::merged::{CheckedProof, Proof};
 use crate::models::{self, base_digest};
 use crate::sent::merged_file;
 use crate::train::tensors_of;
-use crate::{files, merger};
+use crate::{files, merger, rule};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,11 +32,15 @@ Examples:
   mingle round new --base ./tinyllama --member 3f6a... --founder 91bc... --founder 55e0... --threshold 2 --out round.json
   mingle round new --base ./tinyllama --peer /dns4/seed.example/tcp/4001 --out round.json
   mingle round sign round.json
+  mingle round new --base ./tinyllama --rule multi-krum --faulty 2 --clip 2.5 --out round.json
   mingle round new --parent ./merged --name \"second round\" --out next.json
   mingle round next ./merged --out next.json         the same terms: base, shape, members, founders, peers
   mingle round show round.json --json
   mingle round link round.json                       one line for chat; --round takes it wherever it takes a file
   mingle round get \"mingle:...\" --out round.json";
+
+/// Most members where nothing else is said.
+const MEMBER_MAX: u32 = 1_000;
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -79,15 +83,18 @@ pub struct NewArgs {
     /// 64 hex digits that all members draw their common start from [default: random]
     #[arg(long, value_name = "HEX")]
     seed: Option<ContentHash>,
-    /// What an adapter counts for: `examples` (its training examples, up to the cap) or `equal`
-    #[arg(long, default_value = "examples")]
-    weight: WeightArg,
+    #[command(flatten)]
+    rule: RuleArgs,
+    /// What an adapter counts for: `examples` (its training examples, up to the cap) or `equal` [default: examples; equal where
+    /// the rule stands bad adapters]
+    #[arg(long)]
+    weight: Option<WeightArg>,
     /// Most examples that count for one member
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     weight_cap: u64,
-    /// Most members
-    #[arg(long, default_value_t = 1_000, value_name = "N")]
-    member_max: u32,
+    /// Most members [default: 1000, or what the rule takes]
+    #[arg(long, value_name = "N")]
+    member_max: Option<u32>,
     #[command(flatten)]
     founding: FoundingArgs,
     /// The file to write
@@ -138,10 +145,14 @@ fn new(args: NewArgs) -> Result<ExitCode> {
         Some(folder) => from_parent(folder, &args)?,
         None => (base_model(&args)?, kind(&args)?, None),
     };
+    let rule = args.rule.rule()?;
     let weight = match args.weight {
-        WeightArg::Examples => WeightRule::Examples { cap: args.weight_cap },
-        WeightArg::Equal => WeightRule::Equal,
+        None if rule.is_robust() => WeightRule::Equal,
+        None | Some(WeightArg::Examples) => WeightRule::Examples { cap: args.weight_cap },
+        Some(WeightArg::Equal) => WeightRule::Equal,
     };
+    // What a rule takes at most is the default where that is less.
+    let member_max = args.member_max.unwrap_or_else(|| rule.members_max().map_or(MEMBER_MAX, |max| max.min(MEMBER_MAX)));
     if args.out.exists() {
         bail!("{} exists already; a round file is never overwritten", args.out.display());
     }
@@ -151,13 +162,14 @@ fn new(args: NewArgs) -> Result<ExitCode> {
         name: args.name.clone(),
         base,
         kind,
-        rule: MergeRule::Mean,
+        rule,
         weight,
-        member_max: args.member_max,
+        member_max,
         roster,
         parent,
         founders,
         readers,
+        clip_millionths: args.rule.clip,
     };
     let mut file = RoundFile { peers, ..Round::new(manifest)?.into() };
     if let Some(signer) = signer {
@@ -233,6 +245,11 @@ pub(super) fn parent_of(folder: &Path) -> Result<(CheckedProof, Parent)> {
 fn from_parent(folder: &Path, args: &NewArgs) -> Result<(BaseModel, AdapterKind, Option<Parent>)> {
     let (checked, parent) = parent_of(folder)?;
     let manifest = checked.round.manifest();
+    anyhow::ensure!(
+        manifest.rule != MergeRule::Stack,
+        "{} is a stack, whose rank is that of all its members together: no member can go on from it with the round's rank",
+        folder.display()
+    );
     if args.base.is_some() {
         let given = base_model(args)?;
         anyhow::ensure!(
@@ -272,9 +289,13 @@ pub(super) fn show(file: &RoundFile, json: bool) -> Result<ExitCode> {
     println!("round    {}  \"{}\"", round.id(), manifest.name);
     println!("base     {}  digest {}", manifest.base.name, manifest.base.digest);
     println!("adapter  {}, {} elements sent", sentence(round.kind()), round.tensors().elements());
-    match manifest.weight {
-        WeightRule::Equal => println!("merge    mean, every adapter counts 1"),
-        WeightRule::Examples { cap } => println!("merge    mean, weighted by examples up to {cap}"),
+    println!("merge    {}", rule::pinned(manifest));
+    let most = match &manifest.roster {
+        Roster::Open => u64::from(manifest.member_max),
+        Roster::Members(members) => members.len() as u64,
+    };
+    if manifest.rule.is_robust() {
+        println!("         stands {} bad adapters of {most}; needs {}", manifest.rule.stands(most), manifest.rule.needs());
     }
     match &manifest.roster {
         Roster::Open => println!("roster   open, at most {} members", manifest.member_max),

@@ -94,6 +94,9 @@ fn show(status: &Status) {
         println!("           {}  adapter {adapter:8}  weight {:6}  {note}", slot.member.short(), slot.weight);
     }
     show_transfers(status);
+    if !status.rule.is_empty() {
+        println!("rule       {}", status.rule);
+    }
     match &status.merged {
         None => println!("merged     nothing yet"),
         Some(merged) => {

@@ -1,21 +1,20 @@
 //! `mingle verify`: what a merged directory proves, offline.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
-use mingle_protocol::merge::{Accumulator, Direction, MergeError};
+use mingle_protocol::merge::{MergeError, Plan};
 use serde_json::json;
 
 use super::EXIT_FALSE;
 use super::args::HomeArgs;
 use super::hint::sentence;
 use crate::merged::{CheckedProof, Proof};
-use crate::merger::{CheckedAdapter, hash_of};
+use crate::merger::{Source, hash_of, merge_files};
 use crate::sent::merged_file;
-use crate::slice;
+use crate::{rule, slice};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -96,21 +95,21 @@ fn examine(args: &Args, proof: &Proof) -> Result<(CheckedProof, Recomputed)> {
     }
     let home = args.home.open()?.round(checked.round.id()).store().join("blobs");
     let places: Vec<PathBuf> = args.adapters.iter().cloned().chain([args.directory.join("adapters"), home]).collect();
-    let recomputed = recompute(&checked, &places)?;
+    let recomputed = recompute(&checked, proof, &places)?;
     Ok((checked, recomputed))
 }
 
-fn recompute(checked: &CheckedProof, places: &[PathBuf]) -> Result<Recomputed> {
-    let mut average = Accumulator::new(checked.round.tensors());
-    let mut missing = Vec::new();
+fn recompute(checked: &CheckedProof, proof: &Proof, places: &[PathBuf]) -> Result<Recomputed> {
+    let plan = Plan::of(&checked.round);
+    let (mut sources, mut missing) = (Vec::new(), Vec::new());
     for entry in &checked.receipt.admitted {
         match find(entry.adapter, places) {
             None => missing.push(entry.adapter),
             Some(path) => {
                 let refused = || format!("the adapter in {} cannot be merged", path.display());
-                let mut adapter = CheckedAdapter::read(File::open(&path)?, checked.round.tensors()).with_context(refused)?;
-                anyhow::ensure!(adapter.hash == entry.adapter, "{} has hash {}, not that of its name", path.display(), adapter.hash);
-                adapter.fold(&mut average, entry.weight, Direction::Add).with_context(refused)?;
+                let source = Source::read(&plan, entry.member, entry.weight, &path).with_context(refused)?;
+                anyhow::ensure!(source.adapter == entry.adapter, "{} has hash {}, not that of its name", path.display(), source.adapter);
+                sources.push(source);
             }
         }
     }
@@ -118,10 +117,15 @@ fn recompute(checked: &CheckedProof, places: &[PathBuf]) -> Result<Recomputed> {
         return Ok(Recomputed::Missing(missing));
     }
     let mut hasher = blake3::Hasher::new();
-    average.finalise_to(checked.round.merged(), |piece| {
+    let made = merge_files(&plan, &sources, |piece| {
         hasher.update(piece);
         Ok::<(), MergeError>(())
     })?;
+    // Who did not merge by itself says nothing of single members.
+    anyhow::ensure!(
+        proof.account == made.account || (!proof.attestations.is_empty() && proof.account.is_empty()),
+        "the receipt says otherwise whose update was clipped or left out than merging again does"
+    );
     let found = ContentHash(*hasher.finalize().as_bytes());
     Ok(if found == checked.receipt.merged { Recomputed::Same } else { Recomputed::Different { found } })
 }
@@ -154,6 +158,7 @@ fn tell(checked: &CheckedProof, recomputed: &Recomputed) {
         receipt.round,
         manifest.base.digest
     );
+    println!("Rule: {}.", rule::among(manifest, receipt.admitted.len()));
     println!(
         "Each of them was announced by its member: every signature is valid, and each member in the roster, where the round has one, \
          or admitted by founders whose signatures are here."
@@ -180,7 +185,7 @@ fn tell(checked: &CheckedProof, recomputed: &Recomputed) {
         Recomputed::Different { found } => println!("FALSE: merging the members' adapters again gives {found}, not what is here."),
         Recomputed::Missing(missing) => {
             println!(
-                "Not shown: that these bytes are the mean of that set, because {} adapters are not at hand (--adapters).",
+                "Not shown: that these bytes are the merge of that set, because {} adapters are not at hand (--adapters).",
                 missing.len()
             );
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use mingle_protocol::ledger::Admitted;
+use mingle_protocol::merge::MergeError;
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::SignedRecord;
 use mingle_protocol::round::Round;
@@ -24,21 +25,15 @@ pub struct Order {
 #[derive(Debug)]
 pub struct Report {
     pub unusable: Vec<Unusable>,
-    /// The merged adapter and where it is; `None` when nothing is in it.
-    pub merged: Option<(Receipt, PathBuf)>,
+    /// The merged adapter and where it is, or why there is none.
+    pub merged: Result<(Receipt, PathBuf), MergeError>,
 }
 
 /// Starts the thread; it ends when the order's sender is dropped.
 pub fn start(round: Round, store: Store, folder: PathBuf, mut orders: watch::Receiver<Order>, reports: mpsc::Sender<Result<Report>>) {
     let runtime = tokio::runtime::Handle::current();
     std::thread::spawn(move || {
-        let mut merger = match Merger::new(round.clone(), store) {
-            Ok(merger) => merger,
-            Err(error) => {
-                let _ = reports.blocking_send(Err(error));
-                return;
-            }
-        };
+        let mut merger = Merger::new(round.clone(), store);
         while runtime.block_on(orders.changed()).is_ok() {
             let order = orders.borrow_and_update().clone();
             let report = follow(&mut merger, &round, &folder, &order);
@@ -51,11 +46,10 @@ pub fn start(round: Round, store: Store, folder: PathBuf, mut orders: watch::Rec
 
 fn follow(merger: &mut Merger, round: &Round, folder: &std::path::Path, order: &Order) -> Result<Report> {
     let unusable = merger.step(&order.set)?;
-    let held: Vec<Admitted> = merger.held().cloned().collect();
-    if held.is_empty() {
+    if let Err(lacking) = merger.check_enough() {
         merged::unpublish(folder)?;
-        return Ok(Report { unusable, merged: None });
+        return Ok(Report { unusable, merged: Err(lacking) });
     }
-    let merged = merged::publish(folder, round, merger.accumulator(), held, &order.records)?;
-    Ok(Report { unusable, merged: Some(merged) })
+    let merged = merged::publish(folder, round, merger, &order.records)?;
+    Ok(Report { unusable, merged: Ok(merged) })
 }

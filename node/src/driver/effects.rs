@@ -13,6 +13,7 @@ use mingle_protocol::record::{RecordId, SignedRecord};
 use super::heads::AdapterHead;
 use super::{Driver, Event, LinkStatus, MergedStatus, Status, averaging, belonging, refusals, status};
 use crate::network::{self, HeadCheck, NetworkHandle, PeerId};
+use crate::rule;
 
 /// What a verdict or an answer is for.
 pub(super) enum Origin {
@@ -77,7 +78,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 let announcers: Vec<MemberKey> = announcers.map(|entry| entry.member).collect();
                 // Judged by its header before the rest of it comes. A merge of one adapter may be that adapter.
                 let head: Option<Arc<dyn HeadCheck>> = match vouched.map(|vouched| vouched.merged) {
-                    Some(merged) => Some(Arc::new(self.vouching.believe(&self.store, self.machine.round(), merged)?)),
+                    Some(merged) => Some(Arc::new(self.vouching.believe(&self.store, self.machine.round(), merged, size)?)),
                     None if announcers.is_empty() => None,
                     None => Some(Arc::new(AdapterHead(self.machine.round().tensors().clone()))),
                 };
@@ -199,6 +200,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             slots: status::slots(ledger, receipt, &self.have, self.machine.refused()),
             standings: ledger.standing_records().filter_map(SignedRecord::standing).map(Into::into).collect(),
             merged: self.merged.as_ref().map(|(receipt, folder)| MergedStatus::new(receipt, folder.clone())),
+            rule: receipt.map_or_else(|| rule::pinned(manifest), |receipt| rule::among(manifest, receipt.admitted.len())),
             vouching: receipt.map_or(0, |receipt| self.machine.vouching(receipt.set_root, receipt.merged)),
             faults: self.vouching.faults.clone(),
             traffic: self.network.traffic().into(),

@@ -136,6 +136,12 @@ pub enum Event {
         set_root: ContentHash,
         folder: PathBuf,
     },
+    /// Adapters are here, but the round's rule needs more: there is no merge yet.
+    TooFew {
+        rule: &'static str,
+        have: u64,
+        needs: u64,
+    },
     /// A reader has written what enough members vouch for.
     Believed {
         adapters: usize,
@@ -246,6 +252,9 @@ impl fmt::Display for Event {
             Self::Merged { adapters, weight, merged_hash, set_root, .. } => {
                 let (hash, root) = (merged_hash.short(), set_root.short());
                 write!(f, "merged {adapters} adapters (total weight {weight}): merged hash {hash}, set root {root}")
+            }
+            Self::TooFew { rule, have, needs } => {
+                write!(f, "no merge yet: the rule {rule} needs {needs} adapters, and {have} are here")
             }
             Self::Believed { adapters, members, merged_hash, set_root, layers } => {
                 let (hash, root) = (merged_hash.short(), set_root.short());

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::ledger::SlotState;
 use mingle_protocol::machine::Input;
+use mingle_protocol::merge::MergeError;
 use mingle_protocol::record::{Announcement, Losses, Record, SignedRecord, Withdrawal};
 
 use super::effects::Origin;
@@ -110,6 +111,14 @@ impl<F: FnMut(&Event)> Driver<F> {
 
     pub(super) fn averaged(&mut self, report: Result<averaging::Report>) -> Result<()> {
         let averaging::Report { unusable, merged } = report.context("merging failed")?;
+        let merged = match merged {
+            Ok(merged) => Some(merged),
+            Err(MergeError::TooFew { rule, have, needs }) => {
+                (self.observe)(&Event::TooFew { rule, have, needs });
+                None
+            }
+            Err(_) => None,
+        };
         if let Some((receipt, folder)) = &merged {
             let status = MergedStatus::new(receipt, folder.clone());
             let MergedStatus { adapters, weight, merged_hash, set_root, folder } = status;

@@ -50,6 +50,9 @@ pub struct Status {
     #[serde(default)]
     pub standings: Vec<StandingStatus>,
     pub merged: Option<MergedStatus>,
+    /// How adapters become one, and what that stands with those that are merged; in words.
+    #[serde(default)]
+    pub rule: String,
     /// Members that vouch for these merged bytes, as far as this peer has heard.
     #[serde(default)]
     pub vouching: usize,

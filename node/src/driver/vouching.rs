@@ -92,15 +92,15 @@ impl Vouching {
     }
 
     /// Believes this merge from now on, over a restart too; what its file is judged by.
-    pub fn believe(&mut self, store: &Store, round: &Round, merged: ContentHash) -> Result<MergedHead> {
+    pub fn believe(&mut self, store: &Store, round: &Round, merged: ContentHash, size: u64) -> Result<MergedHead> {
         if self.believed != Some(merged) {
             store.meta_put(BELIEVED_KEY, &merged.0)?;
             self.believed = Some(merged);
         }
-        let header = canonical_header(round.merged().tensors(), Dtype::F32);
-        let data = round.merged().tensors().elements().saturating_mul(4);
+        // Where no merge has that size, any refuses it.
+        let file = round.merged_of_size(size).unwrap_or_else(|| round.merged().clone());
         let places = self.slice.as_ref().map(|slice| slice.places().to_vec());
-        Ok(MergedHead { size: data.saturating_add(header.len() as u64), header, places })
+        Ok(MergedHead { size: file.bytes(), header: canonical_header(file.tensors(), Dtype::F32), places })
     }
 
     /// The merge is another one now, or none; or there is a record more that it may leave out.
@@ -301,13 +301,15 @@ fn write_vouched(store: &Store, round: &Round, vouched: &Vouched, target: &Path)
         Err(StoreError::Damaged { .. }) => Ok(Err(Untaken::Damaged)),
         Err(error) => Err(error.into()),
     };
-    let header = canonical_header(round.merged().tensors(), Dtype::F32);
+    let foreign = "the file that members vouch for does not have this round's tensors";
+    let Some(merged) = round.merged_of_size(vouched.size) else { return refused(foreign.into()) };
+    let header = canonical_header(merged.tensors(), Dtype::F32);
     let mut file = store.open_blob(vouched.merged)?.data;
     let mut head = vec![0; header.len()];
     if std::io::Read::read_exact(&mut file, &mut head).is_err() || head != header {
-        return refused("the file that members vouch for does not have this round's tensors".into());
+        return refused(foreign.into());
     }
-    match CheckedAdapter::read(file.try_clone()?, round.merged().tensors()) {
+    match CheckedAdapter::read(file.try_clone()?, merged.tensors()) {
         Ok(checked) if checked.hash == vouched.merged => {}
         Ok(_) => return Ok(Err(Untaken::Damaged)),
         Err(error) => return refused(format!("the file that members vouch for is no merge: {error}")),

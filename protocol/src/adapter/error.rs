@@ -34,6 +34,8 @@ pub enum ShapeError {
     Dimensions { name: String, found: usize },
     #[error("{name} is named twice")]
     Duplicate { name: String },
+    #[error("{name} is no lora_A or lora_B with its other half, as a stack needs")]
+    NoHalf { name: String },
     #[error("{name} has a dimension of {found}, but it must be from 1 to {DIMENSION_MAX}")]
     Dimension { name: String, found: u64 },
     #[error("the shape has {found} elements in all, but at most {ELEMENTS_MAX} are allowed")]
@@ -63,6 +65,8 @@ pub enum AdapterError {
     Dtype { tensor: String, found: String },
     #[error("the tensor {tensor} has shape {found:?}, but the round's adapter shape needs {expected:?}")]
     Shaped { tensor: String, expected: Vec<u64>, found: Vec<u64> },
+    #[error("the tensor {tensor} has shape {found:?}, but it needs a rank from 1 to that of {most:?}, the same as its other half's")]
+    Ranked { tensor: String, most: Vec<u64>, found: Vec<u64> },
     #[error("the tensor {tensor} covers {found} bytes, but its shape in {dtype} needs {expected}")]
     Extent { tensor: String, dtype: Dtype, expected: u64, found: i128 },
     #[error("the tensor {tensor} begins at byte {found} of the data, but the one before it ends at {expected}")]

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::error::ShapeError;
+use super::header::canonical_header;
 use super::shape::{FullShape, LoraShape, Module, SubspaceShape};
 use super::tensors::{Tensor, TensorList};
-use crate::number::{Spread, seeded};
+use crate::number::{Dtype, Spread, seeded_from};
 
 /// What a member trains and sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,8 +112,12 @@ pub struct DrawnTensor {
 impl DrawnTensor {
     /// Its elements, row by row.
     pub fn values(&self) -> impl Iterator<Item = f32> + use<> {
-        let count = usize::try_from(self.tensor.elements()).unwrap_or(usize::MAX);
-        seeded(&self.seed, &self.tensor.name, count, self.spread)
+        self.values_from(0, usize::try_from(self.tensor.elements()).unwrap_or(usize::MAX))
+    }
+
+    /// `count` of them, from the one at `first` on.
+    pub fn values_from(&self, first: u64, count: usize) -> impl Iterator<Item = f32> + use<> {
+        seeded_from(&self.seed, &self.tensor.name, first, count, self.spread)
     }
 }
 
@@ -139,6 +144,12 @@ impl MergedFile {
         Self { tensors: sent.clone(), sent, sources }
     }
 
+    /// A stack of `rank` rows of what was sent.
+    pub(crate) fn stack(sent: TensorList, rank: u64) -> Result<Self, ShapeError> {
+        let tensors = sent.stacked(rank)?;
+        Ok(Self { sent, ..Self::of_means(tensors) })
+    }
+
     fn new(sent: &TensorList, drawn: Vec<DrawnTensor>) -> Result<Self, ShapeError> {
         let all = sent.iter().cloned().chain(drawn.iter().map(|drawn| drawn.tensor.clone()));
         let tensors = TensorList::new(all.collect())?;
@@ -158,6 +169,12 @@ impl MergedFile {
     /// Those that members send.
     pub fn sent(&self) -> &TensorList {
         &self.sent
+    }
+
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        let header = canonical_header(&self.tensors, Dtype::F32).len() as u64;
+        self.tensors.elements().saturating_mul(Dtype::F32.bytes() as u64).saturating_add(header)
     }
 
     pub(crate) fn sources(&self) -> &[Source] {

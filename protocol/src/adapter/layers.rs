@@ -43,6 +43,8 @@ pub enum LayersError {
     Beyond { found: u32 },
     #[error("a list of layers may be {TEXT_BYTES_MAX} bytes long, not {found}")]
     TooLong { found: usize },
+    #[error("a round of the rule stack has no layers to fetch alone: where they lie depends on whose adapters are in the merge")]
+    Stack,
     #[error("the round's merge has no layers {missing}")]
     Unknown { missing: Layers, there: Layers },
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::error::AdapterError;
 use super::header::{Entry, read_header, shown};
-use super::tensors::{Tensor, TensorList};
+use super::tensors::{Tensor, TensorList, rank_place};
 use super::values::ValueScan;
 use crate::number::Dtype;
 
@@ -15,9 +15,12 @@ pub struct Placed {
     pub tensor: usize,
     pub dtype: Dtype,
     pub elements: usize,
+    /// Where in the data its first byte is.
+    pub begin: u64,
 }
 
-/// A checked header: exactly the tensors of the shape, each once, back to back up to the end of the file. Cheap to clone.
+/// A checked header: exactly the tensors of the shape, each once, back to back up to the end of the file; where the shape
+/// leaves ranks free, with the ranks that this file has. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     tensors: TensorList,
@@ -40,9 +43,10 @@ impl Layout {
                 return Err(AdapterError::MissingTensor { tensor: tensor.name.clone() });
             }
         }
-        found.sort_by_key(|found| found.begin);
+        let tensors = if tensors.is_up_to() { with_ranks(tensors, &found)? } else { tensors.clone() };
+        found.sort_by_key(|found| found.placed.begin);
         let mut end = 0;
-        for Found { tensor, begin, bytes, .. } in &found {
+        for Found { tensor, placed: Placed { begin, .. }, bytes, .. } in &found {
             if *begin != end {
                 return Err(AdapterError::Placement { tensor: tensor.name.clone(), expected: end, found: *begin });
             }
@@ -53,10 +57,10 @@ impl Layout {
             return Err(AdapterError::Size { expected, found: file_size });
         }
         let placed = found.into_iter().map(|found| found.placed).collect();
-        Ok(Self { tensors: tensors.clone(), placed, data_start, file_size })
+        Ok(Self { tensors, placed, data_start, file_size })
     }
 
-    /// The tensors of the shape this file was checked against.
+    /// The tensors of this file: those of the shape it was checked against.
     pub fn tensors(&self) -> &TensorList {
         &self.tensors
     }
@@ -70,6 +74,13 @@ impl Layout {
     /// The offset of the first tensor's first byte in the file.
     pub fn data_start(&self) -> u64 {
         self.data_start
+    }
+
+    /// Where a tensor of the list is in the file.
+    pub(crate) fn place_of(&self, tensor: usize) -> Option<Placed> {
+        let found = |placed: &&Placed| placed.tensor == tensor;
+        // Where a file is canonical it is at its own place.
+        self.placed.get(tensor).filter(found).or_else(|| self.placed.iter().find(found)).copied()
     }
 
     /// Bytes of the whole file.
@@ -96,27 +107,54 @@ impl Layout {
 struct Found<'a> {
     tensor: &'a Tensor,
     placed: Placed,
-    begin: u64,
+    dims: &'a [u64],
     bytes: u64,
 }
 
-fn match_entry<'a>(tensors: &'a TensorList, name: &str, entry: &Entry) -> Result<Found<'a>, AdapterError> {
+/// The tensors with the ranks that were found, which the two halves of each module share. `found` is in the order of the list.
+fn with_ranks(tensors: &TensorList, found: &[Found<'_>]) -> Result<TensorList, AdapterError> {
+    let list = tensors.found(found.iter().map(|found| found.dims.to_vec()));
+    for (index, tensor) in list.iter().enumerate() {
+        let rank = |tensor: &Tensor| tensor.dims.get(rank_place(&tensor.name)?).copied();
+        let other = list.other_half(index).and_then(|other| list.get(other));
+        if other.is_none_or(|other| rank(other) != rank(tensor)) {
+            let most = tensors.get(index).map(|most| most.dims.clone()).unwrap_or_default();
+            return Err(AdapterError::Ranked { tensor: tensor.name.clone(), most, found: tensor.dims.clone() });
+        }
+    }
+    Ok(list)
+}
+
+/// Whether dimensions are the listed ones, but for a rank that may be less.
+fn fits_up_to(name: &str, most: &[u64], found: &[u64]) -> bool {
+    let fits = |(place, (most, found)): (usize, (&u64, &u64))| {
+        if rank_place(name) == Some(place) { (1..=*most).contains(found) } else { most == found }
+    };
+    most.len() == found.len() && most.iter().zip(found).enumerate().all(fits)
+}
+
+fn match_entry<'a>(tensors: &'a TensorList, name: &str, entry: &'a Entry) -> Result<Found<'a>, AdapterError> {
     let known = tensors.position(name).and_then(|index| Some((index, tensors.get(index)?)));
     let (index, tensor) = known.ok_or_else(|| AdapterError::UnknownTensor { name: shown(name) })?;
     let dtype =
         Dtype::named(&entry.dtype).ok_or_else(|| AdapterError::Dtype { tensor: tensor.name.clone(), found: shown(&entry.dtype) })?;
-    if entry.shape != tensor.dims {
-        // Strangers may list many dimensions; a few show the mistake.
-        let found = entry.shape.iter().copied().take(8).collect();
+    // Strangers may list many dimensions; a few show the mistake.
+    let found = || entry.shape.iter().copied().take(8).collect();
+    if tensors.is_up_to() && !fits_up_to(&tensor.name, &tensor.dims, &entry.shape) {
+        return Err(AdapterError::Ranked { tensor: tensor.name.clone(), most: tensor.dims.clone(), found: found() });
+    }
+    if !tensors.is_up_to() && entry.shape != tensor.dims {
+        let found = found();
         return Err(AdapterError::Shaped { tensor: tensor.name.clone(), expected: tensor.dims.clone(), found });
     }
     let [begin, end] = entry.data_offsets;
-    let expected = tensor.elements().saturating_mul(dtype.bytes() as u64);
+    let elements = entry.shape.iter().fold(1_u64, |product, dimension| product.saturating_mul(*dimension));
+    let expected = elements.saturating_mul(dtype.bytes() as u64);
     let found = i128::from(end).saturating_sub(i128::from(begin));
     let wrong = || AdapterError::Extent { tensor: tensor.name.clone(), dtype, expected, found };
     if found != i128::from(expected) {
         return Err(wrong());
     }
-    let elements = usize::try_from(tensor.elements()).map_err(|_| wrong())?;
-    Ok(Found { tensor, placed: Placed { tensor: index, dtype, elements }, begin, bytes: expected })
+    let elements = usize::try_from(elements).map_err(|_| wrong())?;
+    Ok(Found { tensor, placed: Placed { tensor: index, dtype, elements, begin }, dims: &entry.shape, bytes: expected })
 }

@@ -25,6 +25,9 @@ pub const INTERVAL_MAX: u32 = 1 << 20;
 
 /// What PEFT puts before every name.
 const PREFIX: &str = "base_model.model.";
+/// And behind a module's.
+pub(super) const A_SUFFIX: &str = ".lora_A.weight";
+pub(super) const B_SUFFIX: &str = ".lora_B.weight";
 
 /// One linear layer that the adapter changes: it takes `inputs` numbers and gives `outputs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,12 +42,12 @@ pub struct Module {
 impl Module {
     /// Its lora_A as PEFT names it.
     pub fn a_name(&self) -> String {
-        format!("{PREFIX}{}.lora_A.weight", self.name)
+        format!("{PREFIX}{}{A_SUFFIX}", self.name)
     }
 
     /// Its lora_B as PEFT names it.
     pub fn b_name(&self) -> String {
-        format!("{PREFIX}{}.lora_B.weight", self.name)
+        format!("{PREFIX}{}{B_SUFFIX}", self.name)
     }
 }
 

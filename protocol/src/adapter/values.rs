@@ -1,4 +1,4 @@
-//! The values of an adapter, checked as they stream by: finite, and at most [`MAGNITUDE_MAX`] either way.
+//! The values of an adapter, checked as they stream by: finite, and at most [`MAGNITUDE_MAX`](super::MAGNITUDE_MAX) either way.
 //!
 //! Files arrive in pieces of any size. The [`Cursor`] cuts them into runs of whole elements of one tensor; the check
 //! here and the fold both walk with it.
@@ -6,7 +6,7 @@
 use super::error::AdapterError;
 use super::layout::{Layout, Placed};
 use crate::number::dispatch::{Lanes, largest};
-use crate::number::{Dtype, MAGNITUDE_MAX, Unfit, unfit, widened};
+use crate::number::{Dtype, Unfit, unfit, widened};
 
 /// Whole elements of one tensor.
 pub(crate) struct Run<'a> {
@@ -42,7 +42,7 @@ impl Cursor {
         mut each: impl FnMut(Run<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         while !piece.is_empty() {
-            let Some(&Placed { tensor, dtype, elements }) = layout.placed().get(self.place) else {
+            let Some(&Placed { tensor, dtype, elements, .. }) = layout.placed().get(self.place) else {
                 self.passed = self.passed.saturating_add(piece.len() as u64);
                 return Err(self.size_error(layout).into());
             };
@@ -97,11 +97,12 @@ impl Cursor {
 /// large.
 #[inline]
 pub(crate) fn check_largest(magnitude: u32, layout: &Layout, run: &Run<'_>) -> Result<(), AdapterError> {
-    if magnitude <= MAGNITUDE_MAX.to_bits() {
+    let most = layout.tensors().magnitude_max();
+    if magnitude <= most.to_bits() {
         return Ok(());
     }
     let elements = widened(run.dtype, run.bytes).enumerate();
-    let first_unfit = elements.filter_map(|(offset, value)| Some((offset, unfit(value)?))).next();
+    let first_unfit = elements.filter_map(|(offset, value)| Some((offset, unfit(value, most)?))).next();
     let Some((offset, unfit)) = first_unfit else { return Ok(()) };
     let tensor = layout.name_of(run.tensor);
     let index = run.first.saturating_add(offset) as u64;

@@ -1,9 +1,15 @@
 //! The running sums, and the fold that moves them by one adapter at a time.
 
+use std::sync::Arc;
+
 use super::TOTAL_WEIGHT_LIMIT;
 use super::error::MergeError;
+use super::extremes::Extremes;
+use super::plan::Plan;
+use super::rule::MergeRule;
 use crate::adapter::{Cursor, Layout, RUN_ELEMENTS_MAX, TensorList, check_largest};
 use crate::number::dispatch::{Lanes, fold, unfold};
+use crate::number::{Factor, GRID};
 
 /// Whether an adapter enters the mean or leaves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +18,8 @@ pub enum Direction {
     Retract,
 }
 
-/// The running sums of a merge: eight bytes per element, whatever the number of adapters.
+/// The running sums of a merge: eight bytes per element, whatever the number of adapters, and sixteen more for each adapter
+/// that a trimmed mean leaves out at either end.
 #[derive(Debug, Clone)]
 pub struct Accumulator {
     tensors: TensorList,
@@ -20,6 +27,10 @@ pub struct Accumulator {
     pub(super) sums: Vec<Vec<i64>>,
     members: u64,
     total_weight: u64,
+    /// What a trimmed mean leaves out, and how many that is of each end.
+    extremes: Option<(Extremes, u32)>,
+    /// Which tensors a clip changes.
+    clipped: Arc<[bool]>,
     /// Set while an adapter is partly folded in.
     torn: bool,
     lanes: Lanes,
@@ -36,7 +47,18 @@ impl Accumulator {
         // Tensors of a checked list are far below the address space of any machine that can hold them.
         let zeros = |elements| vec![0; usize::try_from(elements).unwrap_or(usize::MAX)];
         let sums = tensors.iter().map(|tensor| zeros(tensor.elements())).collect();
-        Self { tensors, sums, members: 0, total_weight: 0, torn: false, lanes }
+        let clipped = Arc::default();
+        Self { tensors, sums, members: 0, total_weight: 0, extremes: None, clipped, torn: false, lanes }
+    }
+
+    /// The running sums of a plan whose rule has any ([`MergeRule::runs`]).
+    pub fn of(plan: &Plan) -> Self {
+        let mut sums = Self::new(plan.tensors());
+        if let MergeRule::TrimmedMean { trim } = plan.rule() {
+            sums.extremes = Some((Extremes::new(plan.tensors(), trim), trim));
+        }
+        sums.clipped = plan.clipped().clone();
+        sums
     }
 
     /// The tensors that are averaged, in the order of a file.
@@ -82,6 +104,13 @@ impl Accumulator {
         self.begin_all(&[(layout, weight, direction)])
     }
 
+    /// As [`Accumulator::begin`], for an update that is multiplied with a factor ([`Plan::clip`]).
+    pub fn begin_clipped(&mut self, layout: &Layout, clip: Factor, weight: u64, direction: Direction) -> Result<Fold<'_>, MergeError> {
+        let mut fold = self.begin(layout, weight, direction)?;
+        fold.parts.iter_mut().for_each(|part| part.clip = clip);
+        Ok(fold)
+    }
+
     /// Begins to fold several files at once. Sums are most of the memory that a fold moves, so a peer that has many
     /// adapters to catch up with does well to push a small piece of each in turn, while those sums are in its caches.
     pub fn begin_all(&mut self, files: &[(&Layout, u64, Direction)]) -> Result<Fold<'_>, MergeError> {
@@ -94,20 +123,32 @@ impl Accumulator {
             if *layout.tensors() != self.tensors {
                 return Err(MergeError::OtherShape);
             }
+            if self.extremes.is_some() && direction == Direction::Retract {
+                return Err(MergeError::InsertOnly);
+            }
             let factor;
             (members, total, factor) = count(members, total, weight, direction)?;
-            parts.push(Part { layout: layout.clone(), cursor: Cursor::default(), direction, weight: factor });
+            parts.push(Part { layout: layout.clone(), cursor: Cursor::default(), direction, weight: factor, clip: Factor::ONE });
         }
         Ok(Fold { accumulator: self, parts, members, total })
     }
 
     /// The sums of a merge that can be finalised.
     pub(super) fn complete_sums(&self) -> Result<&[Vec<i64>], MergeError> {
-        match (self.torn, self.members) {
-            (true, _) => Err(MergeError::Torn),
-            (false, 0) => Err(MergeError::Empty),
-            (false, _) => Ok(&self.sums),
+        match (self.torn, self.members, &self.extremes) {
+            (true, ..) => Err(MergeError::Torn),
+            (false, 0, _) => Err(MergeError::Empty),
+            (false, have, Some((_, trim))) => {
+                let rule = MergeRule::TrimmedMean { trim: *trim };
+                rule.check_enough(have).map(|()| self.sums.as_slice())
+            }
+            (false, ..) => Ok(&self.sums),
         }
+    }
+
+    /// What a trimmed mean leaves out, and how many adapters' values that is at every coordinate.
+    pub(super) fn extremes(&self) -> Option<(&Extremes, u64)> {
+        self.extremes.as_ref().map(|(extremes, trim)| (extremes, u64::from(*trim).saturating_mul(2)))
     }
 
     pub(super) fn lanes(&self) -> Lanes {
@@ -156,6 +197,7 @@ struct Part {
     cursor: Cursor,
     direction: Direction,
     weight: u32,
+    clip: Factor,
 }
 
 impl Fold<'_> {
@@ -166,21 +208,29 @@ impl Fold<'_> {
 
     /// The next bytes of one file's data, the files counted as they were given to [`Accumulator::begin_all`].
     pub fn push_to(&mut self, file: usize, piece: &[u8]) -> Result<(), MergeError> {
-        let Accumulator { sums, torn, lanes, .. } = &mut *self.accumulator;
-        let Some(Part { layout, cursor, direction, weight }) = self.parts.get_mut(file) else {
+        let Accumulator { sums, torn, lanes, extremes, clipped, .. } = &mut *self.accumulator;
+        let Some(Part { layout, cursor, direction, weight, clip }) = self.parts.get_mut(file) else {
             return Err(MergeError::NoSuchFile { file, begun: self.parts.len() });
         };
         let step = match direction {
             Direction::Add => fold,
             Direction::Retract => unfold,
         };
+        let (mut values, mut spare) = (Vec::new(), Vec::new());
         *torn = true;
         cursor.advance(layout, piece, RUN_ELEMENTS_MAX, |run| {
             // Runs come from a layout of the same shape as the sums, so the slice is always there.
             let Some(sums) = sums.get_mut(run.tensor).and_then(|sums| sums.get_mut(run.first..)) else {
                 return Err(MergeError::OtherShape);
             };
-            let largest = step(*lanes, run.dtype, sums, run.bytes, *weight);
+            let grid = if clipped.get(run.tensor) == Some(&true) { clip.grid() } else { GRID };
+            let largest = step(*lanes, run.dtype, sums, run.bytes, *weight, grid);
+            if let Some((extremes, _)) = extremes {
+                values.clear();
+                values.resize(run.bytes.len().checked_div(run.dtype.bytes()).unwrap_or(0), 0);
+                fold(*lanes, run.dtype, &mut values, run.bytes, *weight, grid);
+                extremes.insert(run.tensor, run.first, &mut values, &mut spare);
+            }
             // Checked again although scanned before: a fold of NaN would be silent.
             Ok(check_largest(largest, layout, &run)?)
         })

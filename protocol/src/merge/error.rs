@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use super::TOTAL_WEIGHT_LIMIT;
 use crate::adapter::AdapterError;
+use crate::identity::MemberKey;
 
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum MergeError {
@@ -21,6 +22,14 @@ pub enum MergeError {
     NoSuchFile { file: usize, begun: usize },
     #[error("there is no adapter to merge")]
     Empty,
+    #[error("the rule {rule} needs {needs} adapters, but only {have} are there")]
+    TooFew { rule: &'static str, have: u64, needs: u64 },
+    #[error("member {member} is there twice")]
+    Twice { member: MemberKey },
+    #[error("an adapter can be taken out of a trimmed mean only by making it anew")]
+    InsertOnly,
+    #[error("an adapter's bytes cannot be read: {0}")]
+    Unread(String),
     #[error("an adapter was only half folded in, so this merge must be started anew")]
     Torn,
 }

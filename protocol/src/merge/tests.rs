@@ -1,7 +1,11 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::float_arithmetic)]
 
 mod histories;
+mod model;
+mod promises;
 mod reference;
+mod rules;
+mod stacks;
 
 use serde::Deserialize;
 
@@ -9,7 +13,7 @@ use super::*;
 use crate::adapter::tests::{file_of, small_shape, small_tensors};
 use crate::adapter::{AdapterError, Dtype, Layout, LoraShape, MergedFile, Module};
 use crate::hash::{ContentHash, decode_hex};
-use crate::number::{quantise, seeded_uniform, unfit, widened};
+use crate::number::{MAGNITUDE_MAX, quantise, seeded_uniform, unfit, widened};
 
 /// Numbers from a seed (splitmix64), the same in every run.
 pub(super) struct Draw(pub u64);
@@ -49,7 +53,7 @@ pub(super) fn any_element(draw: &mut Draw, dtype: Dtype) -> Vec<u8> {
             (Dtype::F32, 4) => (end * 0.0).to_le_bytes().to_vec(),
             _ => bytes,
         };
-        if widened(dtype, &bytes).all(|value| unfit(value).is_none()) {
+        if widened(dtype, &bytes).all(|value| unfit(value, MAGNITUDE_MAX).is_none()) {
             return bytes;
         }
     }

@@ -5,6 +5,7 @@
 //! the compiler turns into vectors; none allows a fused multiply-add, so all give the same bits.
 #![allow(unsafe_code, reason = "calling a function compiled for a feature this machine was seen to have")]
 
+use super::products::gram_each;
 use super::{Dtype, divisor, finalise_each, fold_each, largest_of_each, widen_bf16, widen_f16};
 
 /// A set of vector instructions that this machine was seen to have. No other constructor exists, which is what makes
@@ -86,24 +87,24 @@ macro_rules! compiled_for_lanes {
 }
 
 compiled_for_lanes! {
-    /// `sums += weight * quantise(elements)`, element by element up to the shorter of the two. Returns what [`largest`]
-    /// returns: above the limit, the sums have lost their meaning.
-    fn fold(dtype: Dtype, sums: &mut [i64], elements: &[u8], weight: u32) -> u32 {
+    /// `sums += weight * points(elements)`, counted on a grid ([`Factor::grid`](super::Factor::grid)), element by element up to
+    /// the shorter of the two. Returns what [`largest`] returns: above the limit, the sums have lost their meaning.
+    fn fold(dtype: Dtype, sums: &mut [i64], elements: &[u8], weight: u32, grid: f64) -> u32 {
         match dtype {
-            Dtype::F32 => fold_each(sums, elements.as_chunks().0, f32::from_le_bytes, weight, i64::wrapping_add),
-            Dtype::Bf16 => fold_each(sums, elements.as_chunks().0, widen_bf16, weight, i64::wrapping_add),
-            Dtype::F16 => fold_each(sums, elements.as_chunks().0, widen_f16, weight, i64::wrapping_add),
+            Dtype::F32 => fold_each(sums, elements.as_chunks().0, f32::from_le_bytes, weight, grid, i64::wrapping_add),
+            Dtype::Bf16 => fold_each(sums, elements.as_chunks().0, widen_bf16, weight, grid, i64::wrapping_add),
+            Dtype::F16 => fold_each(sums, elements.as_chunks().0, widen_f16, weight, grid, i64::wrapping_add),
         }
     }
 }
 
 compiled_for_lanes! {
     /// The exact inverse of [`fold`], for elements that are fit.
-    fn unfold(dtype: Dtype, sums: &mut [i64], elements: &[u8], weight: u32) -> u32 {
+    fn unfold(dtype: Dtype, sums: &mut [i64], elements: &[u8], weight: u32, grid: f64) -> u32 {
         match dtype {
-            Dtype::F32 => fold_each(sums, elements.as_chunks().0, f32::from_le_bytes, weight, i64::wrapping_sub),
-            Dtype::Bf16 => fold_each(sums, elements.as_chunks().0, widen_bf16, weight, i64::wrapping_sub),
-            Dtype::F16 => fold_each(sums, elements.as_chunks().0, widen_f16, weight, i64::wrapping_sub),
+            Dtype::F32 => fold_each(sums, elements.as_chunks().0, f32::from_le_bytes, weight, grid, i64::wrapping_sub),
+            Dtype::Bf16 => fold_each(sums, elements.as_chunks().0, widen_bf16, weight, grid, i64::wrapping_sub),
+            Dtype::F16 => fold_each(sums, elements.as_chunks().0, widen_f16, weight, grid, i64::wrapping_sub),
         }
     }
 }
@@ -124,5 +125,13 @@ compiled_for_lanes! {
     /// The weighted means of `sums` as little-endian `f32`, four bytes of `out` for each sum.
     fn finalise(sums: &[i64], total_weight: u64, out: &mut [u8]) {
         finalise_each(sums, divisor(total_weight), out.as_chunks_mut().0);
+    }
+}
+
+compiled_for_lanes! {
+    /// Adds to `out` the dot product of every row of `left` with every row of `right`, one row of `out` for each of `left`;
+    /// rows have `width` numbers, at most [`BLOCK`](super::BLOCK).
+    fn gram(left: &[f64], right: &[f64], width: usize, out: &mut [f64]) {
+        gram_each(left, right, width, out);
     }
 }

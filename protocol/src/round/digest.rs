@@ -1,6 +1,6 @@
 //! The round's identity: every field that means something, in the order of docs/protocol.md, section "Round".
 
-use super::{AdapterKind, Manifest, MergeRule, WeightRule};
+use super::{AdapterKind, Manifest, WeightRule};
 use crate::adapter::{LoraShape, Tensor};
 use crate::hash::{ContentHash, DomainHasher};
 use crate::identity::{MemberKey, Roster};
@@ -11,9 +11,10 @@ pub(super) fn identity(manifest: &Manifest) -> ContentHash {
     hasher.u64(u64::from(manifest.version)).string(&manifest.name);
     hasher.string(&manifest.base.name).hash(&manifest.base.digest.0);
     kind_fields(&mut hasher, &manifest.kind);
-    match manifest.rule {
-        MergeRule::Mean => hasher.string("mean"),
-    };
+    hasher.string(manifest.rule.name());
+    if let Some(told) = manifest.rule.told() {
+        hasher.u64(u64::from(told));
+    }
     match manifest.weight {
         WeightRule::Equal => hasher.string("equal").u64(1),
         WeightRule::Examples { cap } => hasher.string("examples").u64(cap),
@@ -43,6 +44,9 @@ pub(super) fn identity(manifest: &Manifest) -> ContentHash {
             readers.iter().fold(&mut hasher, |hasher, MemberKey(key)| hasher.hash(key))
         }
     };
+    if let Some(millionths) = manifest.clip_millionths {
+        hasher.string("clip").u64(millionths);
+    }
     hasher.finish()
 }
 

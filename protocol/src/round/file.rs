@@ -44,6 +44,8 @@ struct Written {
     #[serde(default)]
     readers: Option<Readers>,
     #[serde(default)]
+    clip_millionths: Option<u64>,
+    #[serde(default)]
     signatures: BTreeMap<MemberKey, Signature>,
     #[serde(default)]
     peers: Vec<String>,
@@ -75,8 +77,9 @@ impl RoundFile {
             return Err(RoundError::TooLarge { found: text.len(), max: MANIFEST_BYTES_MAX });
         }
         let written: Written = serde_json::from_slice(text).map_err(|error| RoundError::Syntax(error.to_string()))?;
-        let Written { version, name, base, kind, rule, weight, member_max, roster, parent, founders, readers, signatures, peers } = written;
-        let manifest = Manifest { version, name, base, kind, rule, weight, member_max, roster, parent, founders, readers };
+        let Written { version, name, base, kind, rule, weight, member_max, roster, parent, founders, readers, .. } = written;
+        let Written { clip_millionths, signatures, peers, .. } = written;
+        let manifest = Manifest { version, name, base, kind, rule, weight, member_max, roster, parent, founders, readers, clip_millionths };
         let file = Self { round: Round::new(manifest)?, signatures, peers };
         file.check()?;
         Ok(file)

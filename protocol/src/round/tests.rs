@@ -32,6 +32,7 @@ pub(crate) fn manifest() -> Manifest {
         parent: None,
         founders: None,
         readers: None,
+        clip_millionths: None,
     }
 }
 
@@ -52,7 +53,7 @@ fn a_round_file_comes_back_with_the_same_identity() {
 
 #[test]
 fn every_field_is_part_of_the_identity() {
-    let changes: [fn(&mut Manifest); 33] = [
+    let changes: [fn(&mut Manifest); 44] = [
         |m| m.name.push('x'),
         |m| m.base.name.push('x'),
         |m| m.base.digest = ContentHash::of(b"other"),
@@ -86,6 +87,17 @@ fn every_field_is_part_of_the_identity() {
         |m| (m.roster, m.readers) = (Roster::Members(keys([1])), Some(Readers::Open)),
         |m| (m.roster, m.readers) = (Roster::Members(keys([1])), Some(Readers::Listed(keys([])))),
         |m| (m.roster, m.readers) = (Roster::Members(keys([1])), Some(Readers::Listed(keys([2])))),
+        |m| m.clip_millionths = Some(1),
+        |m| m.clip_millionths = Some(2),
+        |m| m.rule = MergeRule::Stack,
+        |m| (m.rule, m.clip_millionths) = (MergeRule::Stack, Some(2)),
+        |m| by(m, MergeRule::Median),
+        |m| by(m, MergeRule::TrimmedMean { trim: 1 }),
+        |m| by(m, MergeRule::TrimmedMean { trim: 2 }),
+        |m| by(m, MergeRule::MultiKrum { faulty: 1 }),
+        |m| by(m, MergeRule::MultiKrum { faulty: 2 }),
+        |m| (by(m, MergeRule::MultiKrum { faulty: 2 }), m.clip_millionths = Some(2)).1,
+        |m| (by(m, MergeRule::MultiKrum { faulty: 2 }), m.readers = Some(Readers::Open)).1,
     ];
     let mut ids = BTreeSet::from([Round::new(manifest()).unwrap().id()]);
     for change in changes {
@@ -93,6 +105,11 @@ fn every_field_is_part_of_the_identity() {
         change(&mut changed);
         assert!(ids.insert(Round::new(changed).unwrap().id()));
     }
+}
+
+/// A robust rule, with weights and places as it needs them.
+fn by(manifest: &mut Manifest, rule: MergeRule) {
+    (manifest.rule, manifest.weight, manifest.member_max) = (rule, WeightRule::Equal, 7);
 }
 
 fn lora(manifest: &mut Manifest) -> &mut LoraShape {
@@ -141,6 +158,71 @@ fn a_manifest_outside_its_bounds_is_refused() {
         assert!(Round::new(changed).is_err(), "change {index} was accepted");
     }
     assert!(matches!(Round::from_json(b"{\"version\":1}"), Err(RoundError::Syntax(_))));
+}
+
+/// A manifest and the sentence that refuses it, or nothing.
+fn refusal(change: fn(&mut Manifest)) -> Option<String> {
+    let mut changed = manifest();
+    change(&mut changed);
+    Round::new(changed).err().map(|error| error.to_string())
+}
+
+#[test]
+fn a_rule_that_could_not_keep_its_word_is_refused() {
+    let weights = "needs equal weights: who says how many examples it has could outweigh the rest";
+    let refused = |change: fn(&mut Manifest), why: &str| assert_eq!(refusal(change).as_deref(), Some(why));
+    refused(|m| m.rule = MergeRule::Median, &format!("the rule median {weights}"));
+    refused(|m| m.rule = MergeRule::TrimmedMean { trim: 1 }, &format!("the rule trimmed-mean {weights}"));
+    refused(|m| m.rule = MergeRule::MultiKrum { faulty: 1 }, &format!("the rule multi-krum {weights}"));
+    refused(|m| by(m, MergeRule::TrimmedMean { trim: 0 }), "the rule trimmed-mean needs to be told of at least 1 bad member");
+    refused(|m| by(m, MergeRule::MultiKrum { faulty: 0 }), "the rule multi-krum needs to be told of at least 1 bad member");
+    refused(
+        |m| by(m, MergeRule::MultiKrum { faulty: 3 }),
+        "the rule multi-krum stands 3 bad members among 9 or more, but the round allows 7",
+    );
+    refused(
+        |m| by(m, MergeRule::TrimmedMean { trim: u32::MAX }),
+        "the rule trimmed-mean stands 4294967295 bad members among 8589934593 or more, but the round allows 7",
+    );
+    refused(|m| (by(m, MergeRule::Median), m.member_max = 1025).1, "the rule median takes at most 1024 members, but the round allows 1025");
+    refused(
+        |m| (by(m, MergeRule::MultiKrum { faulty: 1 }), m.member_max = 257).1,
+        "the rule multi-krum takes at most 256 members, but the round allows 257",
+    );
+    let stack = "the rule stack needs adapters of kind lora that send no tensor whole: there is nothing else to stack";
+    refused(|m| (m.rule, m.kind) = (MergeRule::Stack, AdapterKind::FrozenA(small())), stack);
+    refused(|m| (m.rule, m.kind) = (MergeRule::Stack, AdapterKind::Full(full())), stack);
+    refused(|m| (m.rule = MergeRule::Stack, lora(m).saved = vec![Tensor::new("head.weight", [2, 4])]).1, stack);
+    assert!(refusal(|m| (m.rule, m.member_max, m.weight) = (MergeRule::Stack, 16_384, WeightRule::Equal)).is_none());
+    let wide = |m: &mut Manifest| (m.rule = MergeRule::Stack, lora(m).modules[0].inputs = 1 << 20, m.member_max = 2_000).2;
+    assert!(refusal(wide).unwrap().contains("elements in all"));
+    let bound = "the largest norm is 0, but must be 1 to 1000000000000000 millionths";
+    refused(|m| m.clip_millionths = Some(0), bound);
+    assert!(refusal(|m| m.clip_millionths = Some(1_000_000_000_000_001)).is_some());
+    assert!(refusal(|m| m.clip_millionths = Some(1_000_000_000_000_000)).is_none());
+    refused(
+        |m| (m.clip_millionths = Some(5), lora(m).saved = vec![Tensor::new("head.weight", [2, 4])]).1,
+        "the largest norm is given, but must be left out where tensors are sent whole: how far they moved cannot be seen without the base",
+    );
+}
+
+#[test]
+fn a_rule_reads_as_it_is_written() {
+    for (rule, text) in [
+        (MergeRule::Mean, "\"mean\""),
+        (MergeRule::Stack, "\"stack\""),
+        (MergeRule::TrimmedMean { trim: 2 }, "{\"trimmed_mean\":{\"trim\":2}}"),
+        (MergeRule::Median, "\"median\""),
+        (MergeRule::MultiKrum { faulty: 2 }, "{\"multi_krum\":{\"faulty\":2}}"),
+    ] {
+        assert_eq!(serde_json::to_string(&rule).unwrap(), text);
+        let mut manifest = manifest();
+        by(&mut manifest, rule);
+        manifest.clip_millionths = Some(2_500_000);
+        let round = Round::new(manifest).unwrap();
+        assert_eq!(Round::from_json(round.to_json().as_bytes()).unwrap(), round);
+    }
+    assert!(serde_json::from_str::<MergeRule>("{\"trimmed_mean\":{\"trim\":2,\"more\":1}}").is_err());
 }
 
 #[test]

@@ -16,15 +16,20 @@ fn shift_right_half_even(digits: u128, shift: u32) -> u128 {
     }
 }
 
-/// Grid points of a float given as `digits * 2^exponent`.
-fn grid_points(negative: bool, digits: u32, exponent: i32) -> i128 {
-    let places = exponent + 28;
-    let points = if places >= 0 { u128::from(digits) << places } else { shift_right_half_even(u128::from(digits), -places as u32) };
+/// Grid points of a float given as `digits * 2^exponent`, times so many 2^-24.
+fn grid_points(negative: bool, digits: u32, exponent: i32, factor: u32) -> i128 {
+    let (digits, places) = (u128::from(digits) * u128::from(factor), exponent + 28 - 24);
+    let points = if places >= 0 { digits << places } else { shift_right_half_even(digits, -places as u32) };
     if negative { -(points as i128) } else { points as i128 }
 }
 
 /// Grid points of an element from its fields.
 fn points_of(dtype: Dtype, bytes: &[u8]) -> i128 {
+    clipped_points_of(dtype, bytes, 1 << 24)
+}
+
+/// Grid points of so many 2^-24 of an element.
+pub(super) fn clipped_points_of(dtype: Dtype, bytes: &[u8], factor: u32) -> i128 {
     let mut padded = [0; 4];
     padded[..bytes.len()].copy_from_slice(bytes);
     let bits = u32::from_le_bytes(padded);
@@ -39,8 +44,8 @@ fn points_of(dtype: Dtype, bytes: &[u8]) -> i128 {
     let exponent = ((bits >> digit_bits) & ((1 << exponent_bits) - 1)) as i32;
     let negative = bits >> (width - 1) == 1;
     match exponent {
-        0 => grid_points(negative, digits, 1 - bias - digit_bits),
-        _ => grid_points(negative, digits | 1 << digit_bits, exponent - bias - digit_bits),
+        0 => grid_points(negative, digits, 1 - bias - digit_bits, factor),
+        _ => grid_points(negative, digits | 1 << digit_bits, exponent - bias - digit_bits, factor),
     }
 }
 
@@ -52,7 +57,7 @@ fn rounded_to(kept: u32, digits: u128) -> (u128, i32) {
 
 /// The bits of `sum / (weight * 2^28)` as `f32`, rounded where the definition rounds: the sum to 53 bits, the quotient
 /// to 53 bits, the result to 24 bits.
-fn mean_bits(sum: i128, weight: u64) -> u32 {
+pub(super) fn mean_bits(sum: i128, weight: u64) -> u32 {
     if sum == 0 {
         return 0;
     }
