@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use mingle_protocol::adapter::{AdapterKind, Scaling};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::number::{Spread, seeded};
+use mingle_protocol::record::Privacy;
 use mingle_protocol::round::{Parent, Round};
 
 use crate::bases::Digests;
@@ -24,8 +25,8 @@ use crate::train::diagnostics::{Diagnostics, Ends};
 use crate::train::estimate::{Estimate, Trainable, estimate};
 use crate::train::metrics::{Metrics, MetricsPlan};
 use crate::train::{
-    Control, DrawTensor, LowRankSettings, Method, Outcome, Progress, Start, TrainData, TrainSettings, Trained, TrainedAdapter, pool,
-    train_adapter, train_difference,
+    Control, DrawTensor, LowRankSettings, Method, Outcome, Progress, Promise, Start, TrainData, TrainSettings, Trained, TrainedAdapter,
+    pool, train_adapter, train_difference,
 };
 
 /// Where a training begins: drawn, or where another ended.
@@ -178,9 +179,22 @@ impl TrainingPlan {
         Ok(Prepared {
             weights: write_sent(&round_home.adapter(), &trained.adapter, round)?,
             examples: trained.examples as u64,
-            losses: Some((trained.losses.before, trained.losses.after)),
+            // What they were measured on is not protected.
+            losses: trained.promise.is_none().then_some((trained.losses.before, trained.losses.after)),
+            privacy: trained.promise.map(promised),
             seconds: trained.seconds,
         })
+    }
+}
+
+/// A promise as an announcement says it, rounded towards less of it.
+fn promised(promise: Promise) -> Privacy {
+    let of = |value: f64, units: f64| (value * units).ceil() as u64;
+    Privacy {
+        epsilon_millionths: of(promise.epsilon, 1e6),
+        delta_trillionths: of(promise.delta, 1e12),
+        clip_millionths: of(promise.clip, 1e6),
+        noise_millionths: (promise.noise * 1e6).floor() as u64,
     }
 }
 
@@ -324,7 +338,7 @@ fn parent_update(parent: &Parent, kind: &AdapterKind, given: Option<&Path>, home
 /// Rank or scale other than the round's, matrices that are not those the round draws, or anything that is not additive, by
 /// name.
 pub fn from_directory(folder: &Path, round: &Round, home: &Home, examples: u64) -> Result<Prepared> {
-    let prepared = |weights| Ok(Prepared { weights, examples, losses: None, seconds: 0.0 });
+    let prepared = |weights| Ok(Prepared { weights, examples, losses: None, privacy: None, seconds: 0.0 });
     let Some(expected) = config_of(round) else { return prepared(sent_file(folder, round.kind())) };
     let config = peft::read_config(folder)?;
     let matches = |what: &str, found: f64, expected: f64| {

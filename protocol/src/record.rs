@@ -64,6 +64,21 @@ pub struct Announcement {
     pub examples: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses: Option<Losses>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<Privacy>,
+}
+
+/// What a private training promises for each of its examples: whether one was there changes the odds of any outcome by a
+/// factor of at most e^epsilon, but for a chance of delta. The member's word: nobody else can check it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Privacy {
+    pub epsilon_millionths: u64,
+    /// In units of 10^-12.
+    pub delta_trillionths: u64,
+    /// Largest length of one example's gradient, and the standard deviation of the noise on their sum, in such lengths.
+    pub clip_millionths: u64,
+    pub noise_millionths: u64,
 }
 
 /// Mean loss a token on the member's own held-out data, in millionths of a nat.

@@ -29,6 +29,7 @@ fn announce(round: &Round, secret: u8, sequence: u64, file: &[u8]) -> SignedReco
         base,
         examples,
         losses: None,
+        privacy: None,
     };
     SignedRecord::sign(&Record::Announcement(said), &key, round).expect("a record within the rules")
 }

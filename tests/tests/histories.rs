@@ -48,6 +48,7 @@ impl Ground {
             base: self.round.manifest().base.digest,
             examples,
             losses: None,
+            privacy: None,
         });
         SignedRecord::sign(&record, &self.keys[member], &self.round).expect("a record within the rules")
     }

@@ -129,6 +129,7 @@ impl Scene {
             base: self.round.manifest().base.digest,
             examples: 100,
             losses: None,
+            privacy: None,
         }
     }
 

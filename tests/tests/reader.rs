@@ -290,6 +290,7 @@ fn hand_over(scene: &Scene, number: u8, target: &Status, blob: &[u8]) -> Liar {
         base: scene.round.manifest().base.digest,
         examples: 100,
         losses: None,
+        privacy: None,
     };
     let record = SignedRecord::sign(&Record::Announcement(announcement), &key(number), &scene.round).expect("a record");
     let records = vec![mingle_protocol::sync::RawRecord(record.bytes().to_vec())];

@@ -45,7 +45,8 @@ impl Merged {
             let (adapter, size) = (ContentHash::of(&file), file.len() as u64);
             let (member, base, examples) = (key.member(), round.manifest().base.digest, 10 * number);
             let weight = weight.weight(examples);
-            let said = Announcement { round: round.id(), member, sequence: 1, adapter, size, weight, base, examples, losses: None };
+            let said =
+                Announcement { round: round.id(), member, sequence: 1, adapter, size, weight, base, examples, losses: None, privacy: None };
             ledger.insert(SignedRecord::sign(&Record::Announcement(said), key, &round).expect("a record within the rules"));
             let path = folder.path().join("adapters").join(format!("{adapter}.safetensors"));
             std::fs::write(&path, &file).expect("a file");

@@ -175,12 +175,16 @@ fn tell(trained: &Trained<Update>, diagnostics: Option<&Diagnostics>, out: &Path
         seconds: trained.seconds,
     });
     let steps = trained.step_losses.len();
+    if let Some(promise) = &trained.promise {
+        console.line(&promise.to_string());
+    }
     if output.json {
         let evaluation = |evaluation: &crate::train::Evaluation| json!({ "step": evaluation.step, "loss": evaluation.loss });
         let evaluations: Vec<_> = trained.evaluations.iter().map(evaluation).collect();
         let summary = json!({ "event": "written", "out": out, "examples": trained.examples, "tokens": trained.tokens,
             "seconds": trained.seconds, "loss_before": losses.before, "loss_after": losses.after, "steps": steps,
-            "chosen_step": trained.chosen_step, "stopped_early": trained.stopped_early, "evaluations": evaluations, "diagnostics": diagnostics });
+            "chosen_step": trained.chosen_step, "stopped_early": trained.stopped_early, "evaluations": evaluations, "diagnostics": diagnostics,
+            "privacy": trained.promise });
         println!("{summary}");
     } else if !output.quiet {
         if trained.stopped_early {
@@ -201,10 +205,14 @@ fn tell(trained: &Trained<Update>, diagnostics: Option<&Diagnostics>, out: &Path
 fn dry_run(plan: &TrainingPlan, json: bool) -> Result<ExitCode> {
     let examples = plan.examples()?;
     let found = plan.estimate(&examples)?;
+    plan.settings.check()?;
+    let promise = plan.settings.promise(examples.train.len(), found.steps as usize)?;
     if json {
-        println!("{}", json!({ "estimate": found, "held_out_examples": examples.held_out.len(), "fits": found.check().is_ok() }));
+        let fits = found.check().is_ok();
+        println!("{}", json!({ "estimate": found, "held_out_examples": examples.held_out.len(), "fits": fits, "privacy": promise }));
     } else {
         print!("{}", table(&found, examples.held_out.len(), plan));
+        promise.iter().for_each(|promise| println!("{promise}"));
     }
     if !plan.ignore_memory {
         found.check()?;

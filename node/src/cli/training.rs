@@ -8,7 +8,7 @@ use super::args::TemplateArg;
 use crate::contribution::{HeldOut, TrainingPlan};
 use crate::models::device::{DeviceChoice, Precision};
 use crate::train::metrics::MetricsPlan;
-use crate::train::{Preset, Schedule, TrainSettings};
+use crate::train::{Noise, Preset, Privacy, Schedule, TrainSettings};
 
 /// What is trained on what, and how.
 #[derive(Args, Clone, Debug)]
@@ -56,6 +56,20 @@ pub struct TrainingArgs {
     /// Part of its input that LoRA does not see in a step [default: 0]
     #[arg(long, help_heading = "Optimiser", value_name = "FRACTION")]
     pub dropout: Option<f64>,
+
+    /// Promise each training example differential privacy with this epsilon: everybody's part of a step is bounded, and noise is
+    /// added; the announcement says so
+    #[arg(long, help_heading = "Privacy", value_name = "EPSILON")]
+    pub privacy_epsilon: Option<f64>,
+    /// Instead: the noise's standard deviation, in lengths of --privacy-clip
+    #[arg(long, help_heading = "Privacy", value_name = "FACTOR", conflicts_with = "privacy_epsilon")]
+    pub privacy_noise: Option<f64>,
+    /// The chance that the promise does not hold
+    #[arg(long, help_heading = "Privacy", default_value_t = 1e-5, value_name = "DELTA")]
+    pub privacy_delta: f64,
+    /// Largest length of one example's gradient
+    #[arg(long, help_heading = "Privacy", default_value_t = 1.0, value_name = "LENGTH")]
+    pub privacy_clip: f64,
 
     /// Tokens an example is cut at [default: 512]
     #[arg(long, help_heading = "Data", value_name = "N")]
@@ -180,9 +194,15 @@ impl TrainingArgs {
             recompute: self.recompute,
             precision: self.compute.precision,
             checkpoint_every_steps: self.checkpoint_every,
+            privacy: self.privacy(),
             threads: self.threads,
             ..start
         }
+    }
+
+    fn privacy(&self) -> Option<Privacy> {
+        let noise = self.privacy_epsilon.map(Noise::Epsilon).or(self.privacy_noise.map(Noise::Multiplier))?;
+        Some(Privacy { clip: self.privacy_clip, noise, delta: self.privacy_delta })
     }
 
     pub fn plan(&self, base: PathBuf, data: Vec<PathBuf>, start_from: Option<PathBuf>) -> TrainingPlan {
@@ -234,6 +254,10 @@ mod tests {
         let refused = |line: &str| Line::try_parse_from(std::iter::once("mingle").chain(line.split_whitespace())).is_err();
         assert!(refused("--patience 3") && refused("--keep-best") && refused("--batch-size 2 --batch-tokens 3"));
         assert!(refused("--warmup-ratio 0.1 --warmup-steps 3"));
+        assert!(refused("--privacy-epsilon 8 --privacy-noise 1"));
+        assert_eq!(settings("").privacy, None);
+        let private = Privacy { clip: 0.5, noise: Noise::Epsilon(8.0), delta: 1e-5 };
+        assert_eq!(settings("--privacy-epsilon 8 --privacy-clip 0.5").privacy, Some(private));
         assert!(!refused("--patience 3 --evaluate-every 5 --keep-best --min-delta 0.01"));
     }
 }

@@ -214,8 +214,18 @@ impl<F: FnMut(&Event)> Driver<F> {
         let weight = round.manifest().weight.weight(prepared.examples);
         let losses = prepared.losses.map(|(before, after)| Losses { before_micronats: micro(before), after_micronats: micro(after) });
         let base = round.manifest().base.digest;
-        let announcement =
-            Announcement { round: round.id(), member, sequence, adapter, size, weight, base, examples: prepared.examples, losses };
+        let announcement = Announcement {
+            round: round.id(),
+            member,
+            sequence,
+            adapter,
+            size,
+            weight,
+            base,
+            examples: prepared.examples,
+            losses,
+            privacy: prepared.privacy,
+        };
         let record = SignedRecord::sign(&Record::Announcement(announcement), key, &round)?;
         self.have.insert(adapter, size);
         self.handle(Input::BlobStored { adapter, size })?;

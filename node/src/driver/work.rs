@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 use mingle_protocol::adapter::Slice;
 use mingle_protocol::machine::Quorum;
-use mingle_protocol::record::SignedRecord;
+use mingle_protocol::record::{Privacy, SignedRecord};
 use tokio::sync::mpsc;
 
 use super::{Job, TrainingStatus};
@@ -61,6 +61,8 @@ pub struct Prepared {
     pub examples: u64,
     /// Held-out loss before and after, in nats a token.
     pub losses: Option<(f64, f64)>,
+    /// What its training promises for each of its examples.
+    pub privacy: Option<Privacy>,
     pub seconds: f64,
 }
 

@@ -71,6 +71,7 @@ impl Scene {
             base,
             examples: 7,
             losses: None,
+            privacy: None,
         };
         let record = SignedRecord::sign(&Record::Announcement(said), &key(), &round).unwrap();
         let mut ledger = Ledger::new(&round);

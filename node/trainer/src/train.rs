@@ -17,6 +17,8 @@ mod method;
 pub mod metrics;
 mod optimiser;
 mod presets;
+pub mod privacy;
+mod private;
 mod progress;
 #[cfg(test)]
 mod reference;
@@ -37,6 +39,7 @@ pub use gradients::pool;
 pub use lora::{DrawTensor, Start, Trained, TrainedAdapter, seeded_draw, tensors_of, train_adapter};
 pub use method::{LowRankSettings, Method, config_of};
 pub use presets::Preset;
+pub use privacy::{Noise, Privacy, Promise};
 pub use progress::{Control, Losses, Moment, Outcome, Progress, Summary, TrainData};
 pub use schedule::Schedule;
 pub use session::Watch;
@@ -79,6 +82,8 @@ pub enum TrainError {
     DoesNotFit { needed: u64, available: u64 },
     #[error("the device's memory is full: {0}")]
     OutOfMemory(String),
+    #[error("no random numbers from the operating system: {0}")]
+    Random(String),
     #[error("threads for training cannot be started: {0}")]
     Threads(String),
 }

@@ -24,6 +24,7 @@ pub(crate) fn announcement(member: u8, sequence: u64, adapter: &[u8]) -> Announc
         base: round.manifest().base.digest,
         examples: 10,
         losses: Some(Losses { before_micronats: 3_000_000, after_micronats: 2_000_000 }),
+        privacy: None,
     }
 }
 

@@ -102,6 +102,7 @@ impl Ground {
             base: self.round.manifest().base.digest,
             examples,
             losses: None,
+            privacy: None,
         }
     }
 

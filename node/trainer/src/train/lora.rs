@@ -10,6 +10,7 @@ use candle_core::{DType, Tensor, Var};
 use mingle_protocol::number::Spread;
 
 use super::method::{Method, check_start};
+use super::privacy::Promise;
 use super::progress::{Control, Losses, Outcome, Progress, Summary, TrainData};
 use super::session::Session;
 use super::stopping::Evaluation;
@@ -56,6 +57,8 @@ pub struct Trained<T> {
     /// Tokens fed over all steps, padding not counted.
     pub tokens: u64,
     pub seconds: f64,
+    /// What a private training promises for each of its examples.
+    pub promise: Option<Promise>,
 }
 
 pub type TrainedAdapter = Trained<Adapter>;
@@ -63,14 +66,14 @@ pub type TrainedAdapter = Trained<Adapter>;
 impl<T> Trained<T> {
     pub(super) fn new(adapter: T, summary: Summary, data: TrainData) -> Self {
         let examples = data.train.len() as u64;
-        let Summary { losses, steps: step_losses, evaluations, chosen_step, stopped_early, tokens, seconds } = summary;
-        Self { adapter, losses, step_losses, evaluations, chosen_step, stopped_early, examples, tokens, seconds }
+        let Summary { losses, steps: step_losses, evaluations, chosen_step, stopped_early, tokens, seconds, promise } = summary;
+        Self { adapter, losses, step_losses, evaluations, chosen_step, stopped_early, examples, tokens, seconds, promise }
     }
 
     /// The same training, its result seen as something else.
     pub fn map<U>(self, into: impl FnOnce(T) -> U) -> Trained<U> {
-        let Self { adapter, losses, step_losses, evaluations, chosen_step, stopped_early, examples, tokens, seconds } = self;
-        Trained { adapter: into(adapter), losses, step_losses, evaluations, chosen_step, stopped_early, examples, tokens, seconds }
+        let Self { adapter, losses, step_losses, evaluations, chosen_step, stopped_early, examples, tokens, seconds, promise } = self;
+        Trained { adapter: into(adapter), losses, step_losses, evaluations, chosen_step, stopped_early, examples, tokens, seconds, promise }
     }
 }
 

@@ -6,6 +6,7 @@ use candle_core::Var;
 
 use super::TrainError;
 use super::gradients::BatchGradients;
+use super::privacy::Promise;
 use super::resources::Memory;
 use super::stopping::Evaluation;
 use crate::data::TokenizedExample;
@@ -123,4 +124,6 @@ pub struct Summary {
     /// Tokens fed over all steps.
     pub tokens: u64,
     pub seconds: f64,
+    /// Where it was private.
+    pub promise: Option<Promise>,
 }

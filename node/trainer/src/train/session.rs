@@ -10,6 +10,7 @@ use super::checkpoint::{self, Checkpoint, Part, State};
 use super::gradients::{batch_gradients, pool};
 use super::memory::keep_freed_memory;
 use super::optimiser::{Moments, Optimiser};
+use super::private::Private;
 use super::progress::{Control, Losses, Moment, Outcome, Progress, Summary, TrainData};
 use super::steps::Steps;
 use super::stopping::{self, Evaluation};
@@ -77,6 +78,7 @@ impl<'a> Session<'a> {
         let mut steps = Steps::new(self.data.train.iter().map(|example| example.tokens.len()).collect(), settings);
         let count = steps.count();
         let digest = self.digest()?;
+        let mut private = Private::new(settings, self.data.train.len(), count)?;
         self.show(0, count, &pool)?;
         let mut now = match self.resumed(&digest)? {
             Some(running) => running,
@@ -90,9 +92,17 @@ impl<'a> Session<'a> {
             let step = now.state.step;
             self.enter(step, &mut now)?;
             let active = self.trained(now.state.active);
-            let examples: Vec<&TokenizedExample> = steps.examples(step).iter().map(|index| &self.data.train[*index]).collect();
             let pass = Pass { recompute: settings.recompute, dropout_seed: self.dropout_seed(step) };
-            let batch = batch_gradients(&pool, self.decoder, &active, &examples, settings.batch_size, &pass)?;
+            let batch = match &mut private {
+                Some(private) => {
+                    let examples = private.sample(self.data.train);
+                    private.gradients(&pool, self.decoder, &active, &examples, self.data.train.len(), &pass)?
+                }
+                None => {
+                    let examples: Vec<&TokenizedExample> = steps.examples(step).iter().map(|index| &self.data.train[*index]).collect();
+                    batch_gradients(&pool, self.decoder, &active, &examples, settings.batch_size, &pass)?
+                }
+            };
             let loss = batch.loss;
             if !loss.is_finite() {
                 return Err(TrainError::Diverged { step, loss });
@@ -135,7 +145,8 @@ impl<'a> Session<'a> {
                 return Ok(Outcome::Stopped { step: now.state.step, steps: count });
             }
         }
-        self.finish(now, count, &pool).map(Outcome::Finished)
+        let promise = private.map(|private| private.promise());
+        self.finish(now, count, &pool).map(|summary| Outcome::Finished(Summary { promise, ..summary }))
     }
 
     fn held_out_loss(&self, pool: &rayon::ThreadPool) -> Result<f64, TrainError> {
@@ -232,6 +243,7 @@ impl<'a> Session<'a> {
             evaluations: now.history,
             tokens: now.state.tokens,
             seconds: now.state.seconds,
+            promise: None,
         })
     }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::method::{LowRankSettings, Method};
+use super::privacy::{Noise, Privacy, Promise};
 use super::schedule::{self, Schedule, Warmup};
 use crate::data::BatchRule;
 use crate::models::device::Precision;
@@ -62,6 +63,8 @@ pub struct TrainSettings {
     pub precision: Option<Precision>,
     /// A checkpoint is written after so many steps; 0 writes one only when stopped.
     pub checkpoint_every_steps: usize,
+    /// Each example's share of a step is bounded and drowned in noise; without it, nothing is promised.
+    pub privacy: Option<Privacy>,
     /// Threads that compute; none means as many as the machine has processors. The result does not depend on it.
     #[serde(skip)]
     pub threads: Option<usize>,
@@ -104,6 +107,7 @@ impl Default for TrainSettings {
             recompute: false,
             precision: None,
             checkpoint_every_steps: 50,
+            privacy: None,
             threads: None,
         }
     }
@@ -136,10 +140,53 @@ impl TrainSettings {
         let evaluates = self.evaluate_every_steps > 0;
         require(evaluates || self.patience.is_none(), "evaluate_every_steps", &0, "at least 1 where a patience is given")?;
         require(evaluates || !self.keep_best, "evaluate_every_steps", &0, "at least 1 where the best is to be kept")?;
+        self.check_privacy()?;
         for (setting, beta) in [("beta1", self.beta1), ("beta2", self.beta2), ("dropout", self.dropout)] {
             require((0.0..1.0).contains(&beta), setting, &beta, "at least 0 and below 1")?;
         }
         Ok(())
+    }
+
+    /// What is promised is promised for each example of a step that was drawn by chance, and for nothing that is chosen by a
+    /// look at held-out ones.
+    fn check_privacy(&self) -> Result<(), TrainError> {
+        let Some(Privacy { clip, noise, delta }) = self.privacy else { return Ok(()) };
+        let refuse =
+            |setting, found: &dyn std::fmt::Display, expected| Err(TrainError::Setting { setting, found: found.to_string(), expected });
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        let (Noise::Multiplier(amount) | Noise::Epsilon(amount)) = noise;
+        match () {
+            () if !positive(clip) => refuse("privacy_clip", &clip, "a positive number"),
+            () if !positive(amount) => refuse("privacy_epsilon or privacy_noise", &amount, "a positive number"),
+            () if !(delta > 0.0 && delta < 1.0) => refuse("privacy_delta", &delta, "above 0 and below 1"),
+            () if self.pack => refuse("pack", &true, "left out of a private training: blocks mix what is to be protected"),
+            () if self.batch_tokens.is_some() => {
+                refuse("batch_tokens", &"given", "left out of a private training: who takes part is drawn by chance")
+            }
+            () if self.patience.is_some() || self.keep_best => {
+                refuse("patience or keep_best", &"given", "left out of a private training: held-out examples are not protected")
+            }
+            () => Ok(()),
+        }
+    }
+
+    /// An example's chance to take part in a step of a private training.
+    pub(super) fn chance(&self, examples: usize) -> f64 {
+        ((self.batch_size * self.accumulate) as f64 / examples.max(1) as f64).min(1.0)
+    }
+
+    /// What so many steps on so many examples promise; `None` where nothing is asked for.
+    ///
+    /// # Errors
+    /// An epsilon that no noise gives.
+    pub fn promise(&self, examples: usize, steps: usize) -> Result<Option<Promise>, TrainError> {
+        let Some(privacy) = &self.privacy else { return Ok(None) };
+        let promise = privacy.promise(self.chance(examples), steps);
+        promise.map(Some).ok_or(TrainError::Setting {
+            setting: "privacy_epsilon",
+            found: "too small".into(),
+            expected: "one that some noise gives: for fewer epochs, smaller batches or more examples a smaller one is possible",
+        })
     }
 
     /// How examples are put into steps.

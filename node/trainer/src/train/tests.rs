@@ -2,6 +2,7 @@
 
 mod families;
 mod methods;
+mod private;
 mod session;
 
 use std::path::Path;
