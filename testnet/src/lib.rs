@@ -1,5 +1,6 @@
 //! Many mingle peers on one machine: real processes on loopback, real training, one report.
 
+pub mod attacks;
 pub mod base;
 pub mod corpus;
 pub mod live;

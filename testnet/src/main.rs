@@ -31,6 +31,10 @@ fn run(options: Options) -> Result<bool> {
         make.run()?;
         return Ok(true);
     }
+    if let Some(Verb::Attacks(attacks)) = &options.verb {
+        attacks.run(&Program::this()?)?;
+        return Ok(true);
+    }
     let folder = tempfile::Builder::new().prefix("mingle-testnet-").tempdir().context("cannot make a temporary folder")?;
     let outcome = mingle_testnet::run::run(&options, &Program::this()?, folder.path());
     if let Ok(report) = &outcome {

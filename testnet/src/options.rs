@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::attacks::AttackOptions;
 use crate::pretrain::MakeBase;
 use crate::tasks::Split;
 
@@ -13,6 +14,7 @@ Examples:
   mingle-testnet --members 6 --readers 2 --split domain
   mingle-testnet --method subspace --rounds 0
   mingle-testnet --base ./small-llama --data gsm8k_train.jsonl --examples 0
+  mingle-testnet attacks                          merge rules against attackers
   mingle-testnet --json report.json --report ./report
 
 Exit codes: 0 every peer and reader holds the same merged hash, 1 something failed, 2 wrong usage";
@@ -98,6 +100,8 @@ pub struct Options {
 pub enum Verb {
     /// Make the embedded base anew
     MakeBase(MakeBase),
+    /// Measure what each merge rule stands of attackers
+    Attacks(AttackOptions),
 }
 
 impl Options {
