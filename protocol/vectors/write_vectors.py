@@ -342,7 +342,7 @@ class Adapter:
         if rank is not None:
             sent = [(t, [rank if d == lora["rank"] else d for d in dims]) for t, dims in sent]
         count = sum(math.prod(dims) for _, dims in sent)
-        self.data = b"".join(encode(v / 16, dtype) for v in numbers(start, count))
+        self.data = b"".join(encode(v, dtype) for v in numbers(start, count))
         self.file = write_file(sent, dtype, self.data)
         values, self.tensors = plain(self.data, dtype), {}
         for tensor, dims in sorted(sent):

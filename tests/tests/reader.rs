@@ -120,7 +120,7 @@ fn a_readers_bytes_are_those_of_one_merged_file_whatever_the_number_of_members()
         assert!(receipt["attestations"].as_array().is_some_and(|list| list.len() >= 2), "{receipt}");
         let said = run(PROGRAM, &scene.path().join("elsewhere"), ["verify".as_ref(), out.as_os_str()]).right();
         assert!(said.contains("signed that merging that set gave them this hash"), "{said}");
-        assert!(said.contains("Not shown: that these bytes are the mean of that set"), "{said}");
+        assert!(said.contains("Not shown: that these bytes are the merge of that set"), "{said}");
     }
 }
 

@@ -59,19 +59,52 @@ impl Rows<'_> {
     }
 }
 
+/// A block of all rows.
+fn blocks(rows: &[Rows<'_>], first: usize, width: usize) -> Result<Vec<f64>, MergeError> {
+    let mut block = Vec::with_capacity(count(rows).saturating_mul(width));
+    rows.iter().try_for_each(|rows| rows.block(first, width, &mut block))?;
+    Ok(block)
+}
+
+fn count(rows: &[Rows<'_>]) -> usize {
+    rows.iter().fold(0, |sum, rows| sum.saturating_add(rows.rows))
+}
+
+/// The first element and the width of every block of these rows.
+fn widths(rows: &[Rows<'_>]) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let length = rows.first().map_or(0, |rows| rows.length);
+    (0..length).step_by(BLOCK).map(move |first| (first, BLOCK.min(length.saturating_sub(first))))
+}
+
 /// The products of all rows of `left` with all of `right`, a row for each of `left`.
 fn products_of(left: &[Rows<'_>], right: &[Rows<'_>]) -> Result<Vec<f64>, MergeError> {
     let lanes = Lanes::widest();
-    let length = left.first().map_or(0, |rows| rows.length);
-    let count = |rows: &[Rows<'_>]| rows.iter().fold(0_usize, |sum, rows| sum.saturating_add(rows.rows));
     let mut out = vec![0.0; count(left).saturating_mul(count(right))];
-    for first in (0..length).step_by(BLOCK) {
-        let width = BLOCK.min(length.saturating_sub(first));
-        let blocks = |rows: &[Rows<'_>]| {
-            let mut block = Vec::with_capacity(count(rows).saturating_mul(width));
-            rows.iter().try_for_each(|rows| rows.block(first, width, &mut block)).map(|()| block)
-        };
-        gram(lanes, &blocks(left)?, &blocks(right)?, width, &mut out);
+    for (first, width) in widths(left) {
+        gram(lanes, &blocks(left, first, width)?, &blocks(right, first, width)?, width, &mut out);
+    }
+    Ok(out)
+}
+
+/// The same of rows with themselves, at half the cost: two rows have one product, whichever comes first.
+fn own_products_of(rows: &[Rows<'_>]) -> Result<Vec<f64>, MergeError> {
+    let (lanes, count) = (Lanes::widest(), count(rows));
+    let mut out = vec![0.0; count.saturating_mul(count)];
+    for (first, width) in widths(rows) {
+        let block = blocks(rows, first, width)?;
+        for (index, line) in out.chunks_mut(count.max(1)).enumerate() {
+            let from_here = block.get(index.saturating_mul(width)..).unwrap_or_default();
+            let row = from_here.get(..width).unwrap_or_default();
+            gram(lanes, row, from_here, width, line.get_mut(index..).unwrap_or_default());
+        }
+    }
+    for row in 0..count {
+        for column in 0..row {
+            let product = out.get(column.saturating_mul(count).saturating_add(row)).copied().unwrap_or_default();
+            if let Some(same) = out.get_mut(row.saturating_mul(count).saturating_add(column)) {
+                *same = product;
+            }
+        }
     }
     Ok(out)
 }
@@ -165,13 +198,16 @@ fn add_products<'a>(
 ) -> Result<(), MergeError> {
     let of = |sides: &[Side<'a>]| sides.iter().map(|side| side.own).collect::<Vec<Rows<'a>>>();
     let a_of = |sides: &[Side<'a>]| sides.iter().filter_map(|side| side.a).collect::<Vec<Rows<'a>>>();
-    let own_products = products_of(&of(left), &of(right))?;
-    let (left_a, right_a) = (a_of(left), a_of(right));
+    let of_every_two = |left: Vec<Rows<'a>>, right: Vec<Rows<'a>>| match left_first == right_first {
+        true => own_products_of(&left),
+        false => products_of(&left, &right),
+    };
+    let own_products = of_every_two(of(left), of(right))?;
     // Drawn by everybody alike, so the same for every two.
-    let drawn = left_a.first().filter(|rows| matches!(rows.from, Origin::Drawn(_)));
+    let drawn = left.first().and_then(|side| side.a).filter(|rows| matches!(rows.from, Origin::Drawn(_)));
     let a_products = match drawn {
-        Some(drawn) => products_of(&[*drawn], &[*drawn])?,
-        None => products_of(&left_a, &right_a)?,
+        Some(drawn) => own_products_of(&[drawn])?,
+        None => of_every_two(a_of(left), a_of(right))?,
     };
     let width = right.iter().fold(0_usize, |sum, side| sum.saturating_add(side.own.rows));
     let mut row = 0_usize;

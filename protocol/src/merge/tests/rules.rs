@@ -304,3 +304,32 @@ proptest! {
         prop_assert_eq!(squared.to_bits(), model.product(&adapter, &adapter).to_bits());
     }
 }
+
+/// More rows than are multiplied at once: members in several groups, of a rank that a group has no whole number of.
+#[test]
+fn products_do_not_depend_on_how_members_are_grouped() {
+    for kind in [AdapterKind::Lora as fn(LoraShape) -> AdapterKind, AdapterKind::FrozenA] {
+        let module = Module { name: "m".into(), inputs: 3, outputs: 4 };
+        let kind = kind(LoraShape::new(300, 2, [1; 32], vec![module]));
+        let round = Round::new(Manifest { kind, ..crate::round::tests::manifest() }).unwrap();
+        let (mut draw, model, peer) = (Draw(8), Model::new(&round), Peer::new(&round));
+        let adapters: Vec<Adapter> = (0..5).map(|member| adapter(&round, &mut draw, member)).collect();
+        let layouts: Vec<Layout> = adapters.iter().map(|adapter| peer.layout(adapter)).collect();
+        let members = adapters.iter().zip(&layouts).map(|(adapter, layout)| Member {
+            key: adapter.key,
+            adapter: adapter.hash(),
+            weight: 1,
+            clip: Factor::ONE,
+            layout,
+            updates: peer.plan.updates(),
+            data: &adapter.file,
+        });
+        let updated: Vec<_> = members.collect::<Vec<Member<'_>>>().iter().map(Into::into).collect();
+        let products = super::super::products::products(&updated).unwrap();
+        for (i, one) in adapters.iter().enumerate() {
+            for (j, other) in adapters.iter().enumerate().skip(i) {
+                assert_eq!(products[i * 5 + j].to_bits(), model.product(one, other).to_bits(), "{i} {j}");
+            }
+        }
+    }
+}
