@@ -148,7 +148,8 @@ fn a_member_that_leaves_a_trimmed_mean_leaves_no_trace() {
     let home = peers[4].home().folder().to_owned();
     peers.truncate(4);
     let round = scene.file.as_os_str();
-    let words = ["withdraw".as_ref(), "--round".as_ref(), round, "--peer".as_ref(), scene.first.as_ref()];
+    let words =
+        ["withdraw".as_ref(), "--timeout".as_ref(), "5".as_ref(), "--round".as_ref(), round, "--peer".as_ref(), scene.first.as_ref()];
     run(PROGRAM, &home, words).right();
     assert_eq!(agree(&mut peers, 4).merged_hash, scene.expected(&[1, 2, 3, 4]));
 }
