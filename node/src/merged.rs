@@ -277,6 +277,11 @@ pub fn module_of(tensor: &str) -> &str {
 
 /// The text a person finds with the merged adapter.
 fn card(round: &Round, proof: &Proof) -> String {
+    facts(round, proof) + "\nCheck it with `mingle verify` on this directory.\n"
+}
+
+/// What a merge was made of, for people.
+pub(crate) fn facts(round: &Round, proof: &Proof) -> String {
     let (manifest, Proof { receipt, layers, .. }) = (round.manifest(), proof);
     let mut text = format!(
         "# {}\n\n{} for `{}`, the weighted mean of {} adapters, each trained by one member on its own data.\n\n\
@@ -293,7 +298,7 @@ fn card(round: &Round, proof: &Proof) -> String {
         text += &format!("\nOnly layers {layers} are here; the merged hash is that of the whole file.\n");
     }
     text + &format!(
-        "\n- round `{}`\n- base digest `{}`\n- set root `{}`\n- merged hash `{}`\n\nCheck it with `mingle verify` on this directory.\n",
+        "\n- round `{}`\n- base digest `{}`\n- set root `{}`\n- merged hash `{}`\n",
         receipt.round, manifest.base.digest, receipt.set_root, receipt.merged
     )
 }
