@@ -1,5 +1,9 @@
 //! How a member comes by the one adapter it announces: by training it here, or from a PEFT directory made elsewhere.
 
+mod brought;
+
+pub use brought::from_directory;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -14,13 +18,13 @@ use crate::bases::Digests;
 use crate::data::{self, Template, TokenizedExample, Tokens};
 use crate::driver::{Prepared, TrainingDesk, TrainingStatus};
 use crate::home::Home;
-use crate::merged::{config_of, module_of};
+use crate::merged::module_of;
 use crate::merger::hash_of;
 use crate::models::device::{DeviceChoice, OpenedDevice};
 use crate::models::weights::Weights;
 use crate::models::{BaseModel, ModelConfig};
-use crate::peft::{self, Difference, Update};
-use crate::sent::{merged_file, sent_file, write_sent};
+use crate::peft::{Difference, Update};
+use crate::sent::{merged_file, write_sent};
 use crate::train::diagnostics::{Diagnostics, Ends};
 use crate::train::estimate::{Estimate, Trainable, estimate};
 use crate::train::metrics::{Metrics, MetricsPlan};
@@ -329,43 +333,4 @@ fn parent_update(parent: &Parent, kind: &AdapterKind, given: Option<&Path>, home
         hash_of(&weights).with_context(|| format!("cannot read the parent round's merged adapter {}", weights.display()))?;
     anyhow::ensure!(found == parent.merged, "{} has hash {found}, but the round starts from {}", weights.display(), parent.merged);
     Ok(Update::read(&folder)?)
-}
-
-/// An adapter made by any trainer, checked against the round as far as its configuration goes; its tensors are checked
-/// when it is announced. Where only a part of it travels, that part is put into this peer's home.
-///
-/// # Errors
-/// Rank or scale other than the round's, matrices that are not those the round draws, or anything that is not additive, by
-/// name.
-pub fn from_directory(folder: &Path, round: &Round, home: &Home, examples: u64) -> Result<Prepared> {
-    let prepared = |weights| Ok(Prepared { weights, examples, losses: None, privacy: None, seconds: 0.0 });
-    let Some(expected) = config_of(round) else { return prepared(sent_file(folder, round.kind())) };
-    let config = peft::read_config(folder)?;
-    let matches = |what: &str, found: f64, expected: f64| {
-        anyhow::ensure!(
-            found == expected,
-            "{} has {what} {found}, but round \"{}\" needs {expected}",
-            folder.display(),
-            round.manifest().name
-        );
-        Ok(())
-    };
-    for module in round.kind().low_rank().iter().flat_map(|shape| &shape.modules) {
-        matches("rank", config.rank_of(&module.name) as f64, expected.rank_of(&module.name) as f64)?;
-        matches("scale", config.scale_of(&module.name), expected.scale_of(&module.name))?;
-    }
-    let weights = folder.join(peft::WEIGHTS);
-    if !weights.exists() {
-        // Says by name what is wrong with a directory of pickled or missing weights.
-        peft::read(folder)?;
-    }
-    match round.kind() {
-        AdapterKind::Lora(_) => prepared(weights),
-        _ => {
-            let own = home.round(round.id()).adapter();
-            let update = Update::read(folder)?;
-            update.write(&own)?;
-            prepared(write_sent(&own, &update, round)?)
-        }
-    }
 }

@@ -3,6 +3,7 @@
 
 pub mod bases;
 pub mod bundle;
+pub mod card;
 pub mod cli;
 pub mod console;
 pub mod contribution;

@@ -3,6 +3,8 @@
 //! `receipt.json` holds the round's manifest, the receipt and the members' signed records, so that `mingle verify` needs
 //! nothing but the directory (and, to recompute the merge, the adapters).
 
+mod card;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -24,7 +26,9 @@ use serde::{Deserialize, Serialize};
 use crate::merger::Merger;
 use crate::peft::{self, AdapterConfig};
 use crate::sent::merged_file;
-use crate::{files, rule, slice, train};
+use crate::{files, train};
+use card::card;
+pub(crate) use card::facts;
 
 pub const RECEIPT_FILE: &str = "receipt.json";
 /// A receipt of 16,384 members with their records stays below this.
@@ -305,33 +309,6 @@ pub fn config_of(round: &Round) -> Option<AdapterConfig> {
 /// The module that a tensor of the base belongs to.
 pub fn module_of(tensor: &str) -> &str {
     tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
-}
-
-/// The text a person finds with the merged adapter.
-fn card(round: &Round, proof: &Proof) -> String {
-    let (manifest, Proof { receipt, layers, .. }) = (round.manifest(), proof);
-    let mut text = format!(
-        "# {}\n\n{} for `{}`, merged from {} adapters, each trained by one member on its own data.\n\n\
-         Rule: {}.\n\n| member | weight | adapter (BLAKE3) |\n|---|---|---|\n",
-        manifest.name,
-        slice::named(&manifest.kind, layers.as_ref()),
-        manifest.base.name,
-        receipt.admitted.len(),
-        rule::among(manifest, receipt.admitted.len())
-    );
-    for entry in &receipt.admitted {
-        text += &format!("| `{}` | {} | `{}` |\n", entry.member, entry.weight, entry.adapter);
-    }
-    for sentence in rule::told(&proof.account) {
-        text += &format!("\n{sentence}\n");
-    }
-    if let Some(layers) = layers {
-        text += &format!("\nOnly layers {layers} are here; the merged hash is that of the whole file.\n");
-    }
-    text + &format!(
-        "\n- round `{}`\n- base digest `{}`\n- set root `{}`\n- merged hash `{}`\n\nCheck it with `mingle verify` on this directory.\n",
-        receipt.round, manifest.base.digest, receipt.set_root, receipt.merged
-    )
 }
 
 /// Writes the merge under `merged/`, makes it `current`, and removes what was current before.

@@ -17,7 +17,7 @@ use crate::console::Console;
 use crate::contribution::{Beginning, TrainingPlan, check_base, diagnose, name_base, status_of, train};
 use crate::driver::Event;
 use crate::files;
-use crate::peft::{Update, export};
+use crate::peft::{DIFFERENCE, Split, StoredUpdate, Update, export};
 use crate::train::diagnostics::Diagnostics;
 use crate::train::estimate::{Estimate, size};
 use crate::train::{Control, Outcome, Trained, checkpoint};
@@ -125,7 +125,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let folder = files::unfinished_folder(&out)?;
     match (&trained.adapter, &round) {
         // Outside a round people want the model, not what was added to it.
-        (Update::Difference(_), None) => export(&base, &trained.adapter, &folder)?,
+        (update @ Update::Difference(_), None) => {
+            update.write(&folder)?;
+            export(base.dir(), &StoredUpdate::open(&folder)?, &folder, Split::AsBase)?;
+            std::fs::remove_file(folder.join(DIFFERENCE))?;
+        }
         (update, _) => update.write(&folder)?,
     }
     let diagnostics = args.diagnostics.then(|| diagnose(&base, from.as_ref(), &trained, &examples, &plan.settings)).transpose()?;

@@ -46,6 +46,8 @@ pub enum ModelError {
     Shape { name: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("tensor \"{name}\" has type {found}, but weights must be F32, F16 or BF16")]
     Dtype { name: String, found: String },
+    #[error("values of the tensor \"{name}\" are greater than {dtype}, the base's type, can hold")]
+    Narrow { name: String, dtype: String },
     #[error("\"{target}\" names no linear module of this model, which has {known}")]
     UnknownTarget { target: String, known: String },
     #[error("\"{pattern}\" is no regular expression: {reason}")]

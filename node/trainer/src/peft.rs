@@ -8,12 +8,17 @@ mod adapter;
 mod config;
 mod directory;
 mod export;
+mod plain;
+mod shards;
+mod truncate;
 mod update;
 
 pub use adapter::{Adapter, AdapterTensor, target_names};
 pub use config::{AdapterConfig, CAUSAL_LM, SEQ_CLS, Targets};
 pub use directory::{CONFIG, WEIGHTS, read, read_config, to_safetensors, write};
-pub use export::export;
+pub use export::{StoredUpdate, export};
+pub use shards::{SHARD_BYTES, Split};
+pub use truncate::{Truncated, truncate};
 pub use update::{DIFFERENCE, Difference, Update};
 
 use std::path::PathBuf;
@@ -29,4 +34,10 @@ pub enum PeftError {
     Pickle { path: PathBuf },
     #[error("{path}: tensor \"{name}\" {reason}")]
     Tensor { path: PathBuf, name: String, reason: String },
+    #[error("the adapter lacks {name}")]
+    Half { name: String },
+    #[error("{module} has rank {found}, and there is room for {room}")]
+    Rank { module: String, found: usize, room: usize },
+    #[error("the update of {module} holds values that are no numbers")]
+    NotFinite { module: String },
 }

@@ -22,6 +22,11 @@ impl ModelConfig {
         names.transposed && part().is_some_and(|(_, part)| is_map(part))
     }
 
+    /// Whether this is the weight of a head that is the embedding: no parameter of its own.
+    pub(crate) fn is_tied_head(&self, name: &str) -> bool {
+        self.tied && name.strip_suffix(".weight") == Some(self.family.names().head)
+    }
+
     fn norm(&self, name: &str, read: Source) -> Result<Norm, ModelError> {
         let bias = match self.norm {
             NormKind::Layer => Some(read(&format!("{name}.bias"), &[self.hidden])?),

@@ -17,7 +17,11 @@ use crate::data::batches::Draw;
 
 /// The bound the safetensors library puts on a header too.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
-const READ_BYTES: usize = 1 << 20;
+pub(crate) const READ_BYTES: usize = 1 << 20;
+
+/// The file of weights that are not split, and the index of those that are.
+pub(crate) const SINGLE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// Where each tensor of a directory lies.
 pub struct Weights {
@@ -25,26 +29,56 @@ pub struct Weights {
     places: BTreeMap<String, Place>,
 }
 
-struct Place {
-    file: PathBuf,
-    dtype: Dtype,
-    dims: Vec<usize>,
+/// Where a tensor lies.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub file: PathBuf,
+    pub dtype: Dtype,
+    pub dims: Vec<usize>,
     /// Bytes from the start of the file.
-    start: u64,
-    bytes: u64,
+    pub start: u64,
+    pub bytes: u64,
 }
 
 impl Weights {
-    /// Whether every tensor is stored in f32.
-    pub fn are_f32(&self) -> bool {
-        self.places.values().all(|place| place.dtype == Dtype::F32)
+    /// The tensors of one file.
+    pub(crate) fn of_file(path: &Path) -> Result<Self, ModelError> {
+        Ok(Self { dir: path.into(), places: read_header(path)?.into_iter().collect() })
+    }
+
+    /// All tensors, sorted by name.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&str, &Place)> {
+        self.places.iter().map(|(name, place)| (name.as_str(), place))
+    }
+
+    pub(crate) fn place(&self, name: &str) -> Option<&Place> {
+        self.places.get(name)
+    }
+
+    /// The shape of a tensor.
+    ///
+    /// # Errors
+    /// No such tensor.
+    pub(crate) fn dims(&self, name: &str) -> Result<&[usize], ModelError> {
+        let missing = || ModelError::MissingTensor { path: self.dir.clone(), name: name.into() };
+        Ok(&self.places.get(name).ok_or_else(missing)?.dims)
+    }
+
+    /// Whether the tensor is one that no file needs to hold: a head begins as [`fresh_head`].
+    pub(crate) fn begins(&self, name: &str) -> bool {
+        name.starts_with("classifier.")
+    }
+
+    /// Whether the weights lie in several files, which an index names.
+    pub(crate) fn are_sharded(&self) -> bool {
+        self.places.values().any(|place| !place.file.ends_with(SINGLE))
     }
 
     /// Opens the directory's weights: reads every header, no tensor.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let mut places = BTreeMap::new();
-        let single = dir.join("model.safetensors");
-        let index = dir.join("model.safetensors.index.json");
+        let single = dir.join(SINGLE);
+        let index = dir.join(INDEX);
         if single.exists() {
             for (name, place) in read_header(&single)? {
                 places.insert(name, place);
@@ -81,15 +115,20 @@ impl Weights {
         self.places.values().map(|place| place.dims.iter().map(|dim| *dim as u64).product::<u64>()).sum()
     }
 
-    /// The tensor under any of the names that files have had for it: with or without the model's prefix, and norms as the
-    /// first BERT files called theirs. A classification head the base does not have begins as [`fresh_head`].
-    pub fn find(&self, name: &str, dims: &[usize], device: &Device) -> Result<Tensor, ModelError> {
+    /// The name of those that files have had for a tensor under which it is here: with or without the model's prefix, and
+    /// norms as the first BERT files called theirs.
+    pub(crate) fn known(&self, name: &str) -> Option<&str> {
         let short = name.split_once('.').map_or(name, |(_, short)| short);
         let old = |name: &str| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
         let candidates = [name.to_string(), short.to_string(), old(name), old(short)];
-        match candidates.iter().find(|candidate| self.places.contains_key(*candidate)) {
+        candidates.iter().find_map(|candidate| Some(self.places.get_key_value(candidate)?.0.as_str()))
+    }
+
+    /// The tensor under any of its names. A classification head the base does not have begins as [`fresh_head`].
+    pub fn find(&self, name: &str, dims: &[usize], device: &Device) -> Result<Tensor, ModelError> {
+        match self.known(name) {
             Some(known) => self.read(known, dims, device),
-            None if name.starts_with("classifier.") => Ok(Tensor::from_vec(fresh_head(name, dims), dims, device)?),
+            None if self.begins(name) => Ok(Tensor::from_vec(fresh_head(name, dims), dims, device)?),
             None => self.read(name, dims, device),
         }
     }
@@ -102,7 +141,10 @@ impl Weights {
             return Err(ModelError::Shape { name: name.into(), found: place.dims.clone(), expected: dims.to_vec() });
         }
         let mut bytes = Vec::new();
-        place.stream(|part| bytes.extend_from_slice(part))?;
+        place.stream(READ_BYTES, |part| {
+            bytes.extend_from_slice(part);
+            Ok(())
+        })?;
         let values =
             widen(place.dtype, &bytes).ok_or_else(|| ModelError::Dtype { name: name.into(), found: format!("{:?}", place.dtype) })?;
         Ok(Tensor::from_vec(values, dims, device)?)
@@ -115,8 +157,9 @@ impl Weights {
         hasher.count(self.places.len());
         for (name, place) in &self.places {
             let mut content = blake3::Hasher::new();
-            place.stream(|part| {
+            place.stream(READ_BYTES, |part| {
                 content.update(part);
+                Ok(())
             })?;
             hasher.string(name).string(&format!("{:?}", place.dtype)).count(place.dims.len());
             for dim in &place.dims {
@@ -129,16 +172,17 @@ impl Weights {
 }
 
 impl Place {
-    fn stream(&self, mut take: impl FnMut(&[u8])) -> Result<(), ModelError> {
+    /// The tensor's bytes, in pieces of `piece` bytes but for the last.
+    pub fn stream(&self, piece: usize, mut take: impl FnMut(&[u8]) -> Result<(), ModelError>) -> Result<(), ModelError> {
         let explain = |error| ModelError::file(&self.file, error);
         let mut file = File::open(&self.file).map_err(explain)?;
         file.seek(SeekFrom::Start(self.start)).map_err(explain)?;
         let mut left = self.bytes;
-        let mut buffer = vec![0; READ_BYTES.min(usize::try_from(left).unwrap_or(READ_BYTES)).max(1)];
+        let mut buffer = vec![0; piece.min(usize::try_from(left).unwrap_or(piece)).max(1)];
         while left > 0 {
-            let part = buffer.len().min(usize::try_from(left).unwrap_or(READ_BYTES));
+            let part = buffer.len().min(usize::try_from(left).unwrap_or(piece));
             file.read_exact(&mut buffer[..part]).map_err(explain)?;
-            take(&buffer[..part]);
+            take(&buffer[..part])?;
             left -= part as u64;
         }
         Ok(())
@@ -161,6 +205,28 @@ pub fn widen(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
         Dtype::F32 => Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
         Dtype::F16 => Some(pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
         Dtype::BF16 => Some(pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
+        _ => None,
+    }
+}
+
+/// Values as little-endian elements, rounded to the nearest; `None` for types that are no weights, and for values that the
+/// type has no room for.
+pub fn narrow(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
+    let kept = |value: f32, narrow: f32| (narrow.is_finite() || !value.is_finite()).then_some(());
+    match dtype {
+        Dtype::F32 => Some(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        Dtype::F16 | Dtype::BF16 => {
+            let mut bytes = Vec::with_capacity(2 * values.len());
+            for value in values {
+                let (low, element) = match dtype {
+                    Dtype::F16 => (f16::from_f32(*value).to_f32(), f16::from_f32(*value).to_le_bytes()),
+                    _ => (bf16::from_f32(*value).to_f32(), bf16::from_f32(*value).to_le_bytes()),
+                };
+                kept(*value, low)?;
+                bytes.extend(element);
+            }
+            Some(bytes)
+        }
         _ => None,
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor};
 
-use super::AdapterConfig;
+use super::{AdapterConfig, PeftError};
 use crate::models::{Attached, BaseModel, Decoder, Lora, ModelError};
 
 const PREFIX: &str = "base_model.model.";
@@ -53,6 +53,23 @@ impl Adapter {
     pub fn saved(&self) -> impl Iterator<Item = (&str, &AdapterTensor)> {
         let whole = |tensor: &AdapterTensor| split_name(&tensor.name).is_none();
         self.tensors.iter().filter(move |tensor| whole(tensor)).map(|tensor| (base_name(&tensor.name), tensor))
+    }
+
+    /// Those tensors as they are.
+    pub(super) fn saved_tensors(&self) -> impl Iterator<Item = &AdapterTensor> {
+        self.saved().map(|(_, tensor)| tensor)
+    }
+
+    /// A and B of a module.
+    ///
+    /// # Errors
+    /// One of them without the other.
+    pub fn halves(&self, module: &str) -> Result<(&AdapterTensor, &AdapterTensor), PeftError> {
+        let half = |which| {
+            let name = Self::tensor_name(module, which);
+            self.tensor(&name).ok_or(PeftError::Half { name })
+        };
+        Ok((half('A')?, half('B')?))
     }
 
     /// The base with this adapter on it. Costs a copy of the adapter, not of the base.

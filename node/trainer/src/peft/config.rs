@@ -53,8 +53,9 @@ const SWITCHES: [(&str, &str); 5] = [
     ("use_bdlora", "block-diagonal matrices have other shapes"),
     ("trainable_token_indices", "trained embeddings are no LoRA tensors"),
 ];
-const GROUPS: [(&str, &str); 8] = [
+const GROUPS: [(&str, &str); 9] = [
     ("layer_replication", "it changes the base"),
+    ("megatron_config", "Megatron's parallel layers are not the base's"),
     ("target_parameters", "it adapts parameters that are no linear modules"),
     ("alora_invocation_tokens", "it acts on some tokens only"),
     ("arrow_config", "it routes between adapters"),
@@ -63,8 +64,11 @@ const GROUPS: [(&str, &str); 8] = [
     ("kasa_config", "KaSA changes the base's own weights"),
     ("monteclora_config", "MonteCLoRA samples its matrices"),
 ];
-/// Starts that leave the base as it is: what was trained from them is still added to it.
-const STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+/// Starts that leave the base as it is: what was trained from them is still added to it. PiSSA, OLoRA, CorDA, LoftQ and
+/// LoRA-GA are not among them: they take their start out of the base's weights.
+const STARTS: [&str; 4] = ["gaussian", "orthogonal", "eva", "mica"];
+/// Options that leave out some of the modules that `target_modules` names.
+const NARROWING: [&str; 2] = ["layers_to_transform", "exclude_modules"];
 
 impl AdapterConfig {
     /// LoRA of one rank and alpha on these modules.
@@ -112,7 +116,13 @@ impl AdapterConfig {
         let wrong = |field: &str, must: &str| PeftError::File { path: path.into(), reason: format!("{field} is missing or not {must}") };
         match json.get("peft_type").and_then(Value::as_str) {
             Some("LORA") => {}
-            _ => return Err(refuse("peft_type", json.get("peft_type").unwrap_or(&Value::Null), "\"LORA\" is the one known")),
+            _ => {
+                return Err(refuse(
+                    "peft_type",
+                    json.get("peft_type").unwrap_or(&Value::Null),
+                    "\"LORA\" alone is the product of two matrices",
+                ));
+            }
         }
         for (option, why) in SWITCHES {
             match json.get(option) {
@@ -161,6 +171,11 @@ impl AdapterConfig {
             fan_in_fan_out: json.get("fan_in_fan_out").and_then(Value::as_bool).unwrap_or(false),
             base: text("base_model_name_or_path"),
         })
+    }
+
+    /// Whether the adapter's modules are fewer than its targets mean.
+    pub(super) fn narrows(json: &Value) -> bool {
+        NARROWING.iter().any(|option| !matches!(json.get(option), None | Some(Value::Null)))
     }
 
     /// The file as PEFT reads it.
@@ -252,13 +267,39 @@ mod tests {
             ("init_lora_weights", json!("olora")),
             ("init_lora_weights", json!("corda")),
             ("init_lora_weights", json!("loftq")),
+            ("init_lora_weights", json!("lora_ga")),
+            ("use_bdlora", json!({ "nblocks": 2 })),
+            ("alora_invocation_tokens", json!([5])),
+            ("arrow_config", json!({ "top_k": 3 })),
+            ("lora_ga_config", json!({ "direction": "ArB2r" })),
+            ("kasa_config", json!({ "beta": 0.1 })),
+            ("monteclora_config", json!({ "num_samples": 2 })),
+            ("megatron_config", json!({ "hidden_size": 8 })),
             ("peft_type", json!("IA3")),
+            ("peft_type", json!("LOHA")),
+            ("peft_type", json!("LOKR")),
+            ("peft_type", Value::Null),
         ];
         for (option, value) in cases {
             let mut json = plain();
             json[option] = value;
             let error = parse(&json).unwrap_err().to_string();
             assert!(error.contains(&format!(": {option} is ")), "{error}");
+        }
+        // What PEFT writes of options that were not used, and starts that leave the base as it is, are no reason.
+        for (option, value) in [
+            ("loftq_config", json!({})),
+            ("trainable_token_indices", Value::Null),
+            ("megatron_core", json!("megatron.core")),
+            ("eva_config", json!({ "rho": 2.0 })),
+            ("init_lora_weights", json!("eva")),
+            ("init_lora_weights", json!("mica")),
+            ("init_lora_weights", json!(false)),
+            ("use_dora", json!(false)),
+        ] {
+            let mut json = plain();
+            json[option] = value;
+            assert!(parse(&json).is_ok(), "{option}");
         }
         let mut json = plain();
         json["r"] = json!(0);

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value;
 
 use super::adapter::{base_name, split_name};
 use super::{Adapter, AdapterConfig, AdapterTensor, PeftError};
@@ -13,18 +14,31 @@ use crate::models::weights::widen;
 pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
+/// Tensors that some kinds of adapters hold beside A and B, or in their place.
+const REFUSED: [(&str, &str); 5] = [
+    ("lora_magnitude_vector", "is DoRA's: magnitudes are not added to weights"),
+    ("lora_embedding_", "adapts an embedding, and only linear modules can be used"),
+    ("lora_A.bias", "is a trained bias (lora_bias), which is no LoRA tensor"),
+    ("lora_B.bias", "is a trained bias (lora_bias), which is no LoRA tensor"),
+    ("trainable_tokens_", "is a trained embedding of some tokens (trainable_token_indices), which is no LoRA tensor"),
+];
+
 /// `adapter_config.json` of `dir`.
 pub fn read_config(dir: &Path) -> Result<AdapterConfig, PeftError> {
+    AdapterConfig::from_json(&dir.join(CONFIG), &read_json(dir)?)
+}
+
+fn read_json(dir: &Path) -> Result<Value, PeftError> {
     let path = dir.join(CONFIG);
     let explain = |error: &dyn std::fmt::Display| PeftError::File { path: path.clone(), reason: error.to_string() };
     let text = std::fs::read(&path).map_err(|error| explain(&error))?;
-    let json = serde_json::from_slice(&text).map_err(|error| explain(&error))?;
-    AdapterConfig::from_json(&path, &json)
+    serde_json::from_slice(&text).map_err(|error| explain(&error))
 }
 
 /// Reads a PEFT directory made by any trainer; f16 and bf16 are widened to f32.
 pub fn read(dir: &Path) -> Result<Adapter, PeftError> {
-    let config = read_config(dir)?;
+    let json = read_json(dir)?;
+    let config = AdapterConfig::from_json(&dir.join(CONFIG), &json)?;
     let path = dir.join(WEIGHTS);
     if !path.exists() && dir.join("adapter_model.bin").exists() {
         return Err(PeftError::Pickle { path: dir.join("adapter_model.bin") });
@@ -34,7 +48,10 @@ pub fn read(dir: &Path) -> Result<Adapter, PeftError> {
         let refuse = |reason: String| PeftError::Tensor { path: path.clone(), name: name.clone(), reason };
         match split_name(name) {
             None if config.saves(base_name(name)) => {}
-            None => return Err(refuse("is neither lora_A nor lora_B of a module, nor of a module in modules_to_save".into())),
+            None => {
+                let known = REFUSED.iter().find(|(part, _)| name.contains(part)).map(|(_, why)| *why);
+                return Err(refuse(known.unwrap_or("is neither lora_A nor lora_B of a module, nor of a module in modules_to_save").into()));
+            }
             Some((module, which)) => {
                 let &[rows, columns] = dims.as_slice() else {
                     return Err(refuse(format!("has shape {dims:?}, but LoRA tensors have two dimensions")));
@@ -46,7 +63,14 @@ pub fn read(dir: &Path) -> Result<Adapter, PeftError> {
             }
         }
     }
-    Ok(Adapter { config, tensors })
+    let mut adapter = Adapter { config, tensors };
+    for module in adapter.modules() {
+        adapter.halves(&module)?;
+    }
+    if AdapterConfig::narrows(&json) {
+        adapter.name_targets();
+    }
+    Ok(adapter)
 }
 
 /// All tensors of a file, sorted by name, widened to f32.
@@ -97,6 +121,9 @@ pub fn write(dir: &Path, adapter: &Adapter) -> Result<(), PeftError> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::super::Targets;
     use super::*;
 
     fn small() -> Adapter {
@@ -128,10 +155,25 @@ mod tests {
     fn what_is_not_additive_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
+        for (name, why) in [
+            ("q.lora_magnitude_vector", "is DoRA's"),
+            ("q.lora_magnitude_vector.weight", "is DoRA's"),
+            ("q.lora_B.bias", "is a trained bias (lora_bias)"),
+            ("wte.lora_embedding_A", "adapts an embedding"),
+            ("wte.token_adapter.trainable_tokens_delta", "is a trained embedding of some tokens"),
+            ("q.other", "is neither lora_A nor lora_B"),
+        ] {
+            let mut adapter = small();
+            adapter.tensors[0].name = format!("base_model.model.{name}");
+            write(dir, &adapter).unwrap();
+            let refused = read(dir).unwrap_err().to_string();
+            assert!(refused.contains(&format!("tensor \"base_model.model.{name}\" {why}")), "{refused}");
+        }
         let mut adapter = small();
-        adapter.tensors[0].name = "base_model.model.q.lora_magnitude_vector".into();
+        adapter.tensors.remove(1);
         write(dir, &adapter).unwrap();
-        assert!(read(dir).unwrap_err().to_string().contains("is neither lora_A nor lora_B"));
+        let half = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
+        assert_eq!(read(dir).unwrap_err().to_string(), format!("the adapter lacks {half}"));
         let mut adapter = small();
         adapter.config.saved.clear();
         write(dir, &adapter).unwrap();
@@ -142,6 +184,20 @@ mod tests {
         assert!(read(dir).unwrap_err().to_string().contains("has rank 2, but the configuration says 3"));
         std::fs::rename(dir.join(WEIGHTS), dir.join("adapter_model.bin")).unwrap();
         assert!(read(dir).unwrap_err().to_string().contains("pickled weights"));
+    }
+
+    /// What leaves modules out is not written again, so the modules that are there are named.
+    #[test]
+    fn targets_mean_the_modules_that_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        write(dir, &small()).unwrap();
+        for (option, value) in [("layers_to_transform", json!([0])), ("exclude_modules", json!(["v_proj"]))] {
+            let mut config = small().config.to_json();
+            config[option] = value;
+            std::fs::write(dir.join(CONFIG), config.to_string()).unwrap();
+            assert_eq!(read(dir).unwrap().config.targets, Targets::List(vec!["model.layers.0.self_attn.q_proj".into()]), "{option}");
+        }
     }
 
     /// Directories that PEFT 0.21 wrote: GPT-2's transposed base, rank-stabilised scaling, heads that are saved whole.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use mingle_protocol::number::Spread;
 
 use super::*;
-use crate::peft::{Difference, Update, export};
+use crate::peft::{Difference, Split, StoredUpdate, Update, export};
 
 /// Draws that hang on the name alone, so that methods which draw with another spread begin alike.
 fn by_name(name: &str, count: usize, _: Spread) -> Vec<f32> {
@@ -137,7 +137,7 @@ fn a_full_training_leaves_the_difference() {
     // Exported, it is a base of its own; stored in bf16 as this one is.
     let out = dir.path().join("exported");
     std::fs::create_dir(&out).unwrap();
-    export(&base, &update, &out).unwrap();
+    export(dir.path(), &StoredUpdate::open(&dir.path().join("update")).unwrap(), &out, Split::AsBase).unwrap();
     let exported = BaseModel::load(&out, &Device::Cpu).unwrap();
     let loss = held_out_loss(&exported.decoder(), &examples[36..]).unwrap().loss;
     assert!((loss - first.losses.after).abs() < 2e-2 * first.losses.after, "{loss} and {}", first.losses.after);
@@ -150,7 +150,8 @@ fn an_exported_adapter_is_the_base_with_it() {
     let trained = finished(train(&base, &quick(), None, usize::MAX));
     let out = dir.path().join("exported");
     std::fs::create_dir(&out).unwrap();
-    export(&base, &Update::Adapter(trained.adapter), &out).unwrap();
+    crate::peft::write(&dir.path().join("adapter"), &trained.adapter).unwrap();
+    export(dir.path(), &StoredUpdate::open(&dir.path().join("adapter")).unwrap(), &out, Split::AsBase).unwrap();
     let loss = held_out_loss(&BaseModel::load(&out, &Device::Cpu).unwrap().decoder(), &counting(44)[36..]).unwrap().loss;
     assert!((loss - trained.losses.after).abs() < 2e-2 * loss, "{loss} and {}", trained.losses.after);
 }

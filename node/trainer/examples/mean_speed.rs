@@ -1,0 +1,71 @@
+//! How long the exact mean of ten adapters of 40 million elements takes on one core, all of it in memory: values checked,
+//! folded, and the merged file made. `tests/by_hand/merge_speed.py` runs it beside other programs' means.
+//! `cargo run --release -p mingle-trainer --example mean_speed`
+
+use std::time::Instant;
+
+use mingle_protocol::adapter::{Dtype, Layout, LoraShape, Module, canonical_header};
+use mingle_protocol::merge::{Accumulator, Direction};
+use mingle_protocol::number::seeded_uniform;
+
+const MEMBERS: usize = 10;
+const MODULES: usize = 152;
+const WIDTH: u64 = 2048;
+const RANK: u32 = 64;
+const RUNS: usize = 5;
+/// What is taken of every file before more of the first is: small enough to stay in the cache.
+const PIECE_BYTES: usize = 16_384;
+
+fn main() {
+    let module = |index| Module { name: format!("layers.{index}"), inputs: WIDTH, outputs: WIDTH };
+    let shape = LoraShape::new(RANK, RANK, [0; 32], (0..MODULES).map(module).collect());
+    let tensors = shape.tensors().expect("a shape within its bounds");
+    let elements = tensors.elements();
+    let file = |member: usize| {
+        let mut file = canonical_header(&tensors, Dtype::F32);
+        let values = seeded_uniform(&[member as u8; 32], "mean", 1 << 20, 4096).collect::<Vec<f32>>();
+        for value in values.iter().cycle().take(elements as usize) {
+            file.extend_from_slice(&value.to_le_bytes());
+        }
+        file
+    };
+    let files: Vec<Vec<u8>> = (0..MEMBERS).map(file).collect();
+    let layout = |file: &Vec<u8>| Layout::parse(file, file.len() as u64, &tensors).expect("a canonical file");
+    let layouts: Vec<Layout> = files.iter().map(layout).collect();
+
+    let one_by_one = least(|| {
+        let mut mean = Accumulator::new(&tensors);
+        for (member, file) in files.iter().enumerate() {
+            mean.add(file, 100 + member as u64).expect("a canonical file");
+        }
+        mean.finalise().expect("adapters")
+    });
+    let together = least(|| {
+        let mut mean = Accumulator::new(&tensors);
+        let begun: Vec<_> = layouts.iter().enumerate().map(|(member, layout)| (layout, 100 + member as u64, Direction::Add)).collect();
+        let mut fold = mean.begin_all(&begun).expect("weights within their bounds");
+        let data: Vec<&[u8]> = files.iter().zip(&layouts).map(|(file, layout)| layout.data_of(file)).collect();
+        for start in (0..data[0].len()).step_by(PIECE_BYTES) {
+            for (member, data) in data.iter().enumerate() {
+                fold.push_to(member, &data[start..data.len().min(start + PIECE_BYTES)]).expect("values within their bounds");
+            }
+        }
+        fold.finish().expect("whole files");
+        mean.finalise().expect("adapters")
+    });
+    assert_eq!(one_by_one.1, together.1, "in any order the same bytes");
+    println!(
+        "{{\"elements\": {elements}, \"members\": {MEMBERS}, \"one_by_one_s\": {:.3}, \"together_s\": {:.3}}}",
+        one_by_one.0, together.0
+    );
+}
+
+fn least(run: impl Fn() -> Vec<u8>) -> (f64, Vec<u8>) {
+    let mut found = (f64::INFINITY, Vec::new());
+    for _ in 0..RUNS {
+        let begun = Instant::now();
+        let merged = run();
+        found = (found.0.min(begun.elapsed().as_secs_f64()), merged);
+    }
+    found
+}
