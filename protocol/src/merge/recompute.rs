@@ -88,7 +88,7 @@ impl Plan {
     fn mean<E: From<MergeError>>(&self, members: &[Member<'_>], total: u64, sink: &mut impl Sink<E>) -> Result<MergedFile, E> {
         let lanes = Lanes::widest();
         self.by_tile(PIECE_ELEMENTS, sink, |tensor, first, out| {
-            let mut sums = vec![0; out.len() / Dtype::F32.bytes()];
+            let mut sums = vec![0; out.as_chunks::<4>().0.len()];
             members.iter().try_for_each(|member| self.add(lanes, member, tensor, first, &mut sums))?;
             finalise(lanes, &sums, total, out);
             Ok(())
@@ -108,7 +108,7 @@ impl Plan {
         let tile = TILE_BYTES.checked_div(held).unwrap_or(1).clamp(1, PIECE_ELEMENTS);
         let mut column = vec![0; members.len()];
         self.by_tile(tile, sink, |tensor, first, out| {
-            let count = out.len() / Dtype::F32.bytes();
+            let count = out.as_chunks::<4>().0.len();
             let mut planes = vec![vec![0; count]; members.len()];
             for (member, plane) in members.iter().zip(&mut planes) {
                 self.add(lanes, member, tensor, first, plane)?;

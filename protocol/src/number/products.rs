@@ -38,14 +38,14 @@ fn block<const N: usize>(left: &[f64], right: [&[f64]; N]) -> [f64; N] {
 #[inline(always)]
 pub(super) fn gram_each(left: &[f64], right: &[f64], width: usize, out: &mut [f64]) {
     let width = width.max(1);
-    let rows = right.len() / width;
+    let rows = right.chunks_exact(width).len();
     for (x, out) in left.chunks_exact(width).zip(out.chunks_exact_mut(rows.max(1))) {
         let (fours, rest) = out.as_chunks_mut::<TOGETHER>();
-        let mut rights = right.chunks_exact(width * TOGETHER);
+        let mut rights = right.chunks_exact(width.saturating_mul(TOGETHER));
         for (sums, four) in fours.iter_mut().zip(rights.by_ref()) {
-            let (a, b) = four.split_at(2 * width);
-            let ((a, b), (c, d)) = (a.split_at(width), b.split_at(width));
-            for (sum, product) in sums.iter_mut().zip(block(x, [a, b, c, d])) {
+            let mut four = four.chunks_exact(width);
+            let four = [(); TOGETHER].map(|()| four.next().unwrap_or_default());
+            for (sum, product) in sums.iter_mut().zip(block(x, four)) {
                 *sum += product;
             }
         }
@@ -76,7 +76,7 @@ pub(crate) fn add_scaled(sum: &mut f64, left: f64, right: f64, product: f64) {
 pub(crate) fn chosen(products: &[f64], factors: &[Factor], faulty: usize) -> Vec<usize> {
     let members = factors.len();
     let nearest = members.saturating_sub(faulty).saturating_sub(2);
-    let product = |one: usize, other: usize| products.get(one * members + other).copied().unwrap_or(f64::NAN);
+    let product = |one: usize, other: usize| products.get(one.saturating_mul(members).saturating_add(other)).copied().unwrap_or(f64::NAN);
     let clips: Vec<f64> = factors.iter().map(|factor| factor.value()).collect();
     let clip = |member: usize| clips.get(member).copied().unwrap_or(f64::NAN);
     let distance = |one: usize, other: usize| {
