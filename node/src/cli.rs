@@ -11,6 +11,7 @@ mod fetch;
 mod founding;
 mod hint;
 mod interrupt;
+mod judging;
 mod key;
 mod link;
 mod merge;

@@ -19,6 +19,7 @@ use crate::adapter::{MergedFile, ShapeError, TensorList};
 use crate::hash::{ContentHash, HexError};
 use crate::identity::{MemberKey, Roster};
 use crate::standing::{FOUNDERS_MAX, Founders, READERS_MAX, Readers, Standing};
+use crate::verdict::VerdictRule;
 pub use file::{PEERS_MAX, RoundFile};
 
 /// The only version of the manifest there is.
@@ -121,6 +122,9 @@ pub struct Manifest {
     /// Who may follow without being a member; everybody without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readers: Option<Readers>,
+    /// How members judge each other's adapters; not at all without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdicts: Option<VerdictRule>,
 }
 
 impl Manifest {
@@ -278,6 +282,9 @@ fn check(manifest: &Manifest) -> Result<(), RoundError> {
         if readers.len() > READERS_MAX {
             return field("the number of readers", readers.len().to_string(), format!("at most {READERS_MAX}"));
         }
+    }
+    if let Some((what, found, allowed)) = manifest.verdicts.and_then(|rule| rule.broken_bound(manifest)) {
+        return field(what, found, allowed);
     }
     Ok(())
 }

@@ -30,6 +30,7 @@ pub fn round(name: &str, modules: usize, width: u64, members: impl IntoIterator<
         parent: None,
         founders: None,
         readers: None,
+        verdicts: None,
     })
     .expect("a round within its bounds")
 }

@@ -11,6 +11,7 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::Roster;
 use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Parent, Round, RoundFile, VERSION, WeightRule};
 use mingle_protocol::standing::Readers;
+use mingle_protocol::verdict::{JUDGED_MEMBERS_MAX, VerdictRule};
 
 use super::args::HomeArgs;
 use super::founding::{Founding, FoundingArgs};
@@ -80,9 +81,13 @@ pub struct NewArgs {
     /// Most examples that count for one member
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     weight_cap: u64,
-    /// Most members
-    #[arg(long, default_value_t = 1_000, value_name = "N")]
-    member_max: u32,
+    /// Most members [default: 1000, with --verdicts 256]
+    #[arg(long, value_name = "N")]
+    member_max: Option<u32>,
+    /// Members judge each other's adapters on data of their own, and one counts once K others approve it; with 0 verdicts are
+    /// only shown. Needs --member
+    #[arg(long, value_name = "K")]
+    verdicts: Option<u32>,
     #[command(flatten)]
     founding: FoundingArgs,
     /// The file to write
@@ -147,11 +152,12 @@ fn new(args: NewArgs) -> Result<ExitCode> {
         kind,
         rule: MergeRule::Mean,
         weight,
-        member_max: args.member_max,
+        member_max: args.member_max.unwrap_or(if args.verdicts.is_some() { JUDGED_MEMBERS_MAX } else { 1_000 }),
         roster,
         parent,
         founders,
         readers,
+        verdicts: args.verdicts.map(|approvals| VerdictRule { approvals }),
     };
     let mut file = RoundFile { peers, ..Round::new(manifest)?.into() };
     if let Some(signer) = signer {
@@ -269,6 +275,11 @@ fn show(file: &RoundFile, json: bool) -> Result<ExitCode> {
             println!("roster   {} members", members.len());
             members.iter().for_each(|member| println!("         {member}"));
         }
+    }
+    match manifest.verdicts {
+        None => {}
+        Some(VerdictRule { approvals: 0 }) => println!("verdicts members judge each other's adapters; all count"),
+        Some(VerdictRule { approvals }) => println!("verdicts an adapter counts once {approvals} other members approve it"),
     }
     match &manifest.readers {
         None | Some(Readers::Open) => println!("readers  everybody"),

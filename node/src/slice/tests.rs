@@ -27,6 +27,7 @@ fn round(kind: AdapterKind) -> Round {
         parent: None,
         founders: None,
         readers: None,
+        verdicts: None,
     })
     .unwrap()
 }

@@ -73,7 +73,11 @@ fn every_vector_file_is_read() {
     let names: BTreeSet<String> = folder.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     let mut unread: BTreeSet<&str> = names.iter().map(String::as_str).filter(|name| name.ends_with(".json")).collect();
     let sources = [include_str!("tests.rs"), include_str!("../merge/tests.rs"), include_str!("../round/tests.rs")];
-    let sources = [sources.concat(), [include_str!("../standing/tests.rs"), include_str!("../link.rs")].concat()].concat();
+    let sources = [
+        sources.concat(),
+        [include_str!("../standing/tests.rs"), include_str!("../verdict/tests.rs"), include_str!("../link.rs")].concat(),
+    ]
+    .concat();
     unread.retain(|name| !sources.contains(&format!("vectors/{name}\"))")));
     assert!(unread.is_empty(), "vectors that no test reads: {unread:?}");
 }

@@ -43,6 +43,9 @@ pub(super) fn identity(manifest: &Manifest) -> ContentHash {
             readers.iter().fold(&mut hasher, |hasher, MemberKey(key)| hasher.hash(key))
         }
     };
+    if let Some(rule) = &manifest.verdicts {
+        hasher.string("verdicts").u64(u64::from(rule.approvals));
+    }
     hasher.finish()
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{AdapterKind, BaseModel, MANIFEST_BYTES_MAX, Manifest, MergeRule, Parent, Round, RoundError, WeightRule};
 use crate::identity::{MemberKey, Roster, SecretKey, Signature};
 use crate::standing::{FOUNDERS_MAX, Founders, Readers};
+use crate::verdict::VerdictRule;
 
 /// Most addresses a round file may carry, and the longest of them.
 pub const PEERS_MAX: usize = 16;
@@ -44,6 +45,8 @@ struct Written {
     #[serde(default)]
     readers: Option<Readers>,
     #[serde(default)]
+    verdicts: Option<VerdictRule>,
+    #[serde(default)]
     signatures: BTreeMap<MemberKey, Signature>,
     #[serde(default)]
     peers: Vec<String>,
@@ -75,8 +78,9 @@ impl RoundFile {
             return Err(RoundError::TooLarge { found: text.len(), max: MANIFEST_BYTES_MAX });
         }
         let written: Written = serde_json::from_slice(text).map_err(|error| RoundError::Syntax(error.to_string()))?;
-        let Written { version, name, base, kind, rule, weight, member_max, roster, parent, founders, readers, signatures, peers } = written;
-        let manifest = Manifest { version, name, base, kind, rule, weight, member_max, roster, parent, founders, readers };
+        let Written { version, name, base, kind, rule, weight, member_max, roster, parent, founders, readers, verdicts, signatures, peers } =
+            written;
+        let manifest = Manifest { version, name, base, kind, rule, weight, member_max, roster, parent, founders, readers, verdicts };
         let file = Self { round: Round::new(manifest)?, signatures, peers };
         file.check()?;
         Ok(file)

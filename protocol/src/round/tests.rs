@@ -32,6 +32,7 @@ pub(crate) fn manifest() -> Manifest {
         parent: None,
         founders: None,
         readers: None,
+        verdicts: None,
     }
 }
 
@@ -52,7 +53,7 @@ fn a_round_file_comes_back_with_the_same_identity() {
 
 #[test]
 fn every_field_is_part_of_the_identity() {
-    let changes: [fn(&mut Manifest); 33] = [
+    let changes: [fn(&mut Manifest); 35] = [
         |m| m.name.push('x'),
         |m| m.base.name.push('x'),
         |m| m.base.digest = ContentHash::of(b"other"),
@@ -86,6 +87,8 @@ fn every_field_is_part_of_the_identity() {
         |m| (m.roster, m.readers) = (Roster::Members(keys([1])), Some(Readers::Open)),
         |m| (m.roster, m.readers) = (Roster::Members(keys([1])), Some(Readers::Listed(keys([])))),
         |m| (m.roster, m.readers) = (Roster::Members(keys([1])), Some(Readers::Listed(keys([2])))),
+        |m| (m.roster, m.verdicts) = (Roster::Members(keys([1, 2])), Some(VerdictRule { approvals: 0 })),
+        |m| (m.roster, m.verdicts) = (Roster::Members(keys([1, 2])), Some(VerdictRule { approvals: 1 })),
     ];
     let mut ids = BTreeSet::from([Round::new(manifest()).unwrap().id()]);
     for change in changes {

@@ -78,6 +78,7 @@ impl Ground {
             founders: (!setting.open_roster)
                 .then(|| Founders { keys: founders.iter().map(SecretKey::member).collect(), threshold: FOUNDERS as u32 - 1 }),
             readers: None,
+            verdicts: None,
         })
         .expect("a round within its bounds");
         let files: Vec<File> = (0..2 * setting.speakers() + 4).map(|_| file(&round, dice)).collect();
