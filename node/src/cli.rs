@@ -12,6 +12,7 @@ mod fetch;
 mod founding;
 mod hint;
 mod interrupt;
+mod judging;
 mod key;
 mod link;
 mod merge;

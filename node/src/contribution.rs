@@ -77,6 +77,21 @@ pub struct Examples {
 }
 
 impl TrainingPlan {
+    /// Without data: for who only measures.
+    pub fn of_base(base: PathBuf) -> Self {
+        Self {
+            base,
+            data: Vec::new(),
+            held_out: HeldOut(0.0),
+            template: Template::default(),
+            settings: TrainSettings::default(),
+            start_from: None,
+            metrics: MetricsPlan::default(),
+            device: DeviceChoice::default(),
+            ignore_memory: false,
+        }
+    }
+
     /// Loads the base and reads the data, so that what is wrong with them is said before anything runs.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod effects;
 mod event;
 mod goal;
 mod heads;
+mod judging;
 mod refusals;
 mod reports;
 mod signals;
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::{MemberKey, SecretKey};
-use mingle_protocol::ledger::SlotState;
+use mingle_protocol::ledger::{Admitted, SlotState};
 use mingle_protocol::machine::{Input, Machine};
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
@@ -35,12 +36,14 @@ use mingle_protocol::round::Round;
 use tokio::sync::{mpsc, watch};
 
 use crate::home::RoundHome;
+use crate::judge::{Judge, Tried};
 use crate::network::{self, Multiaddr, Network, NetworkConfig, NetworkEvent, NetworkHandle, PeerId};
 use crate::store::Store;
 pub use event::{Event, TrainingStatus};
 pub use goal::{Goal, Outcome};
+use judging::Judging;
 pub(crate) use signals::Signals;
-pub use status::{LinkStatus, MergedStatus, Phase, SlotStatus, StandingStatus, Status};
+pub use status::{LinkStatus, MergedStatus, Phase, SlotStatus, StandingStatus, Status, VerdictStatus};
 pub use vouching::FaultStatus;
 use vouching::Vouching;
 pub use work::{Prepared, Training, TrainingDesk, Work};
@@ -62,6 +65,8 @@ pub struct Peer {
     pub mdns: bool,
     pub reach: network::ReachConfig,
     pub work: Work,
+    /// What it judges others' adapters by, where the round asks for that.
+    pub judge: Option<Judge>,
     pub goal: Goal,
 }
 
@@ -70,6 +75,9 @@ enum Job {
     Prepared(Result<Prepared>),
     Averaged(Result<averaging::Report>),
     Served(Result<vouching::Stored>),
+    Tried(Admitted, Result<Tried>),
+    /// No adapter can be tried.
+    Unable(anyhow::Error),
 }
 
 /// Runs the peer until its goal is reached or it is told to stop.
@@ -94,6 +102,7 @@ struct Driver<F> {
     jobs: mpsc::Receiver<Job>,
     orders: watch::Sender<averaging::Order>,
     vouching: Vouching,
+    judging: Judging,
     stop: Arc<AtomicBool>,
     training: Option<std::thread::JoinHandle<()>>,
     /// Records to be made durable before the next effect that depends on them.
@@ -128,7 +137,7 @@ struct Driver<F> {
 
 impl<F: FnMut(&Event)> Driver<F> {
     fn start(peer: Peer, mut observe: F) -> Result<Self> {
-        let Peer { home, round, key, listen, bootstrap, mdns, reach, work, goal } = peer;
+        let Peer { home, round, key, listen, bootstrap, mdns, reach, work, judge, goal } = peer;
         let member = key.member();
         if work.announces() {
             belonging::check_may_announce(&round, &member)?;
@@ -189,6 +198,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             jobs,
             orders,
             vouching,
+            judging: Judging::new(judge, job_sender.clone()),
             stop: Arc::default(),
             training: None,
             unsaved: Vec::new(),
@@ -281,6 +291,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                     self.take_inbox()?;
                     self.handle(Input::Tick)?;
                     self.vouch()?;
+                    self.judge()?;
                     // What it comes to believe may be here from before.
                     self.take_vouched()?;
                     self.write_status();

@@ -147,6 +147,11 @@ impl RoundHome {
         self.0.join("adapter")
     }
 
+    /// Where merges are written to be measured, and no longer.
+    pub fn judging(&self) -> PathBuf {
+        self.0.join("judging")
+    }
+
     pub fn merged(&self) -> PathBuf {
         self.0.join("merged")
     }

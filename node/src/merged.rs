@@ -3,6 +3,7 @@
 //! `receipt.json` holds the round's manifest, the receipt and the members' signed records, so that `mingle verify` needs
 //! nothing but the directory (and, to recompute the merge, the adapters).
 
+mod approvals;
 mod card;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,9 +43,12 @@ pub struct Proof {
     pub receipt: Receipt,
     /// The admitted members' signed announcements as they travelled, in hex, in the receipt's order.
     pub records: Vec<String>,
-    /// The founders' records that made some of them, or of those who vouch, members, in hex.
+    /// The founders' records that made some of them, or of those who approve or vouch, members, in hex.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub standings: Vec<String>,
+    /// Where the round asks for approvals, as many for each of them as it asks for, in the receipt's order, in hex.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<String>,
     /// What members signed who vouch for these bytes, in hex; where the merge was not made here but believed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attestations: Vec<String>,
@@ -89,16 +93,20 @@ impl Proof {
         let record = |entry: &Admitted| by_id.get(&entry.record).map(|record| encode_hex(record.bytes()));
         let announced = receipt.admitted.iter().map(|entry| record(entry).context("an admitted adapter has no record"));
         let announced = announced.collect::<Result<_>>()?;
+        let approvals = approvals::of(round, &receipt, records)?;
         let attesters = vouching.iter().map(|signed| signed.attestation().member);
-        let members: BTreeSet<MemberKey> = receipt.admitted.iter().map(|entry| entry.member).chain(attesters).collect();
+        let judges = approvals.iter().map(|record| record.record().author());
+        let members: BTreeSet<MemberKey> = receipt.admitted.iter().map(|entry| entry.member).chain(attesters).chain(judges).collect();
         let admits = |record: &&SignedRecord| record.standing().is_some_and(|change| members.contains(&change.subject));
         let standings = records.iter().filter(admits).map(|record| encode_hex(record.bytes())).collect();
         let attestations = vouching.iter().map(|signed| encode_hex(&signed.raw().0)).collect();
+        let approvals = approvals.iter().map(|record| encode_hex(record.bytes())).collect();
         Ok(Self {
             round: round.manifest().clone(),
             receipt,
             records: announced,
             standings,
+            approvals,
             attestations,
             layers: None,
             account: Account::default(),
@@ -127,7 +135,7 @@ impl Proof {
     }
 
     /// Checks the proof against itself: manifest, receipt, and for each entry one valid announcement of who is a member by the
-    /// roster or by a founders' record that is there.
+    /// roster or by a founders' record that is there, with its approvals where the round asks for them.
     ///
     /// # Errors
     /// The first contradiction, in one sentence.
@@ -141,7 +149,7 @@ impl Proof {
             self.records.len()
         );
         anyhow::ensure!(
-            self.standings.len() <= self.records.len().saturating_add(self.attestations.len()),
+            self.standings.len() <= self.records.len().saturating_add(self.approvals.len()).saturating_add(self.attestations.len()),
             "{} changes of the roster are with a receipt of {} adapters",
             self.standings.len(),
             self.records.len()
@@ -174,6 +182,7 @@ impl Proof {
                 entry.member
             );
         }
+        approvals::check(&self.approvals, &self.receipt, &round, &mut ledger)?;
         let vouching = self.check_attestations(&round, &ledger)?;
         let slice = self.layers.as_ref().map(|layers| round.slice(layers)).transpose()?;
         Ok(CheckedProof { round, receipt: self.receipt.clone(), vouching, slice })

@@ -12,8 +12,13 @@
 //! key is out, is kept in its slot whatever came first, and counts only while the key is a member. A record of a key that
 //! neither the roster nor any change names is not taken: it comes again by reconciliation after the change that admits it.
 //! Joining therefore takes changes of standing before all other records.
+//!
+//! What members found out about each other's adapters is part of it too (`ledger/verdicts.rs`). A slot's one adapter is a
+//! candidate; it is admitted when as many members approve it as the manifest asks for. Peers fetch candidates and merge
+//! what is admitted.
 
 mod standings;
+mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,7 +28,9 @@ use crate::identity::{MemberKey, Roster};
 use crate::record::{Announcement, Record, RecordId, SignedRecord};
 use crate::round::{Manifest, Round};
 use crate::standing::Standing;
+use crate::verdict::Verdict;
 use standings::{Inserted, Standings};
+use verdicts::Verdicts;
 
 /// All records of one round a peer holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +38,7 @@ pub struct Ledger {
     manifest: Arc<Manifest>,
     standings: Standings,
     slots: BTreeMap<MemberKey, Slot>,
+    verdicts: Verdicts,
 }
 
 /// The records of one member at its highest sequence.
@@ -49,7 +57,7 @@ pub enum SlotState<'a> {
     Conflict(&'a SignedRecord, &'a SignedRecord),
 }
 
-/// One adapter the ledger admits, as the merge and the receipt speak of it.
+/// One adapter of the ledger, as the merge and the receipt speak of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Admitted {
@@ -75,13 +83,14 @@ pub enum Change {
     Redundant,
     /// The cap is reached by members with lesser keys.
     Full,
-    /// Nothing names the member: not taken, but a change that admits it may be on its way.
+    /// Nothing names a member it speaks of: not taken, but a change that admits it may be on its way.
     NotInRoster,
 }
 
 impl Ledger {
     pub fn new(round: &Round) -> Self {
-        Self { manifest: round.shared_manifest(), standings: Standings::default(), slots: BTreeMap::new() }
+        let (standings, verdicts) = (Standings::default(), Verdicts::default());
+        Self { manifest: round.shared_manifest(), standings, slots: BTreeMap::new(), verdicts }
     }
 
     /// A ledger that was shown these records, changes of standing before all others.
@@ -106,14 +115,18 @@ impl Ledger {
             let Inserted { mut change, evicted } = self.standings.insert(&said, record);
             if let (Change::Kept { displaced }, Some(gone)) = (&mut change, evicted)
                 && !self.is_named(&gone)
-                && let Some(slot) = self.slots.remove(&gone)
             {
-                displaced.extend(slot.records().map(SignedRecord::id));
+                displaced.extend(self.slots.remove(&gone).iter().flat_map(Slot::records).map(SignedRecord::id));
+                displaced.extend(self.verdicts.forget(&gone));
             }
             return change;
         }
         if !self.is_named(&member) {
             return Change::NotInRoster;
+        }
+        if let Record::Verdict(said) = record.record() {
+            let said = said.clone();
+            return if self.is_named(&said.subject) { self.verdicts.insert(&said, record) } else { Change::NotInRoster };
         }
         if let Some(slot) = self.slots.get_mut(&member) {
             return slot.insert(record);
@@ -182,9 +195,37 @@ impl Ledger {
         self.slots.get(member).map_or(0, Slot::sequence)
     }
 
-    /// The adapters that count, in order of their members' keys: at most as many as the round has places, so that the
-    /// merge's sums stay exact however many members founders add.
+    /// The adapters that count: the candidates with as many approvals as the round asks for, in order of their members' keys.
     pub fn admitted(&self) -> impl Iterator<Item = Admitted> + '_ {
+        self.candidates().filter(|entry| self.approvals(entry) >= self.approvals_needed())
+    }
+
+    /// How many members have to approve an adapter.
+    pub fn approvals_needed(&self) -> usize {
+        self.manifest.verdicts.map_or(0, |rule| usize::try_from(rule.approvals).unwrap_or(usize::MAX))
+    }
+
+    /// How many members approve this candidate.
+    pub fn approvals(&self, candidate: &Admitted) -> usize {
+        self.verdicts(candidate).filter_map(SignedRecord::verdict).filter(|said| said.approves).count()
+    }
+
+    /// The verdicts that count on this candidate: of judges who are members now, on this very announcement. In order of the
+    /// judges' keys.
+    pub fn verdicts(&self, candidate: &Admitted) -> impl Iterator<Item = &SignedRecord> {
+        let announcement = candidate.record;
+        let counts = move |said: &Verdict| said.announcement == announcement && self.standing(&said.member) == Some(Standing::Member);
+        self.verdicts.on(&candidate.member).filter(move |record| record.verdict().is_some_and(counts))
+    }
+
+    /// The last verdict of a judge on a member, whichever announcement it is about.
+    pub fn verdict(&self, judge: &MemberKey, subject: &MemberKey) -> Option<&Verdict> {
+        self.verdicts.get(judge, subject)
+    }
+
+    /// The adapters that may count, in order of their members' keys: at most as many as the round has places, so that the
+    /// merge's sums stay exact however many members founders add.
+    pub fn candidates(&self) -> impl Iterator<Item = Admitted> + '_ {
         let members = self.slots.iter().filter(|(member, _)| self.standing(member) == Some(Standing::Member));
         let adapters = members.filter_map(|(member, slot)| match slot.state() {
             SlotState::Adapter(announcement) => Some(Admitted {
@@ -199,10 +240,10 @@ impl Ledger {
         adapters.take(self.member_max())
     }
 
-    /// Every record held: changes of standing first, so that whoever takes them in this order takes them all; each in order
-    /// of the keys they speak of.
+    /// Every record held: changes of standing first, so that whoever takes them in this order takes them all, and verdicts
+    /// last; each in order of the keys they speak of, verdicts on one member in order of their judges' keys.
     pub fn records(&self) -> impl Iterator<Item = &SignedRecord> {
-        self.standings.records().chain(self.slots.values().flat_map(Slot::records))
+        self.standings.records().chain(self.slots.values().flat_map(Slot::records)).chain(self.verdicts.records())
     }
 
     pub fn record_count(&self) -> u64 {
@@ -233,7 +274,7 @@ impl Slot {
         match (&self.second, self.least.record()) {
             (Some(second), _) => SlotState::Conflict(&self.least, second),
             (None, Record::Announcement(announcement)) => SlotState::Adapter(announcement),
-            (None, Record::Withdrawal(_) | Record::Standing(_)) => SlotState::Withdrawn,
+            (None, _) => SlotState::Withdrawn,
         }
     }
 

@@ -26,3 +26,4 @@ pub mod record;
 pub mod round;
 pub mod standing;
 pub mod sync;
+pub mod verdict;

@@ -20,7 +20,7 @@ use attested::Attested;
 pub use attested::{Quorum, Vouched};
 pub use fetches::FETCHES_MAX;
 use fetches::Want;
-pub use messages::{Input, Notice, Output, Verdict};
+pub use messages::{Input, Notice, Output, Reception};
 pub use reconcile::SYNC_INTERVAL_MS;
 use reconcile::{Neighbour, Pace, SILENT_MS_MAX};
 
@@ -109,7 +109,7 @@ impl<P: Clone + Ord> Machine<P> {
         &self.merged
     }
 
-    /// Whether every admitted adapter is stored or refused.
+    /// Whether every adapter that counts or may come to count is stored or refused.
     pub fn is_complete(&self) -> bool {
         self.wants.is_empty()
     }
@@ -170,21 +170,21 @@ impl<P: Clone + Ord> Machine<P> {
     }
 
     fn gossip(&mut self, bytes: &[u8], now: Millis, out: &mut Vec<Output<P>>) {
-        let verdict = match self.recognise(bytes) {
+        let reception = match self.recognise(bytes) {
             Ok(Heard::Now(record)) => {
                 if self.admit(*record, now, out) {
-                    Verdict::Accept
+                    Reception::Accept
                 } else {
-                    Verdict::Ignore
+                    Reception::Ignore
                 }
             }
-            Ok(Heard::Before(_)) => Verdict::Ignore,
+            Ok(Heard::Before(_)) => Reception::Ignore,
             Err(error) => {
                 out.push(Output::Notice(Notice::RecordRefused(error)));
-                Verdict::Reject
+                Reception::Reject
             }
         };
-        out.push(Output::Verdict(verdict));
+        out.push(Output::Reception(reception));
     }
 
     /// Verifies a record, unless these very bytes were verified before and are held.
@@ -202,7 +202,8 @@ impl<P: Clone + Ord> Machine<P> {
             Change::Kept { displaced } => (displaced, Notice::Recorded(record.clone())),
             Change::Conflict { displaced } => (displaced, Notice::Conflict(record.clone())),
             Change::NotInRoster => {
-                let member = record.record().member();
+                let subject = record.verdict().map(|said| said.subject).filter(|key| self.ledger.standing(key).is_none());
+                let member = subject.unwrap_or(record.record().member());
                 out.push(Output::Notice(Notice::RecordRefused(RecordError::NotInRoster { member })));
                 return false;
             }
@@ -231,14 +232,15 @@ impl<P: Clone + Ord> Machine<P> {
             self.start_fetches(now, out);
             return;
         }
-        let admitted: Vec<Admitted> = self.ledger.admitted().collect();
         if self.attested.quorum().is_some() {
+            let admitted: Vec<Admitted> = self.ledger.admitted().collect();
             self.settle_vouched(&admitted, now, out);
             return;
         }
-        self.settle_wants(self.missing(&admitted), now, out);
+        // What does not count yet is needed too: others cannot approve what they do not have.
+        self.settle_wants(self.missing(self.ledger.candidates()), now, out);
         self.start_fetches(now, out);
-        let set: Vec<Admitted> = admitted.into_iter().filter(|entry| self.stored.get(&entry.adapter) == Some(&entry.size)).collect();
+        let set: Vec<Admitted> = self.ledger.admitted().filter(|entry| self.stored.get(&entry.adapter) == Some(&entry.size)).collect();
         if set != self.merged {
             self.merged.clone_from(&set);
             out.push(Output::Merge(set));
@@ -261,3 +263,6 @@ mod pace_tests;
 #[cfg(test)]
 #[path = "machine/tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "machine/verdict_tests.rs"]
+mod verdict_tests;

@@ -1,5 +1,6 @@
 //! Signed records: what members say. An announcement names a member's one adapter; a withdrawal takes it back; a change
-//! of standing, said by founders, makes a key a member, a reader, or neither.
+//! of standing, said by founders, makes a key a member, a reader, or neither; a verdict says what an adapter did to its
+//! judge's data.
 //!
 //! This is the only file in which bytes from the network become a [`Record`]: [`UnverifiedRecord`] offers nothing but
 //! [`UnverifiedRecord::verify`], and [`SignedRecord`] has no other constructor than that and [`SignedRecord::sign`].
@@ -16,6 +17,7 @@ use crate::hash::{ContentHash, DomainHasher};
 use crate::identity::{MemberKey, SecretKey};
 use crate::round::{Round, RoundId};
 use crate::standing::{StandingChange, StandingError};
+use crate::verdict::{Verdict, VerdictError};
 
 /// Records travel by gossip, so they stay small.
 pub const RECORD_BYTES_MAX: usize = 4_096;
@@ -42,6 +44,7 @@ pub enum Record {
     Announcement(Announcement),
     Withdrawal(Withdrawal),
     Standing(StandingChange),
+    Verdict(Verdict),
 }
 
 /// "This is my adapter."
@@ -104,6 +107,7 @@ impl Record {
             Self::Announcement(announcement) => announcement.round,
             Self::Withdrawal(withdrawal) => withdrawal.round,
             Self::Standing(change) => change.round,
+            Self::Verdict(verdict) => verdict.round,
         }
     }
 
@@ -113,6 +117,7 @@ impl Record {
             Self::Announcement(announcement) => announcement.member,
             Self::Withdrawal(withdrawal) => withdrawal.member,
             Self::Standing(change) => change.subject,
+            Self::Verdict(verdict) => verdict.member,
         }
     }
 
@@ -122,6 +127,7 @@ impl Record {
             Self::Announcement(announcement) => announcement.member,
             Self::Withdrawal(withdrawal) => withdrawal.member,
             Self::Standing(change) => change.by,
+            Self::Verdict(verdict) => verdict.member,
         }
     }
 
@@ -130,6 +136,17 @@ impl Record {
             Self::Announcement(announcement) => announcement.sequence,
             Self::Withdrawal(withdrawal) => withdrawal.sequence,
             Self::Standing(change) => change.sequence,
+            Self::Verdict(verdict) => verdict.sequence,
+        }
+    }
+
+    /// Its place in the order in which records are of use: who belongs first, for what it admits is refused before it;
+    /// then what members say for themselves, and last what they say of each other.
+    pub fn rank(&self) -> u8 {
+        match self {
+            Self::Standing(_) => 0,
+            Self::Announcement(_) | Self::Withdrawal(_) => 1,
+            Self::Verdict(_) => 2,
         }
     }
 }
@@ -151,6 +168,8 @@ pub enum RecordError {
     SequenceAboveMax { found: u64 },
     #[error(transparent)]
     Standing(#[from] StandingError),
+    #[error(transparent)]
+    Verdict(#[from] VerdictError),
     #[error("adapter was trained on base {found}, this round needs {expected}")]
     WrongBase { found: ContentHash, expected: ContentHash },
     #[error("weight is 0, but an adapter counts at least 1")]
@@ -215,6 +234,7 @@ fn check(record: &Record, round: &Round) -> Result<(), RecordError> {
         Record::Announcement(announcement) => announcement,
         Record::Withdrawal(_) => return Ok(()),
         Record::Standing(change) => return Ok(change.check_approvals()?),
+        Record::Verdict(verdict) => return Ok(verdict.check(round.manifest().verdicts)?),
     };
     let manifest = round.manifest();
     if announcement.base != manifest.base.digest {
@@ -280,7 +300,7 @@ impl SignedRecord {
     pub fn announcement(&self) -> Option<&Announcement> {
         match &self.record {
             Record::Announcement(announcement) => Some(announcement),
-            Record::Withdrawal(_) | Record::Standing(_) => None,
+            _ => None,
         }
     }
 
@@ -288,7 +308,14 @@ impl SignedRecord {
     pub fn standing(&self) -> Option<&StandingChange> {
         match &self.record {
             Record::Standing(change) => Some(change),
-            Record::Announcement(_) | Record::Withdrawal(_) => None,
+            _ => None,
+        }
+    }
+
+    pub fn verdict(&self) -> Option<&Verdict> {
+        match &self.record {
+            Record::Verdict(verdict) => Some(verdict),
+            _ => None,
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::hash::{ContentHash, HexError};
 use crate::identity::{MemberKey, Roster};
 pub use crate::merge::MergeRule;
 use crate::standing::{FOUNDERS_MAX, Founders, READERS_MAX, Readers, Standing};
+use crate::verdict::VerdictRule;
 pub use file::{PEERS_MAX, RoundFile};
 
 /// The only version of the manifest there is.
@@ -118,6 +119,9 @@ pub struct Manifest {
     /// Largest norm of an adapter's update, in millionths; what is larger is scaled down to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_millionths: Option<u64>,
+    /// How members judge each other's adapters; not at all without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdicts: Option<VerdictRule>,
 }
 
 impl Manifest {
@@ -277,6 +281,9 @@ fn check(manifest: &Manifest) -> Result<(), RoundError> {
         if readers.len() > READERS_MAX {
             return field("the number of readers", readers.len().to_string(), format!("at most {READERS_MAX}"));
         }
+    }
+    if let Some((what, found, allowed)) = manifest.verdicts.and_then(|rule| rule.broken_bound(manifest)) {
+        return field(what, found, allowed);
     }
     rules::check(manifest)
 }

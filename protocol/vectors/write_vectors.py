@@ -1,4 +1,4 @@
-"""Writes number.json, merge.json, rounds.json, rules.json, standings.json and links.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
+"""Writes number.json, merge.json, rounds.json, rules.json, standings.json, verdicts.json and links.json: golden vectors from a second implementation of docs/protocol.md's arithmetic.
 
 Python's integers and fractions do the arithmetic exactly, and a BLAKE3 written from its paper (inputs of one chunk)
 does the seeded draw; nothing is shared with the Rust code. Needs only Python 3.9: `python3 write_vectors.py`.
@@ -250,6 +250,8 @@ def identity(manifest):
         data += text("readers") + (text("open") + number(0) if readers == "open" else text("listed") + key_fields(readers["listed"]))
     if "clip_millionths" in manifest:
         data += text("clip") + number(manifest["clip_millionths"])
+    if "verdicts" in manifest:
+        data += text("verdicts") + number(manifest["verdicts"]["approvals"])
     return domain_stream("round/1", data, 32).hex()
 
 
@@ -495,6 +497,46 @@ def standing_vectors():
     return vectors
 
 
+# --- verdicts.json: manifests that ask for verdicts, and the payloads that judges sign -----------------------------------
+
+def cbor(value):
+    """Maps in their own order, text, byte strings, booleans and integers from 0, in the shortest form."""
+    def head(kind, count):
+        for width, extra in ((0, None), (1, 24), (2, 25), (4, 26), (8, 27)):
+            if count < (24 if width == 0 else 1 << 8 * width):
+                return bytes([kind << 5 | (count if width == 0 else extra)]) + (count.to_bytes(width, "big") if width else b"")
+    if isinstance(value, bool):
+        return b"\xf5" if value else b"\xf4"
+    if isinstance(value, dict):
+        return head(5, len(value)) + b"".join(cbor(key) + cbor(item) for key, item in value.items())
+    if isinstance(value, bytes):
+        return head(2, len(value)) + value
+    return head(3, len(value.encode())) + value.encode() if isinstance(value, str) else head(0, value)
+
+
+def verdict_vectors():
+    keys = [f"{byte:02x}" * 32 for byte in (0x9a, 0x03, 0x51)]
+    shape = {"rank": 2, "alpha": 4, "seed": "05" * 32, "modules": [{"name": "h.0.q", "inputs": 3, "outputs": 4}]}
+    rounds = []
+    for approvals, more in ((0, {}), (2, {}), (1, {"founders": {"keys": keys[:1], "threshold": 1}, "readers": {"listed": keys[1:2]}})):
+        manifest = {"version": 1, "name": "vectors", "base": {"name": "tiny", "digest": "11" * 32}, "kind": {"lora": shape},
+                    "rule": "mean", "weight": {"examples": {"cap": 1000}}, "member_max": 4, "roster": {"members": keys},
+                    **more, "verdicts": {"approvals": approvals}}
+        rounds.append({"manifest": manifest, "id": identity(manifest)})
+    records = []
+    for sequence, approves, losses, examples in (
+            (1, True, {"base_micronats": 3000000, "merged_micronats": 2500000, "with_micronats": 23}, 24),
+            (255, True, {"base_micronats": 0, "with_micronats": 65536}, 1 << 32),
+            (1024, False, {"base_micronats": (1 << 64) - 1, "merged_micronats": 255}, 1)):
+        verdict = {"round": "c5" * 32, "member": "3e" * 32, "subject": "4f" * 32, "announcement": "a0" * 32,
+                   "sequence": sequence, "approves": approves, "losses": losses, "examples": examples}
+        raw = {key: bytes.fromhex(value) if isinstance(value, str) else value for key, value in verdict.items()}
+        payload = cbor({"verdict": raw})
+        named = domain_stream("record/1", number(len(payload)) + payload, 32).hex()
+        records.append({"record": {"verdict": verdict}, "payload": payload.hex(), "id": named})
+    return {"rounds": rounds, "records": records}
+
+
 # --- links.json: bech32m as in BIP 350, with ":" for its separator ------------------------------------------------------
 
 ALPHABET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
@@ -531,5 +573,5 @@ def link_vectors():
 
 for name, vectors in (("number.json", number_vectors()), ("merge.json", merge_vectors()), ("rounds.json", round_vectors()),
                       ("rules.json", rule_vectors()),
-                      ("standings.json", standing_vectors()), ("links.json", link_vectors())):
+                      ("standings.json", standing_vectors()), ("verdicts.json", verdict_vectors()), ("links.json", link_vectors())):
     (HERE / name).write_text(json.dumps(vectors, separators=(",", ":")).replace("},{", "},\n{") + "\n")

@@ -31,6 +31,7 @@ pub fn round(name: &str, modules: usize, width: u64, members: impl IntoIterator<
         founders: None,
         readers: None,
         clip_millionths: None,
+        verdicts: None,
     })
     .expect("a round within its bounds")
 }

@@ -13,7 +13,8 @@ use mingle_protocol::machine::{Input, Machine, Millis, Output};
 use mingle_protocol::merge::Accumulator;
 use mingle_protocol::receipt::set_root;
 use mingle_protocol::record::{Announcement, Record, RecordId, SignedRecord, UnverifiedRecord, Withdrawal};
-use mingle_protocol::round::Round;
+use mingle_protocol::round::{Manifest, Round};
+use mingle_protocol::verdict::{TrialLosses, Verdict, VerdictRule};
 use mingle_tests::{Dice, adapters, dice};
 
 const PEERS: usize = 3;
@@ -26,15 +27,19 @@ struct Ground {
     keys: Vec<SecretKey>,
     files: BTreeMap<ContentHash, Vec<u8>>,
     names: Vec<ContentHash>,
+    /// Approvals that an adapter needs; with 0 nobody judges.
+    approvals: u32,
 }
 
 impl Ground {
-    fn new() -> Self {
+    fn new(approvals: u32) -> Self {
         let keys: Vec<SecretKey> = (1..=MEMBERS as u8).map(|number| SecretKey::from_bytes(&[number; 32])).collect();
         let round = adapters::round("histories", 2, 3, keys.iter().map(SecretKey::member));
+        let verdicts = (approvals > 0).then_some(VerdictRule { approvals });
+        let round = Round::new(Manifest { verdicts, ..round.manifest().clone() }).expect("a round within its bounds");
         let files: BTreeMap<ContentHash, Vec<u8>> =
             (0..10).map(|seed| adapters::adapter_file(&round, seed)).map(|file| (ContentHash::of(&file), file)).collect();
-        Self { round, keys, names: files.keys().copied().collect(), files }
+        Self { round, keys, names: files.keys().copied().collect(), files, approvals }
     }
 
     fn announce(&self, member: usize, sequence: u64, adapter: ContentHash, examples: u64) -> SignedRecord {
@@ -58,6 +63,28 @@ impl Ground {
         SignedRecord::sign(&record, &self.keys[member], &self.round).expect("a record within the rules")
     }
 
+    fn judge(&self, judge: usize, on: &SignedRecord, sequence: u64, approves: bool) -> SignedRecord {
+        let losses = TrialLosses { base_micronats: 3_000_000, merged_micronats: None, with_micronats: approves.then_some(2_000_000) };
+        let (member, subject, announcement) = (self.keys[judge].member(), on.record().member(), on.id());
+        let verdict = Verdict { round: self.round.id(), member, subject, announcement, sequence, approves, losses, examples: 5 };
+        SignedRecord::sign(&Record::Verdict(verdict), &self.keys[judge], &self.round).expect("a record within the rules")
+    }
+
+    /// What members say of each other's announcements, some of them twice over.
+    fn verdicts(&self, said: &[SignedRecord], dice: &mut Dice) -> Vec<SignedRecord> {
+        let mut verdicts = Vec::new();
+        for on in said.iter().filter(|record| self.approvals > 0 && record.announcement().is_some()) {
+            for judge in (0..MEMBERS).filter(|judge| self.keys[*judge].member() != on.record().member()) {
+                for _ in 0..dice.below(3) {
+                    // By the announcement's own, so that most of what is said of the last one counts.
+                    let sequence = on.record().sequence() + u64::from(dice.once_in(4));
+                    verdicts.push(self.judge(judge, on, sequence, !dice.once_in(4)));
+                }
+            }
+        }
+        verdicts
+    }
+
     /// What all members say, in the order in which they say it.
     fn history(&self, dice: &mut Dice) -> Vec<SignedRecord> {
         let mut said = Vec::new();
@@ -76,13 +103,14 @@ impl Ground {
                 said.push(record);
             }
         }
+        said.extend(self.verdicts(&said.clone(), dice));
         said
     }
 
     /// The set that these records admit, by the words of the protocol and not by its code.
-    fn admitted(&self, said: &[SignedRecord]) -> Vec<Admitted> {
+    fn admitted(&self, all: &[SignedRecord]) -> Vec<Admitted> {
         let mut highest: BTreeMap<MemberKey, (u64, BTreeMap<RecordId, &SignedRecord>)> = BTreeMap::new();
-        for record in said {
+        for record in all.iter().filter(|record| record.verdict().is_none()) {
             let slot = highest.entry(record.record().member()).or_default();
             let sequence = record.record().sequence();
             if sequence > slot.0 {
@@ -95,9 +123,23 @@ impl Ground {
         let one = |(member, (_, records)): (MemberKey, (u64, BTreeMap<RecordId, &SignedRecord>))| {
             let (id, record) = records.first_key_value().filter(|_| records.len() == 1)?;
             let said = record.announcement()?;
-            Some(Admitted { member, record: *id, adapter: said.adapter, size: said.size, weight: said.weight })
+            let enough = self.approve(all, member, *id) >= self.approvals as usize;
+            enough.then_some(Admitted { member, record: *id, adapter: said.adapter, size: said.size, weight: said.weight })
         };
         highest.into_iter().filter_map(one).collect()
+    }
+
+    /// How many members' last word on this one is that they approve this announcement of it.
+    fn approve(&self, said: &[SignedRecord], subject: MemberKey, announcement: RecordId) -> usize {
+        let approves = |judge: &&SecretKey| {
+            let of = said.iter().filter_map(|record| Some((record.verdict()?, record.id())));
+            let of = of.filter(|(verdict, _)| (verdict.member, verdict.subject) == (judge.member(), subject));
+            let last = of.max_by(|(one, a), (other, b)| {
+                (one.sequence, !one.approves).cmp(&(other.sequence, !other.approves)).then_with(|| b.cmp(a))
+            });
+            last.is_some_and(|(verdict, _)| verdict.approves && verdict.announcement == announcement)
+        };
+        self.keys.iter().filter(approves).count()
     }
 
     fn fresh(&self, admitted: &[Admitted]) -> Accumulator {
@@ -189,7 +231,7 @@ impl<'a> World<'a> {
                 Output::Fetch { adapter, .. } => self.mail.push((peer, Mail::Blob(adapter))),
                 Output::Merge(set) => self.peers[peer].follow(self.ground, &set),
                 Output::Misled { by, .. } => panic!("peer {by} keeps the rules"),
-                Output::Verdict(_) | Output::CancelFetch(_) | Output::Notice(_) => {}
+                Output::Reception(_) | Output::CancelFetch(_) | Output::Notice(_) => {}
             }
         }
         assert_eq!(answers, usize::from(asker.is_some()), "a question has one answer");
@@ -330,12 +372,13 @@ fn play(ground: &Ground, seed: u64) -> [u64; 3] {
 
 #[test]
 fn any_history_ends_in_one_ledger_and_one_merged_hash() {
-    let ground = Ground::new();
+    // Every second history is of members who judge each other.
+    let grounds = [Ground::new(0), Ground::new(1)];
     // The same histories in every run, and one wave that was never run before.
     let new = dice::seed();
     let mut seen = [0; 3];
     for seed in (0..HISTORIES).chain((0..HISTORIES / 10).map(|index| new.wrapping_add(index))) {
-        let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| play(&ground, seed)));
+        let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| play(&grounds[(seed % 2) as usize], seed)));
         match played {
             Ok(had) => (0..3).for_each(|what| seen[what] += had[what]),
             Err(why) => {

@@ -56,7 +56,7 @@ pub fn export(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Exported> {
     let chosen: BTreeSet<(ContentHash, u64)> = ledger
-        .admitted()
+        .candidates()
         .filter(|entry| match selection {
             Selection::All => true,
             Selection::Of(member) => entry.member == member,

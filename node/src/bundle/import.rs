@@ -80,7 +80,8 @@ pub fn import(bundle: &Bundle, round: &Round, home: &RoundHome, mut progress: im
     let mut ledger = ledger_of(&store, round)?;
     let (records, named) = take_records(bundle, round, &store, &mut ledger)?;
     let admitted: Vec<Admitted> = ledger.admitted().collect();
-    let wanted = admitted.iter().map(|entry| (entry.adapter, entry.size)).collect();
+    // What does not count yet may come to, once members have judged it.
+    let wanted = ledger.candidates().map(|entry| (entry.adapter, entry.size)).collect();
     let mut adapters = take_adapters(bundle, &store, &wanted, &named, &mut progress)?;
     let merged = merge(round, &store, home, &ledger, &mut adapters)?;
     let mut missing = BTreeSet::new();

@@ -8,10 +8,12 @@ use clap::Args;
 use mingle_protocol::round::{MergeRule, Round, RoundFile};
 
 use super::source;
-
+use crate::bases::{self, Places};
+use crate::contribution::check_base;
 use crate::data::Template;
 use crate::driver::{self, Goal, Outcome, Peer, Work};
 use crate::home::Home;
+use crate::judge::Judge;
 use crate::network::web::{Identity, Web};
 use crate::network::{Multiaddr, ReachConfig, Role};
 
@@ -237,6 +239,8 @@ pub struct PeerArgs {
 pub struct OpenedPeer {
     pub round: Round,
     pub home: Home,
+    /// What it judges others' adapters by.
+    pub judge: Option<Judge>,
     file: RoundFile,
     network: NetworkArgs,
     output: OutputArgs,
@@ -248,14 +252,26 @@ impl PeerArgs {
         let mut network = self.network.clone();
         let file = source::read_signed(&self.round, &home, &network)?;
         network.peers = peers_of(&self.round, &file, &network)?;
-        Ok(OpenedPeer { round: file.round.clone(), home, file, network, output: self.output })
+        Ok(OpenedPeer { round: file.round.clone(), home, judge: None, file, network, output: self.output })
     }
 }
 
 impl OpenedPeer {
+    /// The round's base: in the directory that was given, or looked for by its name.
+    pub fn base(&self, given: Option<PathBuf>, round: &Path) -> Result<PathBuf> {
+        let digests = self.home.digests();
+        match given {
+            Some(base) => check_base(&base, &self.round, &digests).map(|()| base),
+            None => {
+                let beside = Some(round).filter(|round| !source::is_link(round));
+                Ok(bases::find(&self.round.manifest().base, &Places::of_process(beside), &digests)?)
+            }
+        }
+    }
+
     /// Runs until the goal is reached or the peer is stopped.
     pub fn run(self, work: Work, mut goal: Goal) -> Result<Outcome> {
-        let Self { round, home, file, network, output } = self;
+        let Self { round, home, judge, file, network, output } = self;
         let (key, created) = home.key_or_create()?;
         let mut console = crate::console::Console::new(output.json, output.quiet);
         if created && !output.json && !output.quiet {
@@ -264,7 +280,7 @@ impl OpenedPeer {
         home.round(round.id()).keep(&file)?;
         goal.offline = network.offline;
         let (listen, reach, bootstrap, mdns) = (network.listen(), network.reach()?, network.peers, network.mdns);
-        let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, reach, work, goal };
+        let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, reach, work, judge, goal };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
         runtime.block_on(driver::run(peer, |event| console.show(event)))

@@ -122,7 +122,7 @@ fn export(args: &ExportArgs) -> Result<ExitCode> {
         AdaptersArg::None => Selection::None,
         AdaptersArg::Own => {
             let member = home.key()?.member();
-            ensure!(ledger.admitted().any(|entry| entry.member == member), "member {member} has announced no adapter that counts");
+            ensure!(ledger.candidates().any(|entry| entry.member == member), "member {member} has announced no adapter that counts");
             Selection::Of(member)
         }
     };

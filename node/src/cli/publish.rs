@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::args::PeerArgs;
-use crate::contribution::from_directory;
+use super::judging::JudgingArgs;
+use crate::contribution::{TrainingPlan, from_directory};
 use crate::driver::{Goal, Work};
 
 const EXAMPLES: &str = "\
@@ -28,11 +29,20 @@ pub struct Args {
     examples: u64,
     #[command(flatten)]
     peer: PeerArgs,
+    /// Hugging Face directory of the round's base, for judging [default: looked for by its name]
+    #[arg(long, help_heading = "Verdicts", value_name = "DIR", requires = "judge_with")]
+    base: Option<PathBuf>,
+    #[command(flatten)]
+    judging: JudgingArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let peer = args.peer.open()?;
+    let mut peer = args.peer.open()?;
     let prepared = from_directory(&args.directory, &peer.round, &peer.home, args.examples)?;
+    if !args.judging.judge_with.is_empty() {
+        let plan = TrainingPlan::of_base(peer.base(args.base, &args.peer.round)?);
+        peer.judge = args.judging.judge(&peer.round, &plan)?;
+    }
     peer.run(Work::Publish(prepared), Goal::default())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -11,6 +11,7 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::Roster;
 use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Parent, Round, RoundFile, VERSION, WeightRule};
 use mingle_protocol::standing::Readers;
+use mingle_protocol::verdict::{JUDGED_MEMBERS_MAX, VerdictRule};
 
 use super::args::{HomeArgs, RuleArgs};
 use super::founding::{Founding, FoundingArgs};
@@ -92,9 +93,13 @@ pub struct NewArgs {
     /// Most examples that count for one member
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     weight_cap: u64,
-    /// Most members [default: 1000, or what the rule takes]
+    /// Most members [default: 1000, or what the rule takes; with --verdicts at most 256]
     #[arg(long, value_name = "N")]
     member_max: Option<u32>,
+    /// Members judge each other's adapters on data of their own, and one counts once K others approve it; with 0 verdicts are
+    /// only shown. Needs --member
+    #[arg(long, value_name = "K")]
+    verdicts: Option<u32>,
     #[command(flatten)]
     founding: FoundingArgs,
     /// The file to write
@@ -152,7 +157,8 @@ fn new(args: NewArgs) -> Result<ExitCode> {
         Some(WeightArg::Equal) => WeightRule::Equal,
     };
     // What a rule takes at most is the default where that is less.
-    let member_max = args.member_max.unwrap_or_else(|| rule.members_max().map_or(MEMBER_MAX, |max| max.min(MEMBER_MAX)));
+    let most = [Some(MEMBER_MAX), rule.members_max(), args.verdicts.map(|_| JUDGED_MEMBERS_MAX)];
+    let member_max = args.member_max.unwrap_or_else(|| most.into_iter().flatten().min().unwrap_or(MEMBER_MAX));
     if args.out.exists() {
         bail!("{} exists already; a round file is never overwritten", args.out.display());
     }
@@ -170,6 +176,7 @@ fn new(args: NewArgs) -> Result<ExitCode> {
         founders,
         readers,
         clip_millionths: args.rule.clip,
+        verdicts: args.verdicts.map(|approvals| VerdictRule { approvals }),
     };
     let mut file = RoundFile { peers, ..Round::new(manifest)?.into() };
     if let Some(signer) = signer {
@@ -303,6 +310,11 @@ pub(super) fn show(file: &RoundFile, json: bool) -> Result<ExitCode> {
             println!("roster   {} members", members.len());
             members.iter().for_each(|member| println!("         {member}"));
         }
+    }
+    match manifest.verdicts {
+        None => {}
+        Some(VerdictRule { approvals: 0 }) => println!("verdicts members judge each other's adapters; all count"),
+        Some(VerdictRule { approvals }) => println!("verdicts an adapter counts once {approvals} other members approve it"),
     }
     match &manifest.readers {
         None | Some(Readers::Open) => println!("readers  everybody"),

@@ -6,10 +6,8 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use super::args::PeerArgs;
-use super::source::is_link;
+use super::judging::JudgingArgs;
 use super::training::TrainingArgs;
-use crate::bases::{self, Places};
-use crate::contribution::check_base;
 use crate::driver::{Goal, Work};
 
 const EXAMPLES: &str = "\
@@ -20,6 +18,7 @@ Examples:
 
 Without --base, the base is looked for by its name beside the round file, in the current folder, in the folders of
 $MINGLE_BASES (as in PATH), and in the Hugging Face cache; only weights with the round's digest are taken.
+Where the round has verdicts, others' adapters are judged by --judge-with, else by what is held out of --data.
 Data is JSON lines: instruction/input/output, question/answer, messages, text, or for a classifier text/label (also .tsv).
 It runs until it is stopped (Ctrl-C); killed at any point, it goes on where it was.";
 
@@ -39,28 +38,29 @@ pub struct Args {
     peer: PeerArgs,
     #[command(flatten)]
     training: TrainingArgs,
+    #[command(flatten)]
+    judging: JudgingArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let peer = args.peer.open()?;
-    let work = match (args.base, args.data) {
-        (Some(_), data) if data.is_empty() => bail!("--base is for training, which needs --data"),
-        (None, data) if data.is_empty() => Work::Serve,
-        (base, data) => {
-            let digests = peer.home.digests();
-            // What is wrong with base or data is said now, not after joining.
-            let base = match base {
-                Some(base) => check_base(&base, &peer.round, &digests).map(|()| base)?,
-                None => bases::find(
-                    &peer.round.manifest().base,
-                    &Places::of_process(Some(&args.peer.round).filter(|round| !is_link(round)).map(PathBuf::as_path)),
-                    &digests,
-                )?,
-            };
-            let plan = args.training.plan(base, data, args.start_from);
-            for path in &plan.data {
-                crate::data::read_records(path)?;
-            }
+    let mut peer = args.peer.open()?;
+    if args.data.is_empty() && args.judging.judge_with.is_empty() {
+        if args.base.is_some() {
+            bail!("--base is for training, which needs --data, and for judging, which needs --judge-with");
+        }
+        peer.run(Work::Serve, Goal::default())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // What is wrong with base or data is said now, not after joining.
+    let base = peer.base(args.base, &args.peer.round)?;
+    let plan = args.training.plan(base, args.data, args.start_from);
+    for path in &plan.data {
+        crate::data::read_records(path)?;
+    }
+    peer.judge = args.judging.judge(&peer.round, &plan)?;
+    let work = match plan.data.is_empty() {
+        true => Work::Serve,
+        false => {
             let (round, home) = (peer.round.clone(), peer.home.clone());
             Work::Train(Box::new(move |desk| plan.prepare(&round, &home, desk)))
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::args::HomeArgs;
 use super::source::read_round;
-use crate::driver::{Phase, Status};
+use crate::driver::{Phase, SlotStatus, Status};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -92,6 +92,7 @@ fn show(status: &Status) {
         };
         let adapter = slot.adapter.map(|adapter| adapter.short()).unwrap_or_default();
         println!("           {}  adapter {adapter:8}  weight {:6}  {note}", slot.member.short(), slot.weight);
+        show_verdicts(slot);
     }
     show_transfers(status);
     if !status.rule.is_empty() {
@@ -110,6 +111,25 @@ fn show(status: &Status) {
     for fault in &status.faults {
         let [one, other] = fault.members.map(|member| member.short());
         println!("FAULT      members {one} and {other} signed different merges of set {}; see evidence/", fault.set_root.short());
+    }
+}
+
+/// What other members say of an adapter.
+fn show_verdicts(slot: &SlotStatus) {
+    if slot.adapter.is_some() && slot.approvals_needed > 0 {
+        println!("             {} of {} approvals", slot.approvals(), slot.approvals_needed);
+    }
+    for verdict in &slot.verdicts {
+        let number = |loss: Option<f64>| loss.map_or_else(|| "none".to_owned(), |loss| format!("{loss:.4}"));
+        let does = if verdict.approves { "yes" } else { "no" };
+        println!(
+            "             {} says {does:3}  loss {} with it, merged {}, base {:.4}, {} examples",
+            verdict.judge.short(),
+            number(verdict.with_loss),
+            number(verdict.merged_loss),
+            verdict.base_loss,
+            verdict.examples
+        );
     }
 }
 

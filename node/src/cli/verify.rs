@@ -71,7 +71,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let verified = !matches!(recomputed, Recomputed::Different { .. });
     if args.json {
         let mut found = json!({ "verified": verified, "recomputed": recomputation, "round": receipt.round, "adapters": receipt.admitted.len(),
-            "vouching": checked.vouching, "weight": receipt.weight(), "set_root": receipt.set_root, "merged_hash": receipt.merged });
+            "approvals": checked.round.manifest().verdicts.map(|rule| rule.approvals), "vouching": checked.vouching, "weight": receipt.weight(), "set_root": receipt.set_root, "merged_hash": receipt.merged });
         if let Some(slice) = &checked.slice {
             found["layers"] = json!(slice.layers());
         }
@@ -163,6 +163,9 @@ fn tell(checked: &CheckedProof, recomputed: &Recomputed) {
         "Each of them was announced by its member: every signature is valid, and each member in the roster, where the round has one, \
          or admitted by founders whose signatures are here."
     );
+    if let Some(rule) = manifest.verdicts.filter(|rule| rule.approvals > 0) {
+        println!("Each was approved by at least {} other members, whose signed verdicts are here.", rule.approvals);
+    }
     match &checked.slice {
         None => {
             println!("The set root {} follows from that set, and the file here has the merged hash {}.", receipt.set_root, receipt.merged)

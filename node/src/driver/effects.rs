@@ -7,7 +7,8 @@ use std::sync::Arc;
 use anyhow::Result;
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
-use mingle_protocol::machine::{Input, Millis, Notice, Output, Verdict};
+use mingle_protocol::ledger::{Admitted, Ledger};
+use mingle_protocol::machine::{Input, Millis, Notice, Output, Reception};
 use mingle_protocol::record::{RecordId, SignedRecord};
 
 use super::heads::AdapterHead;
@@ -15,18 +16,33 @@ use super::{Driver, Event, LinkStatus, MergedStatus, Status, averaging, belongin
 use crate::network::{self, HeadCheck, NetworkHandle, PeerId};
 use crate::rule;
 
-/// What a verdict or an answer is for.
+/// What a reception or an answer is for.
 pub(super) enum Origin {
     Gossip { message: network::MessageId, from: PeerId },
     Question(network::SyncToken),
 }
 
-fn verdict_of(verdict: Verdict) -> network::Verdict {
-    match verdict {
-        Verdict::Accept => network::Verdict::Accept,
-        Verdict::Reject => network::Verdict::Reject,
-        Verdict::Ignore => network::Verdict::Ignore,
+fn verdict_of(reception: Reception) -> network::Verdict {
+    match reception {
+        Reception::Accept => network::Verdict::Accept,
+        Reception::Reject => network::Verdict::Reject,
+        Reception::Ignore => network::Verdict::Ignore,
     }
+}
+
+/// The records that admit this set: its announcements, the verdicts that count on them, and what makes their authors members.
+fn admitting(ledger: &Ledger, set: &[Admitted]) -> Vec<SignedRecord> {
+    let mut ids: BTreeSet<RecordId> = set.iter().map(|entry| entry.record).collect();
+    let mut members: BTreeSet<MemberKey> = set.iter().map(|entry| entry.member).collect();
+    for verdict in set.iter().flat_map(|entry| ledger.verdicts(entry)) {
+        ids.insert(verdict.id());
+        members.insert(verdict.record().author());
+    }
+    let admits = |record: &&SignedRecord| match record.standing() {
+        Some(change) => members.contains(&change.subject),
+        None => ids.contains(&record.id()),
+    };
+    ledger.records().filter(admits).cloned().collect()
 }
 
 impl<F: FnMut(&Event)> Driver<F> {
@@ -34,7 +50,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         self.handle_from(input, None)
     }
 
-    /// `origin` is what a verdict or an answer is for.
+    /// `origin` is what a reception or an answer is for.
     pub(super) fn handle_from(&mut self, input: Input<PeerId>, origin: Option<Origin>) -> Result<()> {
         let mut outputs = Vec::new();
         let now = Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
@@ -59,9 +75,9 @@ impl<F: FnMut(&Event)> Driver<F> {
         match output {
             Output::Keep(record) => self.unsaved.push(record),
             Output::Forget(id) => self.forgotten.push(id.0.0),
-            Output::Verdict(verdict) => {
+            Output::Reception(reception) => {
                 if let Some(Origin::Gossip { message, from }) = origin {
-                    self.send(|network| network.report(message.clone(), *from, verdict_of(verdict)));
+                    self.send(|network| network.report(message.clone(), *from, verdict_of(reception)));
                 }
             }
             Output::Gossip(bytes) => _ = self.send(|network| network.publish(bytes)),
@@ -72,7 +88,7 @@ impl<F: FnMut(&Event)> Driver<F> {
                 }
             }
             Output::Fetch { adapter, size } => {
-                let announcers = self.machine.ledger().admitted().filter(|entry| (entry.adapter, entry.size) == (adapter, size));
+                let announcers = self.machine.ledger().candidates().filter(|entry| (entry.adapter, entry.size) == (adapter, size));
                 let vouched = self.machine.vouched().filter(|vouched| vouched.merged == adapter);
                 let vouching = vouched.iter().flat_map(|vouched| &vouched.attestations).map(|signed| signed.attestation().member);
                 let announcers: Vec<MemberKey> = announcers.map(|entry| entry.member).collect();
@@ -95,13 +111,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             Output::Misled { by, times } => _ = self.send(|network| network.misled(by, times)),
             Output::Merge(_) if self.role == super::work::SEED => {}
             Output::Merge(set) => {
-                let admitting: BTreeSet<RecordId> = set.iter().map(|entry| entry.record).collect();
-                let members: BTreeSet<MemberKey> = set.iter().map(|entry| entry.member).collect();
-                let admits = |record: &&SignedRecord| match record.standing() {
-                    Some(change) => members.contains(&change.subject),
-                    None => admitting.contains(&record.id()),
-                };
-                let records = self.machine.ledger().records().filter(admits).cloned().collect();
+                let records = admitting(self.machine.ledger(), &set);
                 self.orders.send_replace(averaging::Order { set, records });
             }
             Output::Notice(notice) => {
@@ -116,8 +126,8 @@ impl<F: FnMut(&Event)> Driver<F> {
     }
 
     fn remember_refusals(&self) -> Result<()> {
-        let admitted: BTreeSet<ContentHash> = self.machine.ledger().admitted().map(|entry| entry.adapter).collect();
-        let refused = self.machine.refused().iter().filter(|(adapter, _)| admitted.contains(adapter));
+        let candidates: BTreeSet<ContentHash> = self.machine.ledger().candidates().map(|entry| entry.adapter).collect();
+        let refused = self.machine.refused().iter().filter(|(adapter, _)| candidates.contains(adapter));
         tokio::task::block_in_place(|| refusals::remember(&self.store, refused))
     }
 
@@ -155,7 +165,9 @@ impl<F: FnMut(&Event)> Driver<F> {
             // Its own record is told of when it is made.
             Notice::Recorded(record) if Some(record.id()) == self.said => return,
             Notice::Recorded(record) | Notice::Conflict(record)
-                if self.said.is_some() && record.record().author() == self.key.member() && record.standing().is_none() =>
+                if self.said.is_some()
+                    && record.record().author() == self.key.member()
+                    && !(record.standing().is_some() || record.verdict().is_some()) =>
             {
                 let sequence = record.record().sequence();
                 let why =

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mingle_protocol::adapter::Layers;
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
-use mingle_protocol::record::{Record, SignedRecord};
+use mingle_protocol::record::{Record, RecordId, SignedRecord};
 use mingle_protocol::standing::Standing;
 use serde::Serialize;
 
@@ -110,6 +110,18 @@ pub enum Event {
         sequence: u64,
         approved_by: Vec<MemberKey>,
     },
+    /// What a member found when it tried another's adapter: its held-out losses, in nats a token.
+    Verdict {
+        judge: MemberKey,
+        member: MemberKey,
+        announcement: RecordId,
+        approves: bool,
+        base_loss: f64,
+        merged_loss: Option<f64>,
+        /// Absent where it is no number.
+        with_loss: Option<f64>,
+        examples: u64,
+    },
     Conflict {
         member: MemberKey,
         sequence: u64,
@@ -185,6 +197,18 @@ impl Event {
             let approved_by = change.approvals.iter().map(|approval| approval.founder).collect();
             return Self::Standing { member: change.subject, becomes: change.becomes, sequence: change.sequence, approved_by };
         }
+        if let Some(said) = record.verdict() {
+            return Self::Verdict {
+                judge: said.member,
+                member: said.subject,
+                announcement: said.announcement,
+                approves: said.approves,
+                base_loss: nats(said.losses.base_micronats),
+                merged_loss: said.losses.merged_micronats.map(nats),
+                with_loss: said.losses.with_micronats.map(nats),
+                examples: said.examples,
+            };
+        }
         let said = record.announcement();
         Self::Heard {
             member: record.record().member(),
@@ -194,6 +218,11 @@ impl Event {
             withdrawn: matches!(record.record(), Record::Withdrawal(_)),
         }
     }
+}
+
+/// As the protocol writes losses, to nats.
+pub(super) fn nats(micronats: u64) -> f64 {
+    micronats as f64 / 1e6
 }
 
 impl fmt::Display for Event {
@@ -241,6 +270,16 @@ impl fmt::Display for Event {
             Self::Standing { member, becomes, approved_by, .. } => {
                 let by: Vec<String> = approved_by.iter().map(MemberKey::short).collect();
                 write!(f, "{} is {} from now on, say founders {}", member.short(), becomes.name(), by.join(", "))
+            }
+            Self::Verdict { judge, member, approves, base_loss, merged_loss, with_loss, examples, .. } => {
+                let does = if *approves { "approves" } else { "does not approve" };
+                let (judge, member) = (judge.short(), member.short());
+                let merged = merged_loss.map(|loss| format!(", {loss:.4} merged")).unwrap_or_default();
+                let with = with_loss.map_or_else(|| "no number".to_owned(), |loss| format!("{loss:.4}"));
+                write!(
+                    f,
+                    "member {judge} {does} the adapter of {member}: held-out loss {with} with it, {base_loss:.4} without any{merged} ({examples} examples)"
+                )
             }
             Self::Conflict { member, sequence } => {
                 write!(f, "member {} signed two records at sequence {sequence}: its slot counts for nothing", member.short())

@@ -106,6 +106,11 @@ impl<F: FnMut(&Event)> Driver<F> {
             }
             Job::Averaged(report) => self.averaged(report),
             Job::Served(stored) => self.served(stored),
+            Job::Tried(candidate, tried) => self.tried(&candidate, tried),
+            Job::Unable(why) => {
+                self.unable_to_judge(&why);
+                Ok(())
+            }
         }
     }
 
@@ -126,6 +131,14 @@ impl<F: FnMut(&Event)> Driver<F> {
         }
         self.merged = merged;
         self.vouching.changed();
+        self.unusable(unusable)?;
+        self.collect_garbage()?;
+        self.write_status();
+        Ok(())
+    }
+
+    /// Adapters that could not be merged are not merged again, or fetched again.
+    pub(super) fn unusable(&mut self, unusable: Vec<Unusable>) -> Result<()> {
         for unusable in unusable {
             match unusable {
                 Unusable::Refused { adapter, why } => {
@@ -136,8 +149,6 @@ impl<F: FnMut(&Event)> Driver<F> {
                 Unusable::Lost { adapter } => self.lost(adapter)?,
             }
         }
-        self.collect_garbage()?;
-        self.write_status();
         Ok(())
     }
 
@@ -158,7 +169,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         Ok(())
     }
 
-    /// Drops blobs, whole or in part, that are neither admitted nor, until the merger has taken them out, in the merged
+    /// Drops blobs, whole or in part, that are neither candidates nor, until the merger has taken them out, in the merged
     /// adapter. One's own stays even while it does not count: who is admitted again may be the only one to have it.
     pub(super) fn collect_garbage(&mut self) -> Result<()> {
         let in_merge = self.merged.iter().flat_map(|(receipt, _)| &receipt.admitted).map(|entry| entry.adapter);
@@ -167,8 +178,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             Some(SlotState::Adapter(said)) => Some(said.adapter),
             _ => None,
         };
-        let admitted = self.machine.ledger().admitted().map(|entry| entry.adapter);
-        let needed: BTreeSet<ContentHash> = admitted.chain(in_merge).chain(served).chain(own).collect();
+        let candidates = self.machine.ledger().candidates().map(|entry| entry.adapter);
+        let needed: BTreeSet<ContentHash> = candidates.chain(in_merge).chain(served).chain(own).collect();
         let whole = self.store.blobs()?.into_iter().map(|(adapter, _)| adapter);
         for adapter in whole.chain(self.store.partials()?).filter(|adapter| !needed.contains(adapter)) {
             self.store.remove_blob(adapter)?;

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
-use mingle_protocol::ledger::{Ledger, SlotState};
+use mingle_protocol::ledger::{Admitted, Ledger, SlotState};
 use mingle_protocol::receipt::Receipt;
+use mingle_protocol::record::SignedRecord;
 use mingle_protocol::standing::{Standing, StandingChange};
+use mingle_protocol::verdict::Verdict;
 use serde::{Deserialize, Serialize};
 
-use super::event::TrainingStatus;
+use super::event::{TrainingStatus, nats};
 use super::transfers::{TransferStatus, UploadStatus};
 use super::vouching::FaultStatus;
 use crate::files;
@@ -171,6 +173,43 @@ pub struct SlotStatus {
     /// Whether it is in the merged adapter.
     pub merged: bool,
     pub refused: Option<String>,
+    /// Approvals that the adapter needs before it counts, where the round asks for any.
+    #[serde(default)]
+    pub approvals_needed: usize,
+    /// What members say of it whose word counts.
+    #[serde(default)]
+    pub verdicts: Vec<VerdictStatus>,
+}
+
+impl SlotStatus {
+    pub fn approvals(&self) -> usize {
+        self.verdicts.iter().filter(|verdict| verdict.approves).count()
+    }
+}
+
+/// One member's verdict, with its held-out losses in nats a token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerdictStatus {
+    pub judge: MemberKey,
+    pub approves: bool,
+    pub base_loss: f64,
+    pub merged_loss: Option<f64>,
+    /// Absent where it is no number.
+    pub with_loss: Option<f64>,
+    pub examples: u64,
+}
+
+impl From<&Verdict> for VerdictStatus {
+    fn from(said: &Verdict) -> Self {
+        Self {
+            judge: said.member,
+            approves: said.approves,
+            base_loss: nats(said.losses.base_micronats),
+            merged_loss: said.losses.merged_micronats.map(nats),
+            with_loss: said.losses.with_micronats.map(nats),
+            examples: said.examples,
+        }
+    }
 }
 
 /// A change of who belongs.
@@ -236,6 +275,8 @@ pub fn slots(
     have: &BTreeMap<ContentHash, u64>,
     refused: &BTreeMap<ContentHash, String>,
 ) -> Vec<SlotStatus> {
+    let candidates: BTreeMap<MemberKey, Admitted> = ledger.candidates().map(|entry| (entry.member, entry)).collect();
+    let verdicts = |entry| ledger.verdicts(entry).filter_map(SignedRecord::verdict).map(Into::into).collect();
     let row = |(member, state): (MemberKey, SlotState<'_>)| {
         let vacant = SlotStatus {
             member,
@@ -248,6 +289,8 @@ pub fn slots(
             have: 0,
             merged: false,
             refused: None,
+            approvals_needed: ledger.approvals_needed(),
+            verdicts: Vec::new(),
         };
         let counts = |slot: SlotStatus| match ledger.standing(&member) {
             None | Some(Standing::Member) => slot,
@@ -265,6 +308,7 @@ pub fn slots(
                 have: have.get(&said.adapter).copied().unwrap_or(0),
                 merged: merged.is_some_and(|receipt| receipt.admitted.iter().any(|e| e.member == member && e.adapter == said.adapter)),
                 refused: refused.get(&said.adapter).cloned(),
+                verdicts: candidates.get(&member).map(|entry| verdicts(entry)).unwrap_or_default(),
                 ..vacant
             },
         })

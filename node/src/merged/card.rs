@@ -47,7 +47,7 @@ pub(crate) fn facts(round: &Round, proof: &Proof) -> String {
 /// What members of the set promise their examples, in the receipt's order.
 fn promises(round: &Round, proof: &Proof) -> Vec<(MemberKey, Privacy)> {
     let promise = |text: &String| {
-        let record = UnverifiedRecord(&decode_hex(text).ok()?).verify(round).ok()?;
+        let record = UnverifiedRecord(&decode_hex(text)?).verify(round).ok()?;
         let said = record.announcement()?;
         Some((said.member, said.privacy?))
     };

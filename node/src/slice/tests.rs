@@ -28,6 +28,7 @@ fn round(kind: AdapterKind) -> Round {
         founders: None,
         readers: None,
         clip_millionths: None,
+        verdicts: None,
     })
     .unwrap()
 }

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod roster;
+mod verdicts;
 
 use super::*;
 use crate::record::tests::{announce, round, withdraw};

@@ -180,10 +180,10 @@ impl<P: Clone + Ord> Machine<P> {
         self.wants.values_mut().for_each(|want| want.prompted(now));
     }
 
-    /// What is admitted and neither stored nor found unfit, with the sizes that were announced.
-    pub(super) fn missing(&self, admitted: &[Admitted]) -> Missing {
+    /// What is a candidate and neither stored nor found unfit, with the sizes that were announced.
+    pub(super) fn missing(&self, candidates: impl Iterator<Item = Admitted>) -> Missing {
         let mut missing = Missing::new();
-        for entry in admitted {
+        for entry in candidates {
             if !self.stored.contains_key(&entry.adapter) && !self.refused.contains_key(&entry.adapter) {
                 missing.entry(entry.adapter).or_default().insert(entry.size);
             }

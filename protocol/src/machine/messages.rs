@@ -10,7 +10,7 @@ use crate::record::{RecordError, RecordId, SignedRecord};
 pub enum Input<P> {
     Connected(P),
     Disconnected(P),
-    /// A record by gossip. The first output is its [`Output::Verdict`], except for what must be durable before.
+    /// A record by gossip. The first output is its [`Output::Reception`], except for what must be durable before.
     Gossip {
         bytes: Vec<u8>,
     },
@@ -53,7 +53,7 @@ pub enum Input<P> {
 
 /// What gossip should do with the message just handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Reception {
     /// New and right: pass it on.
     Accept,
     /// The sender's own fault: drop it and think less of the sender.
@@ -68,7 +68,7 @@ pub enum Output<P> {
     /// Make the record durable before the next output.
     Keep(SignedRecord),
     Forget(RecordId),
-    Verdict(Verdict),
+    Reception(Reception),
     Gossip(Vec<u8>),
     Request {
         to: P,

@@ -288,7 +288,7 @@ impl<P: Clone + Ord> Machine<P> {
         }
         misled(from, broken, out);
         // Who belongs first. Then the highest sequence: what it supersedes is stale by then and costs neither disk nor gossip.
-        verified.sort_by_key(|record| (record.standing().is_none(), std::cmp::Reverse(record.record().sequence())));
+        verified.sort_by_key(|record| (record.record().rank(), std::cmp::Reverse(record.record().sequence())));
         for record in verified {
             let bytes = record.bytes().to_vec();
             if self.admit(record, now, out) {

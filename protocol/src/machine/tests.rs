@@ -51,14 +51,14 @@ fn a_record_is_kept_before_it_is_passed_on_then_fetched_and_merged() {
         [
             Output::Keep(record.clone()),
             Output::Notice(Notice::Recorded(record.clone())),
-            Output::Verdict(Verdict::Accept),
+            Output::Reception(Reception::Accept),
             Output::Fetch { adapter, size: 900 },
         ]
     );
     assert!(!machine.is_complete());
     assert_eq!(merges(&stored(&mut machine, &record)), [1]);
     assert!(machine.is_complete());
-    assert_eq!(gossip(&mut machine, &record), [Output::Verdict(Verdict::Ignore)]);
+    assert_eq!(gossip(&mut machine, &record), [Output::Reception(Reception::Ignore)]);
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn bad_records_change_nothing_and_are_rejected() {
     let mut bytes = announce(1, 1, b"a").bytes().to_vec();
     bytes[0] ^= 1;
     let outputs = handle(&mut machine, Input::Gossip { bytes }, 0);
-    assert_eq!(outputs.last(), Some(&Output::Verdict(Verdict::Reject)));
+    assert_eq!(outputs.last(), Some(&Output::Reception(Reception::Reject)));
     assert_eq!(machine.ledger().record_count(), 0);
 }
 
@@ -84,7 +84,7 @@ fn withdrawal_supersession_and_conflict_move_the_merge_set() {
     let again = announce(1, 3, b"a");
     assert_eq!(merges(&gossip(&mut machine, &again)), [2], "its blob is still stored");
     assert_eq!(merges(&gossip(&mut machine, &announce(2, 1, b"c"))), [1], "a conflict counts for nothing");
-    assert_eq!(gossip(&mut machine, &one), [Output::Verdict(Verdict::Ignore)], "an older sequence changes nothing");
+    assert_eq!(gossip(&mut machine, &one), [Output::Reception(Reception::Ignore)], "an older sequence changes nothing");
 }
 
 #[test]
@@ -315,7 +315,7 @@ fn who_belongs_is_taken_first_from_a_batch_and_a_stranger_is_not_blamed() {
     let (said, admits) = (announce(7, 1, b"a"), change(7, 1, Standing::Member, &[11, 12]));
     let outputs = gossip(&mut machine, &said);
     let member = key(7).member();
-    let expected = [Output::Notice(Notice::RecordRefused(RecordError::NotInRoster { member })), Output::Verdict(Verdict::Ignore)];
+    let expected = [Output::Notice(Notice::RecordRefused(RecordError::NotInRoster { member })), Output::Reception(Reception::Ignore)];
     assert_eq!(outputs, expected, "the change that admits it may be on its way");
     let records = [&said, &admits].map(|record| sync::RawRecord(record.bytes().to_vec())).to_vec();
     answer(&mut machine, 1, sync::Answer::Records(records), 0);

@@ -47,6 +47,9 @@ pub(super) fn identity(manifest: &Manifest) -> ContentHash {
     if let Some(millionths) = manifest.clip_millionths {
         hasher.string("clip").u64(millionths);
     }
+    if let Some(rule) = &manifest.verdicts {
+        hasher.string("verdicts").u64(u64::from(rule.approvals));
+    }
     hasher.finish()
 }
 

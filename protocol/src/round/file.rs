@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{AdapterKind, BaseModel, MANIFEST_BYTES_MAX, Manifest, MergeRule, Parent, Round, RoundError, WeightRule};
 use crate::identity::{MemberKey, Roster, SecretKey, Signature};
 use crate::standing::{FOUNDERS_MAX, Founders, Readers};
+use crate::verdict::VerdictRule;
 
 /// Most addresses a round file may carry, and the longest of them.
 pub const PEERS_MAX: usize = 16;
@@ -45,6 +46,7 @@ struct Written {
     readers: Option<Readers>,
     #[serde(default)]
     clip_millionths: Option<u64>,
+    verdicts: Option<VerdictRule>,
     #[serde(default)]
     signatures: BTreeMap<MemberKey, Signature>,
     #[serde(default)]
@@ -78,8 +80,9 @@ impl RoundFile {
         }
         let written: Written = serde_json::from_slice(text).map_err(|error| RoundError::Syntax(error.to_string()))?;
         let Written { version, name, base, kind, rule, weight, member_max, roster, parent, founders, readers, .. } = written;
-        let Written { clip_millionths, signatures, peers, .. } = written;
-        let manifest = Manifest { version, name, base, kind, rule, weight, member_max, roster, parent, founders, readers, clip_millionths };
+        let Written { clip_millionths, verdicts, signatures, peers, .. } = written;
+        let manifest =
+            Manifest { version, name, base, kind, rule, weight, member_max, roster, parent, founders, readers, clip_millionths, verdicts };
         let file = Self { round: Round::new(manifest)?, signatures, peers };
         file.check()?;
         Ok(file)

@@ -33,6 +33,7 @@ pub(crate) fn manifest() -> Manifest {
         founders: None,
         readers: None,
         clip_millionths: None,
+        verdicts: None,
     }
 }
 
@@ -53,7 +54,7 @@ fn a_round_file_comes_back_with_the_same_identity() {
 
 #[test]
 fn every_field_is_part_of_the_identity() {
-    let changes: [fn(&mut Manifest); 44] = [
+    let changes: [fn(&mut Manifest); 46] = [
         |m| m.name.push('x'),
         |m| m.base.name.push('x'),
         |m| m.base.digest = ContentHash::of(b"other"),
@@ -98,6 +99,8 @@ fn every_field_is_part_of_the_identity() {
         |m| by(m, MergeRule::MultiKrum { faulty: 2 }),
         |m| (by(m, MergeRule::MultiKrum { faulty: 2 }), m.clip_millionths = Some(2)).1,
         |m| (by(m, MergeRule::MultiKrum { faulty: 2 }), m.readers = Some(Readers::Open)).1,
+        |m| (m.roster, m.verdicts) = (Roster::Members(keys([1, 2])), Some(VerdictRule { approvals: 0 })),
+        |m| (m.roster, m.verdicts) = (Roster::Members(keys([1, 2])), Some(VerdictRule { approvals: 1 })),
     ];
     let mut ids = BTreeSet::from([Round::new(manifest()).unwrap().id()]);
     for change in changes {

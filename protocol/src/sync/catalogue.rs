@@ -9,27 +9,24 @@ use super::messages::{FRAME_BYTES, IDS_MAX};
 use super::{Answer, RangeMessage, ShortId, ShortIds, SyncError, short};
 use crate::hash::ContentHash;
 use crate::ledger::Ledger;
-use crate::record::{RecordId, SignedRecord};
+use crate::record::RecordId;
 
 /// A ledger's records by name.
 pub struct Catalogue {
     fingerprint: ContentHash,
     /// In ascending order.
     ids: Vec<RecordId>,
-    /// In the ledger's order: changes of standing first, because what they admit is refused before them.
-    order: Vec<RecordId>,
-    /// How many changes of standing there are.
-    standings: usize,
+    /// In the ledger's order, with the records' ranks: what others need comes first.
+    order: Vec<(u8, RecordId)>,
     ranges: OnceLock<NegentropyStorageVector>,
 }
 
 impl Catalogue {
     pub fn of(ledger: &Ledger) -> Self {
-        let order: Vec<RecordId> = ledger.records().map(SignedRecord::id).collect();
-        let mut ids = order.clone();
+        let order: Vec<(u8, RecordId)> = ledger.records().map(|record| (record.record().rank(), record.id())).collect();
+        let mut ids: Vec<RecordId> = order.iter().map(|(_, id)| *id).collect();
         ids.sort_unstable();
-        let standings = ledger.standing_records().count();
-        Self { fingerprint: ledger.fingerprint(), ids, order, standings, ranges: OnceLock::new() }
+        Self { fingerprint: ledger.fingerprint(), ids, order, ranges: OnceLock::new() }
     }
 
     pub fn count(&self) -> u64 {
@@ -45,7 +42,7 @@ impl Catalogue {
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = ShortId> + '_ {
-        self.order.iter().map(|id| short(*id))
+        self.order.iter().map(|(_, id)| short(*id))
     }
 
     /// The answer to a comparison.
@@ -83,17 +80,16 @@ impl Catalogue {
     }
 
     fn negentropy(&self) -> Result<Negentropy<'_, NegentropyStorageVector>, SyncError> {
-        Negentropy::borrowed(self.ranges.get_or_init(|| storage(&self.order, self.standings)), FRAME_BYTES as u64)
-            .map_err(|error| refused(&error))
+        Negentropy::borrowed(self.ranges.get_or_init(|| storage(&self.order)), FRAME_BYTES as u64).map_err(|error| refused(&error))
     }
 }
 
-/// The library orders by time. All that peers agree on is that changes of standing (time 0) go before the rest (time 1).
-fn storage(order: &[RecordId], standings: usize) -> NegentropyStorageVector {
+/// The library orders by time. All that peers agree on is the order of the ranks.
+fn storage(order: &[(u8, RecordId)]) -> NegentropyStorageVector {
     let mut storage = NegentropyStorageVector::with_capacity(order.len());
     // Neither fails on a storage that was not sealed before.
-    for (index, id) in order.iter().enumerate() {
-        let _ = storage.insert(u64::from(index >= standings), Id::from_byte_array(id.0.0));
+    for (rank, id) in order {
+        let _ = storage.insert(u64::from(*rank), Id::from_byte_array(id.0.0));
     }
     let _ = storage.seal();
     storage

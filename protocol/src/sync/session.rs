@@ -7,11 +7,12 @@ use crate::ledger::Ledger;
 use crate::record::RecordId;
 use crate::round::{MEMBERS_MAX, RoundId};
 use crate::standing::STANDINGS_MAX;
+use crate::verdict::VERDICTS_MAX;
 
 /// Two ledgers with nothing in common and as large as they can be take fewer.
 const QUESTIONS_MAX: u32 = 2_048;
-/// Two records for every slot a round can have, and every change of standing.
-const RECORDS_MAX: usize = (MEMBERS_MAX as usize + STANDINGS_MAX) * 2 + STANDINGS_MAX;
+/// Two records for every slot a round can have, every change of standing, and every verdict.
+const RECORDS_MAX: usize = (MEMBERS_MAX as usize + STANDINGS_MAX) * 2 + STANDINGS_MAX + VERDICTS_MAX;
 
 /// One reconciliation with one neighbour.
 #[derive(Default)]

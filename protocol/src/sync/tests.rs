@@ -242,3 +242,21 @@ proptest! {
         let _ = Response::from_bytes(&bytes);
     }
 }
+
+#[test]
+fn verdicts_travel_and_are_named_after_all_else() {
+    use crate::standing::Standing;
+    use crate::verdict::tests::{announce, change, judge, judged};
+    let round = judged(1);
+    let admits: Vec<_> = (21..25).map(|number| change(&round, number, 1, Standing::Member)).collect();
+    let said: Vec<_> = (21..25).map(|number| announce(&round, number, 1, &[number])).collect();
+    let verdicts: Vec<_> = said.iter().flat_map(|said| [1, 2, 3].map(|by| judge(&round, by, said, 1, true))).collect();
+    let whole = ledger(&round, [admits.clone(), said, verdicts.clone()].concat());
+    let (mut ours, mut theirs) = (ledger(&round, admits.iter().cloned().chain(verdicts[..7].iter().cloned())), whole.clone());
+    assert_eq!(reconcile(&round, &mut ours, &mut theirs).records, 4 + 5);
+    assert_eq!((&ours, &theirs), (&whole, &whole));
+    // A peer with nothing is told the names in the order in which the records are of use.
+    let Answer::Ids(names) = Catalogue::of(&whole).compare(0, ContentHash::of(b"nothing")) else { panic!("no list") };
+    let rank = |name: &ShortId| whole.records().find(|record| short(record.id()) == *name).unwrap().record().rank();
+    assert_eq!(names.iter().map(|name| rank(&name)).collect::<Vec<_>>(), [vec![0; 4], vec![1; 4], vec![2; 12]].concat());
+}

@@ -112,6 +112,7 @@ impl World {
             Record::Announcement(_) => "announces",
             Record::Withdrawal(_) => "withdraws",
             Record::Standing(_) => "tells who belongs",
+            Record::Verdict(_) => "judges",
         };
         self.note(at, what, record.record().sequence());
         self.last_word = self.agenda.now();

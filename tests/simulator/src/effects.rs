@@ -1,6 +1,6 @@
 //! What the machine asks for, carried out.
 
-use mingle_protocol::machine::{Notice, Output, Verdict};
+use mingle_protocol::machine::{Notice, Output, Reception};
 
 use crate::Name;
 use crate::peer::Origin;
@@ -15,7 +15,7 @@ impl World {
                 self.peers[at].driver.unsaved.push(record);
             }
             Output::Forget(id) => self.peers[at].driver.forgotten.push(id),
-            Output::Verdict(verdict) => {
+            Output::Reception(verdict) => {
                 if let Some(Origin::Gossip { from, message, bytes }) = origin {
                     self.judged(at, from, message, bytes, verdict);
                 }
@@ -77,19 +77,19 @@ impl World {
     }
 
     /// What gossip does with a message once the machine has judged it.
-    fn judged(&mut self, at: Name, from: Name, message: u64, bytes: crate::ground::Bytes, verdict: Verdict) {
+    fn judged(&mut self, at: Name, from: Name, message: u64, bytes: crate::ground::Bytes, verdict: Reception) {
         match verdict {
-            Verdict::Accept => {
+            Reception::Accept => {
                 self.let_out(at, &bytes);
                 self.forward(at, from, message, bytes);
             }
-            Verdict::Reject => {
+            Reception::Reject => {
                 *self.peers[at].invalid.entry(from).or_default() += 1;
                 if !self.peers[from].hostile {
                     self.fail(format!("peer {at} blames peer {from}, which keeps the rules, for an invalid record"));
                 }
             }
-            Verdict::Ignore => {}
+            Reception::Ignore => {}
         }
     }
 

@@ -79,6 +79,7 @@ impl Ground {
                 .then(|| Founders { keys: founders.iter().map(SecretKey::member).collect(), threshold: FOUNDERS as u32 - 1 }),
             readers: None,
             clip_millionths: None,
+            verdicts: None,
         })
         .expect("a round within its bounds");
         let files: Vec<File> = (0..2 * setting.speakers() + 4).map(|_| file(&round, dice)).collect();

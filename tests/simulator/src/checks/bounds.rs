@@ -28,7 +28,7 @@ impl Bounds {
             return Err(format!("one input made peer {at} do {} things at once", outputs.len()));
         }
         let count = |kind: fn(&Output<Name>) -> bool| outputs.iter().filter(|output| kind(output)).count();
-        let verdicts = count(|output| matches!(output, Output::Verdict(_)));
+        let verdicts = count(|output| matches!(output, Output::Reception(_)));
         if verdicts != usize::from(gossiped) {
             return Err(format!("peer {at} judges one message {verdicts} times"));
         }
