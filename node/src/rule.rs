@@ -46,7 +46,7 @@ fn decimal(millionths: u64) -> String {
 pub fn millionths(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no number with at most six places, such as 2.5");
     let (whole, places) = text.split_once('.').unwrap_or((text, ""));
-    if places.len() > 6 || !format!("{whole}{places}").bytes().all(|byte| byte.is_ascii_digit()) {
+    if whole.len() + places.len() == 0 || places.len() > 6 || !format!("{whole}{places}").bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(wrong());
     }
     format!("{whole}{places:0<6}").parse().map_err(|_| wrong())

@@ -308,7 +308,7 @@ pub fn slots(
                 have: have.get(&said.adapter).copied().unwrap_or(0),
                 merged: merged.is_some_and(|receipt| receipt.admitted.iter().any(|e| e.member == member && e.adapter == said.adapter)),
                 refused: refused.get(&said.adapter).cloned(),
-                verdicts: candidates.get(&member).map(|entry| verdicts(entry)).unwrap_or_default(),
+                verdicts: candidates.get(&member).map(&verdicts).unwrap_or_default(),
                 ..vacant
             },
         })
