@@ -108,23 +108,24 @@ def compare_forms(case):
 
 
 def compare_combination(case):
-    """PEFT's `cat` of three adapters: the one of the case, and two with other numbers in its form."""
+    """PEFT's `cat` of three adapters: the one of the case, and two with other numbers in its form. Heads it cannot combine."""
     plain, folders = work / f"{case.name}-plain", []
     torch.manual_seed(1)
     for index in range(3):
         folder = work / f"{case.name}-{index}"
         folder.mkdir()
-        tensors = {name: tensor if index == 0 or "lora_" not in name else torch.randn_like(tensor) * 0.05 for name, tensor in load_file(plain / "adapter_model.safetensors").items()}
+        low_rank = {name: tensor for name, tensor in load_file(plain / "adapter_model.safetensors").items() if "lora_" in name}
+        tensors = {name: tensor if index == 0 else torch.randn_like(tensor) * 0.05 for name, tensor in low_rank.items()}
         save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
         config = json.load(open(plain / "adapter_config.json"))
-        json.dump({**config, "modules_to_save": None}, open(folder / "adapter_config.json", "w"))
+        json.dump({**config, "modules_to_save": None, "task_type": None}, open(folder / "adapter_config.json", "w"))
         folders.append(folder)
-    model = peft.PeftModel.from_pretrained(load_base(case / "base"), folders[0], adapter_name="0")
+    model = peft.PeftModel.from_pretrained(load_base(case / "base"), folders[0], adapter_name="member0")
     for index in (1, 2):
-        model.load_adapter(folders[index], adapter_name=str(index))
-    model.add_weighted_adapter(["0", "1", "2"], WEIGHTS, "all", combination_type="cat")
-    model.save_pretrained(work / case.name, selected_adapters=["all"])
-    cat, members = work / case.name / "all", [updates(folder) for folder in folders]
+        model.load_adapter(folders[index], adapter_name=f"member{index}")
+    model.add_weighted_adapter(["member0", "member1", "member2"], WEIGHTS, "combined", combination_type="cat")
+    model.save_pretrained(work / case.name, selected_adapters=["combined"])
+    cat, members = work / case.name / "combined", [updates(folder) for folder in folders]
     exact = {name: sum(weight * member[name] for weight, member in zip(WEIGHTS, members)) for name in members[0]}
     ranks = json.load(open(cat / "adapter_config.json"))["r"]
     whole, cut = work / f"{case.name}-whole", work / f"{case.name}-cut"

@@ -135,6 +135,8 @@ pub(super) mod tests {
             let (before, after) = (update(&mixed, &module), update(&plain, &module));
             assert!(furthest(&before, &after) < 1e-6 && before.iter().any(|x| x.abs() > 1.0), "{module}");
         }
+        let (a, b) = plain.halves("model.layers.0.self_attn.q_proj").unwrap();
+        assert!(a.values[2 * 6..].iter().all(|x| *x == 0.0) && b.values.chunks_exact(4).all(|row| row[2..] == [0.0, 0.0]));
         let refused = mixed.plain(3).unwrap_err().to_string();
         assert_eq!(refused, "model.layers.0.self_attn.v_proj has rank 4, and there is room for 3");
     }
