@@ -1,7 +1,8 @@
 //! What merge rules stand: honest members train once, some of them are replaced by attackers, and every rule merges what came.
 //!
 //! Adapters are trained by this program's own `train` verb and kept in a folder, so that every attack meets the same honest work.
-//! Attackers see all honest adapters and work together. Scores are the share of held-out questions answered exactly.
+//! Attackers see all honest adapters and work together. A score is the part of what the honest mean gains over the base, in held-out
+//! loss, that a merge keeps: 100 is the mean of honest adapters, 0 the base, and below 0 the merge does harm.
 
 mod craft;
 mod table;
@@ -91,6 +92,7 @@ impl AttackOptions {
         .map(|(rule, clip)| (if clip.is_some() { format!("{} + clip", rule.name()) } else { rule.name().into() }, rule, clip))
         .into();
         let mut rows = Vec::new();
+        let field = field.scaled()?;
         let honest = (0_u32, None);
         let attacks = (1..=self.attackers).flat_map(|faulty| Attack::ALL.map(|attack| (faulty, Some(attack))));
         for (faulty, attack) in std::iter::once(honest).chain(attacks) {
@@ -99,13 +101,13 @@ impl AttackOptions {
             eprintln!("{faulty} of {} {:22} {scores:?}", self.members, attack.map_or("nobody attacks", Attack::name));
             rows.push(Row { attackers: faulty, attack: attack.map(|attack| attack.name().into()), scores });
         }
-        let base = field.examiner.exact_match_of_base()?;
         Ok(Table {
             method: self.method.clone(),
             members: self.members,
             questions: self.questions,
             clip: clip as f64 / 1e6,
-            base,
+            base: field.base,
+            honest: field.honest_mean,
             rules: rules.into_iter().map(|(name, ..)| name).collect(),
             rows,
         })
@@ -123,6 +125,9 @@ struct Field {
     /// The last members' trainings on questions with wrong answers.
     poisoned: Vec<Vec<f32>>,
     seed: u64,
+    /// Held-out losses with the base alone, and with the mean of honest adapters.
+    base: f64,
+    honest_mean: f64,
 }
 
 impl Field {
@@ -163,7 +168,16 @@ impl Field {
             values.into_iter().map(|values| values.iter().zip(&start).map(|(value, start)| value - start).collect()).collect()
         };
         let (honest, poisoned) = (moved(honest), moved(poisoned));
-        Ok(Self { round, examiner, folder, start, honest, poisoned, seed: options.seed })
+        let base = examiner.base()?;
+        Ok(Self { round, examiner, folder, start, honest, poisoned, seed: options.seed, base, honest_mean: base })
+    }
+
+    /// Measures what scores are counted in.
+    fn scaled(mut self) -> Result<Self> {
+        let loss = self.loss(&self.files(0, None)?, MergeRule::Mean, None)?;
+        self.honest_mean = loss.context("the mean of honest adapters can be made")?;
+        ensure!(self.honest_mean < self.base, "honest training gains nothing, so nothing can be lost");
+        Ok(self)
     }
 
     /// What every member sends when the last `faulty` of them attack.
@@ -207,8 +221,14 @@ impl Field {
         Ok(Plan::of(&Round::new(manifest)?))
     }
 
-    /// Held-out questions that the merge answers exactly, of a hundred.
-    fn score(&self, files: &[Vec<u8>], rule: MergeRule, clip: Option<u64>) -> Result<f64> {
+    /// What the merge keeps of the honest gain, of a hundred; `None` where the rule makes none of what is admitted.
+    fn score(&self, files: &[Vec<u8>], rule: MergeRule, clip: Option<u64>) -> Result<Option<f64>> {
+        let loss = self.loss(files, rule, clip)?;
+        Ok(loss.map(|loss| 100.0 * (self.base - loss) / (self.base - self.honest_mean)))
+    }
+
+    /// The held-out loss with the merge.
+    fn loss(&self, files: &[Vec<u8>], rule: MergeRule, clip: Option<u64>) -> Result<Option<f64>> {
         let plan = self.plan(rule, clip)?;
         let mut admitted = Vec::new();
         for (index, file) in files.iter().enumerate() {
@@ -232,6 +252,9 @@ impl Field {
                 data: *file,
             })
             .collect();
+        if plan.check_enough(members.len() as u64).is_err() {
+            return Ok(None);
+        }
         let folder = self.folder.join("merged");
         std::fs::create_dir_all(&folder)?;
         let mut bytes = Vec::new();
@@ -242,7 +265,7 @@ impl Field {
         std::fs::write(merged_file(&folder, self.round.kind()), bytes)?;
         let config = merged::config_of(&self.round).context("a low-rank round has a configuration")?;
         std::fs::write(folder.join(peft::CONFIG), config.to_json().to_string())?;
-        self.examiner.exact_match(&folder)
+        self.examiner.adapter(&folder).map(Some)
     }
 }
 

@@ -4,19 +4,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use mingle::data::{self, Record, Template, TokenizedExample, Tokens};
-use mingle::evaluate::{AnswerEnd, exact_match, held_out_loss, template_prompts};
+use mingle::data::{self, Template, TokenizedExample, Tokens};
+use mingle::evaluate::held_out_loss;
 use mingle::merged;
 use mingle::merger::{Source, merge_files};
-use mingle::models::{BaseModel, Decoder};
+use mingle::models::BaseModel;
 use mingle::peft;
 use mingle::sent::sent_file;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::merge::Plan;
 use mingle_protocol::round::Round;
-
-/// Answers of the embedded tasks are shorter.
-const ANSWER_TOKENS_MAX: usize = 32;
 
 /// Held-out losses in nats a token; lower is better.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -34,8 +31,6 @@ pub struct Scores {
 pub struct Examiner {
     base: BaseModel,
     examples: Vec<TokenizedExample>,
-    tokens: Tokens,
-    records: Vec<Record>,
 }
 
 impl Examiner {
@@ -44,10 +39,9 @@ impl Examiner {
     pub fn new(base: &Path, held_out: &Path, length_max: usize) -> Result<Self> {
         let base = BaseModel::load(base, &Device::Cpu)?;
         let tokens = Tokens::read(base.dir(), base.config())?;
-        let records = data::read_jsonl(held_out)?;
-        let examples = tokens.examples(&records, Template::default(), length_max)?;
+        let examples = tokens.examples(&data::read_jsonl(held_out)?, Template::default(), length_max)?;
         anyhow::ensure!(!examples.is_empty(), "no held-out example has a label within {length_max} tokens");
-        Ok(Self { base, examples, tokens, records })
+        Ok(Self { base, examples })
     }
 
     pub fn examples(&self) -> usize {
@@ -63,28 +57,6 @@ impl Examiner {
     pub fn adapter(&self, folder: &Path) -> Result<f64> {
         let decoder = peft::Update::read(folder)?.apply(&self.base)?;
         Ok(held_out_loss(&decoder, &self.examples)?.loss)
-    }
-
-    /// Held-out questions that the base with this adapter answers exactly, of a hundred.
-    ///
-    /// # Errors
-    /// A directory that is no adapter of this base.
-    pub fn exact_match(&self, folder: &Path) -> Result<f64> {
-        self.exact_match_with(&peft::Update::read(folder)?.apply(&self.base)?)
-    }
-
-    /// The same of the base alone.
-    ///
-    /// # Errors
-    /// A base that cannot compute.
-    pub fn exact_match_of_base(&self) -> Result<f64> {
-        self.exact_match_with(&self.base.decoder())
-    }
-
-    fn exact_match_with(&self, decoder: &Decoder) -> Result<f64> {
-        let prompts = template_prompts(&self.tokens, &self.records, Template::default())?;
-        let end = AnswerEnd { tokens_max: ANSWER_TOKENS_MAX, stops: &["\n"] };
-        Ok(exact_match(decoder, &self.tokens, &prompts, end, &|_, _| {})?.whole * 100.0)
     }
 
     /// The merges of the first 1, 2, ... adapters, weighted as the round weighs them, each written under `folder`.
