@@ -179,9 +179,6 @@ fn tell(trained: &Trained<Update>, diagnostics: Option<&Diagnostics>, out: &Path
         seconds: trained.seconds,
     });
     let steps = trained.step_losses.len();
-    if let Some(promise) = &trained.promise {
-        console.line(&promise.to_string());
-    }
     if output.json {
         let evaluation = |evaluation: &crate::train::Evaluation| json!({ "step": evaluation.step, "loss": evaluation.loss });
         let evaluations: Vec<_> = trained.evaluations.iter().map(evaluation).collect();
@@ -191,6 +188,9 @@ fn tell(trained: &Trained<Update>, diagnostics: Option<&Diagnostics>, out: &Path
             "privacy": trained.promise });
         println!("{summary}");
     } else if !output.quiet {
+        if let Some(promise) = &trained.promise {
+            console.line(&promise.to_string());
+        }
         if trained.stopped_early {
             console.line(&format!("ended after {steps} steps: the held-out loss no longer improved"));
         }
