@@ -149,7 +149,8 @@ impl Field {
             let out = folder.join(name);
             if !out.exists() {
                 eprintln!("training {name}");
-                train(&testnet, options.epochs, &setting, &folder.join("round.json"), data, &out, program)?;
+                let files = [&setting.base, data, &out, &folder.join("round.json")];
+                program.train(&testnet, options.epochs, files, &out.with_extension("txt"))?;
             }
             sent_values(&Update::read(&out)?, &round)
         };
@@ -281,23 +282,6 @@ fn make_round(options: &Options, setting: &Setting, program: &Program, folder: &
     }
     let manifest = Round::from_json(&std::fs::read(&file)?)?.manifest().clone();
     Ok(Round::new(Manifest { weight: WeightRule::Equal, member_max: options.members, roster: Roster::Open, ..manifest })?)
-}
-
-fn train(options: &Options, epochs: u32, setting: &Setting, round: &Path, data: &Path, out: &Path, program: &Program) -> Result<()> {
-    let texts = [&setting.base, data, out, round].map(|path: &Path| path.to_string_lossy().into_owned());
-    let numbers = [
-        epochs.to_string(),
-        options.batch_size.to_string(),
-        options.learning_rate.to_string(),
-        options.max_length.to_string(),
-        options.seed.to_string(),
-    ];
-    let flags = ["--base", "--data", "--out", "--round", "--epochs", "--batch-size", "--learning-rate", "--max-length", "--training-seed"];
-    let mut arguments = vec!["train"];
-    for (flag, text) in flags.iter().zip(texts.iter().chain(&numbers)) {
-        arguments.extend([*flag, text]);
-    }
-    program.call(&arguments, &out.with_extension("txt"))
 }
 
 /// A member's own questions, each with the answer of another.

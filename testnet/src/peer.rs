@@ -10,6 +10,8 @@ use mingle::driver::Status;
 use mingle::home::Home;
 use mingle_protocol::round::RoundId;
 
+use crate::options::Options;
+
 /// The hidden first argument that makes this program a `mingle` peer.
 pub const PEER_VERB: &str = "peer";
 /// Lines of a log shown when its peer has failed.
@@ -43,6 +45,28 @@ impl Program {
         let status = self.command(arguments, log)?.status().context("cannot start mingle")?;
         anyhow::ensure!(status.success(), "mingle {} failed:\n{}", arguments.first().unwrap_or(&""), tail(log));
         Ok(())
+    }
+
+    /// Trains on one file in a process of its own, with what the options say of a training.
+    ///
+    /// # Errors
+    /// What it printed, when it failed.
+    pub fn train(&self, options: &Options, epochs: u32, [base, data, out, round]: [&Path; 4], log: &Path) -> Result<()> {
+        let texts = [base, data, out, round].map(|path| path.to_string_lossy().into_owned());
+        let numbers = [
+            epochs.to_string(),
+            options.batch_size.to_string(),
+            options.learning_rate.to_string(),
+            options.max_length.to_string(),
+            options.seed.to_string(),
+        ];
+        let flags =
+            ["--base", "--data", "--out", "--round", "--epochs", "--batch-size", "--learning-rate", "--max-length", "--training-seed"];
+        let mut arguments = vec!["train"];
+        for (flag, text) in flags.iter().zip(texts.iter().chain(&numbers)) {
+            arguments.extend([*flag, text]);
+        }
+        self.call(&arguments, log)
     }
 
     fn command(&self, arguments: &[&str], log: &Path) -> Result<Command> {

@@ -135,23 +135,8 @@ fn train_in_one_place(
     let started = Instant::now();
     live.say("all data in one place");
     let out = folder.join("centralised");
-    let texts = [
-        setting.base.to_string_lossy().into_owned(),
-        setting.all.to_string_lossy().into_owned(),
-        out.to_string_lossy().into_owned(),
-        one_round.file.to_string_lossy().into_owned(),
-        options.epochs().to_string(),
-        options.batch_size.to_string(),
-        options.learning_rate.to_string(),
-        options.max_length.to_string(),
-        options.seed.to_string(),
-    ];
-    let flags = ["--base", "--data", "--out", "--round", "--epochs", "--batch-size", "--learning-rate", "--max-length", "--training-seed"];
-    let mut arguments = vec!["train"];
-    for (flag, text) in flags.iter().zip(&texts) {
-        arguments.extend([*flag, text]);
-    }
-    program.call(&arguments, &folder.join("centralised.txt"))?;
+    let files = [&setting.base, &setting.all, &out, &one_round.file].map(PathBuf::as_path);
+    program.train(options, options.epochs(), files, &folder.join("centralised.txt"))?;
     Ok((out, started.elapsed().as_secs_f64()))
 }
 

@@ -6,10 +6,15 @@ use std::path::Path;
 use mingle::{merged, peft};
 use mingle_protocol::adapter::{Dtype, LoraShape, Module, canonical_header};
 use mingle_protocol::hash::ContentHash;
-use mingle_protocol::identity::{MemberKey, Roster};
+use mingle_protocol::identity::{MemberKey, Roster, SecretKey};
 use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Round, VERSION, WeightRule};
 
 use crate::Dice;
+
+/// A member's key, by a number.
+pub fn key(number: u8) -> SecretKey {
+    SecretKey::from_bytes(&[number; 32])
+}
 
 /// Most examples that count for a member of [`round`].
 pub const WEIGHT_CAP: u64 = 5_000;

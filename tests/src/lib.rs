@@ -5,11 +5,13 @@
 
 pub mod adapters;
 pub mod base;
+pub mod desk;
 #[cfg(target_os = "linux")]
 pub mod lab;
 pub mod peer;
 pub mod program;
 
+pub use desk::Desk;
 pub use mingle_simulator::dice::{self, Dice};
 pub use peer::{Peer, agree, wait};
 pub use program::{Said, run};

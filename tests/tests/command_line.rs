@@ -1,51 +1,29 @@
 //! What people meet when something is wrong: whole messages with their hints, exit codes, and no half-written results.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mingle_protocol::identity::SecretKey;
 use mingle_protocol::round::Round;
 use mingle_tests::peer::bytes_of;
-use mingle_tests::{Said, adapters, base, run};
+use mingle_tests::{Desk, adapters, base};
 use serde_json::Value;
-use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_mingle-peer");
 
-/// A folder to work in, with a home. Paths in messages are shown as `DIR`.
-struct Desk(TempDir);
+fn desk() -> Desk {
+    Desk::new(PROGRAM)
+}
 
-impl Desk {
-    fn new() -> Self {
-        Self(TempDir::new().expect("a temporary folder"))
-    }
+fn write_adapter(desk: &Desk, name: &str, round: &Round, seed: u64) {
+    adapters::write_peft(&desk.path(name), round, &adapters::adapter_file(round, seed));
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// Runs a command line, split at spaces; `DIR` stands for this folder. So it does in what the program says.
-    fn run(&self, line: &str) -> Said {
-        let folder = self.0.path().to_string_lossy().into_owned();
-        let arguments = line.split(' ').map(|word| word.replace("DIR", &folder));
-        let said = run(PROGRAM, &self.path("home"), arguments);
-        Said { out: said.out.replace(&folder, "DIR"), err: said.err.replace(&folder, "DIR"), ..said }
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).expect("a file");
-    }
-
-    fn adapter(&self, name: &str, round: &Round, seed: u64) {
-        adapters::write_peft(&self.path(name), round, &adapters::adapter_file(round, seed));
-    }
-
-    /// A base, and a round over it.
-    fn with_round(options: &str) -> Self {
-        let desk = Self::new();
-        base::write_base(&desk.path("base"), 1);
-        desk.run(format!("round new --base DIR/base --rank 2 --out DIR/round.json {options}").trim_end()).right();
-        desk
-    }
+/// A base, and a round over it.
+fn with_round(options: &str) -> Desk {
+    let desk = desk();
+    base::write_base(&desk.path("base"), 1);
+    desk.run(format!("round new --base DIR/base --rank 2 --out DIR/round.json {options}").trim_end()).right();
+    desk
 }
 
 fn json(text: &str) -> Value {
@@ -54,7 +32,7 @@ fn json(text: &str) -> Value {
 
 #[test]
 fn a_key_is_made_once_and_never_overwritten() {
-    let desk = Desk::new();
+    let desk = desk();
     desk.run("key show").wrong(
         1,
         &["error: cannot read the key DIR/home/key: No such file or directory (os error 2)", "hint: make one with `mingle key new`"],
@@ -78,7 +56,7 @@ fn a_key_is_made_once_and_never_overwritten() {
 #[test]
 fn a_key_is_readable_by_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
-    let desk = Desk::new();
+    let desk = desk();
     desk.run("key new").right();
     let mode = std::fs::metadata(desk.path("home/key")).expect("a key").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -86,7 +64,7 @@ fn a_key_is_readable_by_its_owner_alone() {
 
 #[test]
 fn a_round_file_is_written_once_and_must_not_be_edited() {
-    let desk = Desk::with_round("");
+    let desk = with_round("");
     let text = std::fs::read_to_string(desk.path("round.json")).expect("a round file");
     desk.run("round new --base DIR/base --out DIR/round.json")
         .wrong(1, &["error: DIR/round.json exists already; a round file is never overwritten"]);
@@ -112,7 +90,7 @@ fn a_round_file_is_written_once_and_must_not_be_edited() {
 
 #[test]
 fn another_base_than_the_rounds_is_refused_before_anything_runs() {
-    let desk = Desk::with_round("--name test");
+    let desk = with_round("--name test");
     base::write_base(&desk.path("other"), 2);
     base::write_data(&desk.path("data.jsonl"), 8, 1);
     let digest = |folder: &str| mingle::models::base_digest(&desk.path(folder)).expect("a base");
@@ -131,7 +109,7 @@ fn another_base_than_the_rounds_is_refused_before_anything_runs() {
 
 #[test]
 fn a_bad_line_of_data_is_named_by_file_and_line() {
-    let desk = Desk::with_round("");
+    let desk = with_round("");
     let hint = "hint: each line is one JSON object with instruction/output, question/answer, messages, text, or text/label";
     let good = "{\"question\": \"count from one to two\", \"answer\": \"one two\"}\n";
     let cases = [
@@ -156,7 +134,7 @@ fn a_bad_line_of_data_is_named_by_file_and_line() {
 
 #[test]
 fn choices_are_scored_and_every_outcome_can_be_kept() {
-    let desk = Desk::with_round("");
+    let desk = with_round("");
     let question = r#"{"question": "count from one", "choices": {"text": ["one two", "nine"], "label": ["1", "2"]}, "answerKey": "KEY"}"#;
     desk.write("arc.jsonl", &["1", "2"].map(|key| question.replace("KEY", key) + "\n").concat());
     let said = desk.run("eval --base DIR/base --task arc --data DIR/arc.jsonl --samples DIR/samples --json").right();
@@ -177,7 +155,7 @@ fn choices_are_scored_and_every_outcome_can_be_kept() {
 #[test]
 fn who_is_not_in_the_roster_is_told_so() {
     let founder = SecretKey::from_bytes(&[1; 32]).member();
-    let desk = Desk::with_round(&format!("--name closed --member {founder} --no-founders"));
+    let desk = with_round(&format!("--name closed --member {founder} --no-founders"));
     let me = json(&desk.run("key new --json").right())["member"].as_str().expect("a key").to_owned();
     desk.run("run --round DIR/round.json --listen /ip4/127.0.0.1/tcp/0").wrong(
         1,
@@ -190,7 +168,7 @@ fn who_is_not_in_the_roster_is_told_so() {
 
 #[test]
 fn a_fetch_that_runs_out_of_time_ends_with_3_and_writes_nothing() {
-    let desk = Desk::with_round("");
+    let desk = with_round("");
     let said = desk.run("fetch --round DIR/round.json --out DIR/merged --adapters 2 --timeout 0.5 --listen /ip4/127.0.0.1/tcp/0 --quiet");
     said.wrong(3, &["hint: without --peer or --mdns this waits until somebody dials it", "stopped with 0 of 2 adapters"]);
     assert!(!desk.path("merged").exists());
@@ -204,7 +182,7 @@ fn a_fetch_that_runs_out_of_time_ends_with_3_and_writes_nothing() {
 
 #[test]
 fn an_adapter_that_does_not_fit_the_round_cannot_be_announced() {
-    let desk = Desk::new();
+    let desk = desk();
     let round = adapters::round("fits", 1, 4, []);
     desk.write("round.json", &round.to_json());
     let publish = "publish DIR/adapter --round DIR/round.json --examples 10 --listen /ip4/127.0.0.1/tcp/0 --quiet";
@@ -220,7 +198,7 @@ fn an_adapter_that_does_not_fit_the_round_cannot_be_announced() {
     let (size, found) = (file.len(), file.len() - 1);
     desk.run(publish).wrong(1, &[&format!("{refused}: the file is {found} bytes long, but its header describes {size}")]);
     let wider = adapters::round("fits", 1, 5, []);
-    desk.adapter("adapter", &wider, 1);
+    write_adapter(&desk, "adapter", &wider, 1);
     let shape = "has shape [4, 5], but the round's adapter shape needs [4, 4]";
     desk.run(publish).wrong(1, &[&format!("{refused}: the tensor {named} {shape}")]);
     std::fs::rename(desk.path("adapter/adapter_model.safetensors"), desk.path("adapter/adapter_model.bin")).expect("renamed");
@@ -235,10 +213,10 @@ fn an_adapter_that_does_not_fit_the_round_cannot_be_announced() {
 
 #[test]
 fn merging_offline_refuses_what_cannot_be_averaged() {
-    let desk = Desk::new();
+    let desk = desk();
     let round = adapters::round("merge", 2, 5, []);
-    desk.adapter("a", &round, 1);
-    desk.adapter("b", &round, 2);
+    write_adapter(&desk, "a", &round, 1);
+    write_adapter(&desk, "b", &round, 2);
     let config = std::fs::read_to_string(desk.path("b/adapter_config.json")).expect("a configuration");
     desk.write("b/adapter_config.json", &config.replace("\"r\":4", "\"r\":2"));
     desk.run("merge DIR/a=1 DIR/b=1 --out DIR/out")
@@ -261,9 +239,9 @@ fn merging_offline_refuses_what_cannot_be_averaged() {
 
 #[test]
 fn merging_offline_gives_the_same_bytes_in_any_order() {
-    let desk = Desk::new();
+    let desk = desk();
     let round = adapters::round("merge", 3, 7, []);
-    (1..=3).for_each(|seed| desk.adapter(&format!("a{seed}"), &round, seed));
+    (1..=3).for_each(|seed| write_adapter(&desk, &format!("a{seed}"), &round, seed));
     let mut merged = Vec::new();
     for (index, order) in [[1, 2, 3], [3, 1, 2], [2, 3, 1], [3, 2, 1]].into_iter().enumerate() {
         let arguments: Vec<String> = order.iter().map(|number| format!("DIR/a{number}={}", number * 100)).collect();
@@ -283,9 +261,9 @@ fn merging_offline_gives_the_same_bytes_in_any_order() {
 /// Every rule, in any order of the arguments; a stack of what no mean takes, and each refusal.
 #[test]
 fn merging_offline_by_every_rule_gives_the_same_bytes_in_any_order() {
-    let desk = Desk::new();
+    let desk = desk();
     let round = adapters::round("merge", 2, 7, []);
-    (1..=5).for_each(|seed| desk.adapter(&format!("a{seed}"), &round, seed));
+    (1..=5).for_each(|seed| write_adapter(&desk, &format!("a{seed}"), &round, seed));
     let merge = |order: &[u64], rule: &str, out: &str| {
         let arguments: Vec<String> = order.iter().map(|number| format!("DIR/a{number}=7")).collect();
         desk.run(&format!("merge {} {rule} --out DIR/{out} --json", arguments.join(" ")))
@@ -329,13 +307,13 @@ fn merging_offline_by_every_rule_gives_the_same_bytes_in_any_order() {
 
 #[test]
 fn status_of_a_home_without_a_peer_says_so() {
-    let desk = Desk::new();
+    let desk = desk();
     desk.run("status").wrong(1, &["error: no peer has run in DIR/home"]);
 }
 
 #[test]
 fn help_names_the_exit_codes_and_a_wrong_line_ends_with_2() {
-    let desk = Desk::new();
+    let desk = desk();
     // Help is wrapped to the terminal's width.
     let unwrapped = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let help = unwrapped(desk.run("--help").right());
@@ -365,7 +343,7 @@ fn help_names_the_exit_codes_and_a_wrong_line_ends_with_2() {
 
 #[test]
 fn a_withdrawal_that_nobody_could_confirm_ends_with_3() {
-    let desk = Desk::with_round("");
+    let desk = with_round("");
     desk.run("withdraw --round DIR/round.json --timeout 0.5 --listen /ip4/127.0.0.1/tcp/0 --quiet")
         .wrong(3, &["nothing was withdrawn: this home announced nothing, and no neighbour told what this key said before"]);
 }

@@ -1,47 +1,27 @@
 //! PEFT directories as other trainers leave them: what `mingle publish`, `merge` and `export` make of them, and what each
 //! refuses, by name.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mingle::peft::{self, Adapter, AdapterConfig, AdapterTensor};
 use mingle_protocol::round::Round;
-use mingle_tests::{Dice, Said, adapters, base, run};
+use mingle_tests::{Desk, Dice, adapters, base};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_mingle-peer");
 
-/// A folder to work in, with a home. `DIR` stands for it in command lines and in what the program says.
-struct Desk(TempDir);
-
-impl Desk {
-    fn new() -> Self {
-        Self(TempDir::new().expect("a temporary folder"))
+/// Changes fields of an adapter's configuration.
+fn configure(desk: &Desk, adapter: &str, fields: &Value) {
+    let path = desk.path(adapter).join(peft::CONFIG);
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("a configuration")).expect("JSON");
+    for (field, value) in fields.as_object().expect("fields") {
+        config[field] = value.clone();
     }
+    std::fs::write(path, config.to_string()).expect("a configuration");
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, line: &str) -> Said {
-        let folder = self.0.path().to_string_lossy().into_owned();
-        let said = run(PROGRAM, &self.path("home"), line.split(' ').map(|word| word.replace("DIR", &folder)));
-        Said { out: said.out.replace(&folder, "DIR"), err: said.err.replace(&folder, "DIR"), ..said }
-    }
-
-    /// Changes fields of an adapter's configuration.
-    fn configure(&self, adapter: &str, fields: &Value) {
-        let path = self.path(adapter).join(peft::CONFIG);
-        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("a configuration")).expect("JSON");
-        for (field, value) in fields.as_object().expect("fields") {
-            config[field] = value.clone();
-        }
-        std::fs::write(path, config.to_string()).expect("a configuration");
-    }
-
-    fn card(&self, folder: &str) -> String {
-        std::fs::read_to_string(self.path(folder).join("README.md")).expect("a card")
-    }
+fn card(desk: &Desk, folder: &str) -> String {
+    std::fs::read_to_string(desk.path(folder).join("README.md")).expect("a card")
 }
 
 /// Writes an adapter of drawn numbers over modules of (inputs, outputs), each of the rank that the configuration says.
@@ -103,7 +83,7 @@ fn mixed() -> AdapterConfig {
 
 #[test]
 fn what_is_not_additive_is_refused_by_name_and_reason() {
-    let desk = Desk::new();
+    let desk = Desk::new(PROGRAM);
     let round = adapters::round("refuses", 1, 8, []);
     std::fs::write(desk.path("round.json"), round.to_json()).expect("a round file");
     let cases = [
@@ -123,7 +103,7 @@ fn what_is_not_additive_is_refused_by_name_and_reason() {
     ];
     for (option, value, reason) in cases {
         adapters::write_peft(&desk.path("adapter"), &round, &adapters::adapter_file(&round, 1));
-        desk.configure("adapter", &json!({ option: value }));
+        configure(&desk, "adapter", &json!({ option: value }));
         for line in [
             "publish DIR/adapter --round DIR/round.json --examples 1 --offline --quiet",
             "merge DIR/adapter=1 --out DIR/out",
@@ -141,7 +121,7 @@ fn what_is_not_additive_is_refused_by_name_and_reason() {
 /// The update a member announces is the one it trained, whatever it is scaled by.
 #[test]
 fn another_scale_is_folded_into_b_before_it_is_announced() {
-    let desk = Desk::new();
+    let desk = Desk::new(PROGRAM);
     let round: Round = adapters::round("folds", 2, 8, []);
     std::fs::write(desk.path("round.json"), round.to_json()).expect("a round file");
     let publish = "publish DIR/adapter --round DIR/round.json --examples 10 --offline --quiet";
@@ -154,7 +134,7 @@ fn another_scale_is_folded_into_b_before_it_is_announced() {
         [json!({ "lora_alpha": 3 }), json!({ "lora_alpha": 6, "use_rslora": true }), json!({ "alpha_pattern": { "layers.1.*": 20 } })]
     {
         adapters::write_peft(&desk.path("adapter"), &round, &adapters::adapter_file(&round, 1));
-        desk.configure("adapter", &fields);
+        configure(&desk, "adapter", &fields);
         desk.run(publish).right();
         let (given, sent) = (peft::read(&desk.path("adapter")).expect("given"), peft::read(&own(&round)).expect("sent"));
         assert_eq!((sent.config.rank, sent.config.scale_of(Q), sent.config.rslora), (4, 2.0, false));
@@ -175,7 +155,7 @@ fn another_scale_is_folded_into_b_before_it_is_announced() {
 
 #[test]
 fn an_adapter_is_written_as_plain_lora_of_any_rank() {
-    let desk = Desk::new();
+    let desk = Desk::new(PROGRAM);
     let given = draw(&desk.path("adapter"), mixed(), &MODULES, 1);
     let said = desk.run("export --adapter DIR/adapter --out DIR/plain").right();
     let lines: Vec<&str> = said.lines().collect();
@@ -201,7 +181,7 @@ fn an_adapter_is_written_as_plain_lora_of_any_rank() {
     let share = said["discarded"].as_f64().expect("a number");
     assert!(share > 0.05 && (share - gone / all).abs() < 1e-6, "{share} {}", gone / all);
     assert_eq!((&said["rank"], small.config.rank), (&2.into(), 2));
-    let card = desk.card("small");
+    let card = card(&desk, "small");
     assert!(
         card.starts_with("---\nbase_model: \"someone/base\"\nlibrary_name: peft\n---\n") && card.contains(&format!("{share:.3e}")),
         "{card}"
@@ -213,7 +193,7 @@ fn an_adapter_is_written_as_plain_lora_of_any_rank() {
 /// Measured by `mingle eval`, the base with the adapter, with its plain form, and the model made of both are one.
 #[test]
 fn every_form_of_an_adapter_scores_the_same() {
-    let desk = Desk::new();
+    let desk = Desk::new(PROGRAM);
     base::write_base(&desk.path("base"), 1);
     base::write_data(&desk.path("data.jsonl"), 24, 1);
     std::fs::write(desk.path("base/README.md"), "---\nlicense: apache-2.0\n---\n# Base\n").expect("a card");
@@ -232,7 +212,7 @@ fn every_form_of_an_adapter_scores_the_same() {
     let model = loss("--base DIR/model");
     assert!((model - with).abs() < 0.05 * (alone - with).abs(), "{model} {with} {alone}");
     assert!(desk.path("model/model.safetensors.index.json").exists());
-    let card = desk.card("model");
+    let card = card(&desk, "model");
     let head = "---\nbase_model: \"someone/base\"\nlicense: \"apache-2.0\"\nlibrary_name: transformers\n---\n";
     assert!(card.starts_with(head), "{card}");
     let said = desk.run("export --base DIR/base --adapter DIR/adapter --rank 2 --out DIR/other");
@@ -242,7 +222,7 @@ fn every_form_of_an_adapter_scores_the_same() {
 /// What a round's receipt says of members goes along with what is made of its merge, once it is known to be true.
 #[test]
 fn the_members_of_a_merge_stay_on_the_card() {
-    let desk = Desk::new();
+    let desk = Desk::new(PROGRAM);
     let round = adapters::round("shown", 1, 8, []);
     std::fs::write(desk.path("round.json"), round.to_json()).expect("a round file");
     adapters::write_peft(&desk.path("adapter"), &round, &adapters::adapter_file(&round, 1));
@@ -251,7 +231,7 @@ fn the_members_of_a_merge_stay_on_the_card() {
     desk.run("bundle import DIR/round.bundle --out DIR/merged").right();
     let receipt = mingle::merged::Proof::read(&desk.path("merged")).expect("a receipt").receipt;
     desk.run("export --adapter DIR/merged --rank 2 --out DIR/small").right();
-    let card = desk.card("small");
+    let card = card(&desk, "small");
     for fact in [receipt.admitted[0].member.to_string(), receipt.merged.to_string(), receipt.set_root.to_string(), "| 10 |".into()] {
         assert!(card.contains(&fact), "{fact}: {card}");
     }

@@ -8,9 +8,9 @@ use mingle::network::{Limits, Network, NetworkConfig, NetworkEvent, NetworkHandl
 use mingle::store::Store;
 use mingle_protocol::attestation::{Attestation, SignedAttestation};
 use mingle_protocol::hash::{ContentHash, encode_hex};
-use mingle_protocol::identity::SecretKey;
 use mingle_protocol::round::Round;
 use mingle_protocol::sync::Request;
+use mingle_tests::adapters::key;
 use mingle_tests::peer::{Transport, address, bytes_of};
 use mingle_tests::program::run;
 use mingle_tests::{Peer, adapters, agree, wait};
@@ -18,10 +18,6 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_mingle-peer");
-
-fn key(number: u8) -> SecretKey {
-    SecretKey::from_bytes(&[number; 32])
-}
 
 /// A round with a roster, and its members as processes.
 struct Scene {

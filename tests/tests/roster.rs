@@ -6,20 +6,17 @@ use std::path::{Path, PathBuf};
 use mingle::driver::Phase;
 use mingle::merged::{Proof, RECEIPT_FILE};
 use mingle_protocol::hash::{ContentHash, encode_hex};
-use mingle_protocol::identity::{MemberKey, SecretKey};
+use mingle_protocol::identity::MemberKey;
 use mingle_protocol::merge::Accumulator;
 use mingle_protocol::round::{Manifest, Round, RoundFile};
 use mingle_protocol::standing::{Founders, Readers, Standing};
+use mingle_tests::adapters::key;
 use mingle_tests::peer::{Transport, address, bytes_of};
 use mingle_tests::{Peer, Said, adapters, agree, run};
 use serde_json::Value;
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_mingle-peer");
-
-fn key(number: u8) -> SecretKey {
-    SecretKey::from_bytes(&[number; 32])
-}
 
 fn member(number: u8) -> MemberKey {
     key(number).member()

@@ -5,19 +5,15 @@ use std::path::{Path, PathBuf};
 
 use mingle::merger::{Source, merge_files};
 use mingle_protocol::hash::{ContentHash, encode_hex};
-use mingle_protocol::identity::SecretKey;
 use mingle_protocol::merge::{MergeError, MergeRule, Plan};
 use mingle_protocol::round::{Manifest, Round, WeightRule};
+use mingle_tests::adapters::key;
 use mingle_tests::peer::{Transport, address, bytes_of};
 use mingle_tests::program::run;
 use mingle_tests::{Peer, adapters, agree};
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_mingle-peer");
-
-fn key(number: u8) -> SecretKey {
-    SecretKey::from_bytes(&[number; 32])
-}
 
 struct Scene {
     folder: TempDir,

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use mingle::driver::SlotStatus;
 use mingle::merged::{Proof, RECEIPT_FILE};
 use mingle_protocol::hash::{ContentHash, encode_hex};
-use mingle_protocol::identity::{MemberKey, SecretKey};
+use mingle_protocol::identity::MemberKey;
 use mingle_protocol::merge::Accumulator;
 use mingle_protocol::round::Round;
 use mingle_testnet::tasks::{Split, make_tasks, write_jsonl};
+use mingle_tests::adapters::key;
 use mingle_tests::peer::{Transport, address, bytes_of};
 use mingle_tests::{Dice, Peer, Said, adapters, agree, run};
 use tempfile::TempDir;
@@ -21,10 +22,6 @@ const HONEST: u8 = 3;
 const NEEDED: usize = 2;
 /// Of each of them; a fifth is held out.
 const EXAMPLES: usize = 60;
-
-fn key(number: u8) -> SecretKey {
-    SecretKey::from_bytes(&[number; 32])
-}
 
 fn member(number: u8) -> MemberKey {
     key(number).member()

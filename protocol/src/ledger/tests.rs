@@ -4,15 +4,28 @@ mod roster;
 mod verdicts;
 
 use super::*;
-use crate::record::tests::{announce, round, withdraw};
+use crate::record::tests::{announce, key, round, withdraw};
 use proptest::prelude::*;
 
-fn ledger(records: &[SignedRecord]) -> Ledger {
-    let mut ledger = Ledger::new(&round());
+/// A ledger that was shown these records in this order.
+fn shown(round: &Round, records: &[SignedRecord]) -> Ledger {
+    let mut ledger = Ledger::new(round);
     for record in records {
         ledger.insert(record.clone());
     }
     ledger
+}
+
+fn ledger(records: &[SignedRecord]) -> Ledger {
+    shown(&round(), records)
+}
+
+fn admitted(ledger: &Ledger) -> BTreeSet<MemberKey> {
+    ledger.admitted().map(|entry| entry.member).collect()
+}
+
+fn keys(numbers: impl IntoIterator<Item = u8>) -> BTreeSet<MemberKey> {
+    numbers.into_iter().map(|number| key(number).member()).collect()
 }
 
 fn joined(left: &Ledger, right: &Ledger) -> Ledger {

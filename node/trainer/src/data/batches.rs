@@ -15,6 +15,11 @@ impl Draw {
         Self(hasher.finalize_xof())
     }
 
+    /// Numbers that nobody can foresee who does not have the key.
+    pub fn keyed(key: &[u8; 32]) -> Self {
+        Self(blake3::Hasher::new_keyed(key).finalize_xof())
+    }
+
     pub fn word(&mut self) -> u64 {
         let mut word = [0; 8];
         self.0.fill(&mut word);

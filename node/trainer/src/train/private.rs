@@ -7,12 +7,13 @@ use super::gradients::{BatchGradients, batch_gradients};
 use super::privacy::Promise;
 use super::settings::TrainSettings;
 use crate::data::TokenizedExample;
+use crate::data::batches::Draw;
 use crate::models::{Decoder, Pass, ops};
 
 /// What every private step draws from. It is secret and new in each process: who knew it could take the noise away again. So a
 /// private training that is resumed does not end with the same bytes, and promises the same.
 pub(super) struct Private {
-    secret: blake3::OutputReader,
+    secret: Draw,
     chance: f64,
     promise: Promise,
 }
@@ -24,8 +25,7 @@ impl Private {
         let Some(promise) = settings.promise(examples, steps)? else { return Ok(None) };
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(|error| TrainError::Random(error.to_string()))?;
-        let secret = blake3::Hasher::new_keyed(&key).finalize_xof();
-        Ok(Some(Self { secret, chance: settings.chance(examples), promise }))
+        Ok(Some(Self { secret: Draw::keyed(&key), chance: settings.chance(examples), promise }))
     }
 
     /// What the whole training promises.
@@ -33,16 +33,10 @@ impl Private {
         self.promise
     }
 
-    fn unit(&mut self) -> f64 {
-        let mut word = [0; 8];
-        self.secret.fill(&mut word);
-        (u64::from_le_bytes(word) >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
     /// Who takes part in the next step: each by its own chance, so now and then nobody.
     pub fn sample<'a>(&mut self, examples: &'a [TokenizedExample]) -> Vec<&'a TokenizedExample> {
         let chance = self.chance;
-        examples.iter().filter(|_| self.unit() < chance).collect()
+        examples.iter().filter(|_| self.secret.unit() < chance).collect()
     }
 
     /// The sum of the examples' gradients, each of length `clip` at most, with noise, over the examples that were to be
@@ -85,15 +79,9 @@ impl Private {
         Ok(BatchGradients { loss: loss / examples.len().max(1) as f64, gradients, tokens, labels })
     }
 
-    /// Normal numbers (Box and Muller) in the shape of `like`.
+    /// Normal numbers in the shape of `like`.
     fn normal(&mut self, like: &Tensor, deviation: f64) -> Result<Tensor, TrainError> {
-        let count = like.elem_count();
-        let mut numbers = Vec::with_capacity(count + 1);
-        while numbers.len() < count {
-            let (radius, angle) = ((-2.0 * (1.0 - self.unit()).ln()).sqrt(), std::f64::consts::TAU * self.unit());
-            numbers.extend([(deviation * radius * angle.cos()) as f32, (deviation * radius * angle.sin()) as f32]);
-        }
-        numbers.truncate(count);
+        let numbers: Vec<f32> = (0..like.elem_count()).map(|_| (deviation * self.secret.normal()) as f32).collect();
         Ok(Tensor::from_vec(numbers, like.shape(), &Device::Cpu)?.to_device(like.device())?)
     }
 }

@@ -5,24 +5,11 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::tests::key;
 use crate::standing::Standing::{self, Member, Out, Reader};
 use crate::standing::tests::{announce, change, founded};
 
 fn ledger(records: &[SignedRecord]) -> Ledger {
-    let mut ledger = Ledger::new(&founded());
-    for record in records {
-        ledger.insert(record.clone());
-    }
-    ledger
-}
-
-fn admitted(ledger: &Ledger) -> BTreeSet<MemberKey> {
-    ledger.admitted().map(|entry| entry.member).collect()
-}
-
-fn keys(numbers: impl IntoIterator<Item = u8>) -> BTreeSet<MemberKey> {
-    numbers.into_iter().map(|number| key(number).member()).collect()
+    shown(&founded(), records)
 }
 
 #[test]

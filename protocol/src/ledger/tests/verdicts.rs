@@ -5,24 +5,11 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::tests::key;
 use crate::standing::Standing::{Member, Out};
 use crate::verdict::tests::{announce, change, judge, judged};
 
 fn ledger(approvals: u32, records: &[SignedRecord]) -> Ledger {
-    let mut ledger = Ledger::new(&judged(approvals));
-    for record in records {
-        ledger.insert(record.clone());
-    }
-    ledger
-}
-
-fn admitted(ledger: &Ledger) -> BTreeSet<MemberKey> {
-    ledger.admitted().map(|entry| entry.member).collect()
-}
-
-fn keys(numbers: impl IntoIterator<Item = u8>) -> BTreeSet<MemberKey> {
-    numbers.into_iter().map(|number| key(number).member()).collect()
+    shown(&judged(approvals), records)
 }
 
 #[test]
