@@ -1,0 +1,1 @@
+//! Room `serve`: answers from a base and its adapters behind an OpenAI-compatible API.
