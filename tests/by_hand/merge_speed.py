@@ -4,7 +4,7 @@ core, in seconds of the processor, the least of several runs.
 
 Run by hand, from the root, in an environment with torch, transformers, peft and numpy:
 
-    cargo build --release -p mingle-trainer --example mean_speed
+    cargo build --release -p mingle-protocol --example mean_speed
     taskset -c 0 python tests/by_hand/merge_speed.py
 
 Flower 1.42 has three ways, written here as there, without the (de)serialisation that it does besides: `aggregate` and

@@ -21,16 +21,25 @@ pub trait ReadAt {
     /// # Errors
     /// Why they cannot be had, such as a file that ends before.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), MergeError>;
+
+    /// The same bytes without a copy, where they lie in memory.
+    fn held(&self, _offset: u64, _length: usize) -> Option<&[u8]> {
+        None
+    }
 }
 
 /// A file held in memory.
 impl ReadAt for Vec<u8> {
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), MergeError> {
-        let start = usize::try_from(offset).ok();
-        let bytes = start.and_then(|start| self.get(start..start.checked_add(out.len())?));
+        let bytes = self.held(offset, out.len());
         let bytes = bytes.ok_or_else(|| MergeError::Unread(format!("there are no {} bytes at {offset}", out.len())))?;
         out.copy_from_slice(bytes);
         Ok(())
+    }
+
+    fn held(&self, offset: u64, length: usize) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        self.get(start..start.checked_add(length)?)
     }
 }
 

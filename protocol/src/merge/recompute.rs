@@ -87,9 +87,12 @@ impl Plan {
     /// Writes the file of the members' sums, divided by their total weight.
     fn mean<E: From<MergeError>>(&self, members: &[Member<'_>], total: u64, sink: &mut impl Sink<E>) -> Result<MergedFile, E> {
         let lanes = Lanes::widest();
+        // Sums and a member's bytes of one tile stay in the caches, whatever the number of members.
+        let (mut sums, mut bytes) = (Vec::new(), Vec::new());
         self.by_tile(PIECE_ELEMENTS, sink, |tensor, first, out| {
-            let mut sums = vec![0; out.as_chunks::<4>().0.len()];
-            members.iter().try_for_each(|member| self.add(lanes, member, tensor, first, &mut sums))?;
+            sums.clear();
+            sums.resize(out.as_chunks::<4>().0.len(), 0);
+            members.iter().try_for_each(|member| self.add(lanes, member, tensor, first, &mut bytes, &mut sums))?;
             finalise(lanes, &sums, total, out);
             Ok(())
         })
@@ -106,12 +109,13 @@ impl Plan {
         let lanes = Lanes::widest();
         let held = members.len().saturating_mul(8).max(1);
         let tile = TILE_BYTES.checked_div(held).unwrap_or(1).clamp(1, PIECE_ELEMENTS);
-        let mut column = vec![0; members.len()];
+        let (mut column, mut bytes) = (vec![0; members.len()], Vec::new());
+        let mut planes = vec![Vec::new(); members.len()];
         self.by_tile(tile, sink, |tensor, first, out| {
-            let count = out.as_chunks::<4>().0.len();
-            let mut planes = vec![vec![0; count]; members.len()];
             for (member, plane) in members.iter().zip(&mut planes) {
-                self.add(lanes, member, tensor, first, plane)?;
+                plane.clear();
+                plane.resize(out.as_chunks::<4>().0.len(), 0);
+                self.add(lanes, member, tensor, first, &mut bytes, plane)?;
             }
             for (place, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
                 for (value, plane) in column.iter_mut().zip(&planes) {
@@ -131,10 +135,11 @@ impl Plan {
         sink: &mut impl Sink<E>,
         mut fill: impl FnMut(usize, usize, &mut [u8]) -> Result<(), MergeError>,
     ) -> Result<MergedFile, E> {
+        let mut bytes = Vec::new();
         write_file(self.merged(), sink, |tensor, sink| {
             let elements = self.tensors().get(tensor).map_or(0, |tensor| usize::try_from(tensor.elements()).unwrap_or(usize::MAX));
             for first in (0..elements).step_by(tile) {
-                let mut bytes = vec![0; tile.min(elements.saturating_sub(first)).saturating_mul(Dtype::F32.bytes())];
+                bytes.resize(tile.min(elements.saturating_sub(first)).saturating_mul(Dtype::F32.bytes()), 0);
                 fill(tensor, first, &mut bytes)?;
                 sink(&bytes)?;
             }
@@ -143,18 +148,32 @@ impl Plan {
         Ok(self.merged().clone())
     }
 
-    /// Adds a member's values times its weight, as grid points, from the one at `first` on.
-    fn add(&self, lanes: Lanes, member: &Member<'_>, tensor: usize, first: usize, sums: &mut [i64]) -> Result<(), MergeError> {
-        let count = sums.len();
+    /// Adds a member's values times its weight, as grid points, from the one at `first` on; `bytes` is room to read them into.
+    fn add(
+        &self,
+        lanes: Lanes,
+        member: &Member<'_>,
+        tensor: usize,
+        first: usize,
+        bytes: &mut Vec<u8>,
+        sums: &mut [i64],
+    ) -> Result<(), MergeError> {
         let placed = member.layout.place_of(tensor).ok_or(MergeError::OtherShape)?;
         let size = placed.dtype.bytes();
         let begin = member.layout.data_start().saturating_add(placed.begin);
-        let mut bytes = vec![0; count.saturating_mul(size)];
-        member.data.read(begin.saturating_add(first.saturating_mul(size) as u64), &mut bytes)?;
+        let (offset, length) = (begin.saturating_add(first.saturating_mul(size) as u64), sums.len().saturating_mul(size));
+        let bytes = match member.data.held(offset, length) {
+            Some(held) => held,
+            None => {
+                bytes.resize(length, 0);
+                member.data.read(offset, bytes)?;
+                bytes
+            }
+        };
         let grid = if self.clipped().get(tensor) == Some(&true) { member.clip.grid() } else { GRID };
         let weight = u32::try_from(member.weight).map_err(|_| MergeError::TotalWeight { total: 0, adding: member.weight })?;
-        let largest = fold(lanes, placed.dtype, sums, &bytes, weight, grid);
-        Ok(check_largest(largest, member.layout, &Run { tensor, first, dtype: placed.dtype, bytes: &bytes })?)
+        let largest = fold(lanes, placed.dtype, sums, bytes, weight, grid);
+        Ok(check_largest(largest, member.layout, &Run { tensor, first, dtype: placed.dtype, bytes })?)
     }
 }
 
