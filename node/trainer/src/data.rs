@@ -1,7 +1,8 @@
 //! Room `data`: from files to token batches.
 //!
 //! Five forms of JSON lines are known, recognised line by line: Alpaca (`instruction`, `input`, `output`), `question` and
-//! `answer`, `messages` (`role`, `content`), `text`, and `text` with a `label`; and tab-separated texts with a class.
+//! `answer`, `messages` (`role`, `content`), `text`, and `text` with a `label`; and tab-separated texts with a class. The
+//! same fields are known as columns of CSV with a header and of Parquet; columns of other names are mapped to them.
 //! Questions to measure with are read as MMLU and ARC publish them. Everything random here is drawn from a seed with BLAKE3, so that the same
 //! settings give the same batches on every machine.
 //!
@@ -11,7 +12,9 @@ pub mod batches;
 pub mod choices;
 pub mod classes;
 mod csv;
+pub mod fields;
 pub mod packing;
+mod parquet;
 pub mod record;
 pub mod tokens;
 mod tsv;
@@ -19,6 +22,7 @@ mod tsv;
 pub use batches::{BatchRule, batch, split_held_out};
 pub use choices::{ChoiceForm, ChoiceQuestion, read_choices};
 pub use classes::Classes;
+pub use fields::{Field, FieldMap};
 pub use packing::packed;
 pub use record::{Label, Record, Segment, Template, read_jsonl, read_records};
 pub use tokens::{TokenizedExample, Tokens};

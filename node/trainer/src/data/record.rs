@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::DataError;
+use super::fields::FieldMap;
 
 /// An example in one of the known forms.
 #[derive(Debug, Clone, PartialEq)]
@@ -214,22 +215,60 @@ fn messages(object: &Map<String, Value>) -> Result<Record, String> {
     Ok(Record::Messages(messages))
 }
 
-/// Reads a file of examples: tab-separated values where its name ends in `.tsv`, otherwise JSON lines.
-pub fn read_records(path: &Path) -> Result<Vec<Record>, DataError> {
-    match path.extension().is_some_and(|ending| ending == "tsv") {
-        true => super::tsv::read_tsv(path),
-        false => read_jsonl(path),
+/// Reads a file of examples, by the ending of its name: `.parquet`, `.csv` with a header, `.tsv`, and otherwise JSON lines.
+pub fn read_records(path: &Path, fields: &FieldMap) -> Result<Vec<Record>, DataError> {
+    let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
+    match ending.to_str() {
+        Some("parquet") => super::parquet::read_parquet(path, fields),
+        Some("csv") => read_csv(path, fields),
+        Some("tsv") if fields.0.is_empty() => super::tsv::read_tsv(path),
+        Some("tsv") => {
+            let reason = "columns of a .tsv file cannot be mapped; a .csv file's can".to_owned();
+            Err(DataError::File { path: path.into(), reason })
+        }
+        _ => read_mapped_jsonl(path, fields),
     }
+}
+
+/// Reads comma-separated values under a header of names.
+fn read_csv(path: &Path, fields: &FieldMap) -> Result<Vec<Record>, DataError> {
+    let file = |reason| DataError::File { path: path.into(), reason };
+    let text = std::fs::read_to_string(path).map_err(|error| file(error.to_string()))?;
+    // Spreadsheets mark their files as UTF-8 by a character of no width.
+    let rows = super::csv::rows(text.trim_start_matches('\u{feff}')).map_err(file)?;
+    let mut rows = rows.into_iter();
+    let header = rows.next().map(|(_, names)| names).unwrap_or_default();
+    let mut records = Vec::new();
+    for (line, row) in rows {
+        let refuse = |reason| DataError::Form { path: path.into(), line, reason };
+        if row.len() != header.len() {
+            return Err(refuse(format!("{} fields, but the header has {}", row.len(), header.len())));
+        }
+        let named = header.iter().cloned().zip(row.into_iter().map(Value::String)).collect();
+        records.push(fields.record(named).map_err(refuse)?);
+    }
+    if records.is_empty() {
+        return Err(DataError::Empty { path: path.into() });
+    }
+    Ok(records)
 }
 
 /// Reads a file of JSON lines. Empty lines are allowed; a file without an example is not.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Record>, DataError> {
+    read_mapped_jsonl(path, &FieldMap::default())
+}
+
+fn read_mapped_jsonl(path: &Path, fields: &FieldMap) -> Result<Vec<Record>, DataError> {
     let text = std::fs::read_to_string(path).map_err(|error| DataError::File { path: path.into(), reason: error.to_string() })?;
     let mut records = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let refuse = |reason| DataError::Line { path: path.into(), line: index + 1, reason };
         let json: Value = serde_json::from_str(line).map_err(|error| refuse(format!("not JSON: {error}")))?;
-        records.push(Record::from_json(&json).map_err(refuse)?);
+        let record = match json {
+            Value::Object(row) => fields.record(row),
+            other => Record::from_json(&other),
+        };
+        records.push(record.map_err(refuse)?);
     }
     if records.is_empty() {
         return Err(DataError::Empty { path: path.into() });
@@ -299,5 +338,22 @@ mod tests {
         }
         std::fs::write(&path, "\n").unwrap();
         assert!(read_jsonl(&path).unwrap_err().to_string().ends_with("holds no example"));
+    }
+
+    #[test]
+    fn csv_has_a_header_of_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.csv");
+        let read = |text: &str, map: &[&str]| {
+            std::fs::write(&path, text).unwrap();
+            let map = FieldMap(map.iter().map(|field| field.parse().unwrap()).collect());
+            read_records(&path, &map).map_err(|error| error.to_string())
+        };
+        let expected = Record::Instruction { instruction: "Add, \"please\".".into(), input: String::new(), output: "3\n".into() };
+        assert_eq!(read("\u{feff}question,answer\n\"Add, \"\"please\"\".\",\"3\n\"\n", &[]).unwrap(), std::slice::from_ref(&expected));
+        assert_eq!(read("q,a\n\"Add, \"\"please\"\".\",\"3\n\"\n", &["question=q", "answer=a"]).unwrap(), [expected]);
+        assert!(read("q,a\nAdd\n", &[]).unwrap_err().ends_with("d.csv:2: 1 fields, but the header has 2"));
+        assert!(read("q,a\n1,2\n", &[]).unwrap_err().contains("d.csv:2: found the fields {a, q}"));
+        assert!(read("question,answer\n", &[]).unwrap_err().ends_with("holds no example"));
     }
 }
