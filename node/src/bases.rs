@@ -87,9 +87,36 @@ fn snapshots(hub: &Path, name: &str) -> Vec<PathBuf> {
         let Some(found) = path.file_name().and_then(|found| found.to_str()) else { return false };
         found == folder || (!name.contains('/') && found.starts_with("models--") && found.ends_with(&format!("--{name}")))
     };
+    let newest_first = |model: &PathBuf| {
+        // What a download was asked for by a branch's name; other snapshots are older or were asked for by number.
+        let main = std::fs::read_to_string(model.join("refs/main")).unwrap_or_default();
+        let mut found = listed(&model.join("snapshots"));
+        found.sort_by_key(|snapshot| snapshot.file_name().is_none_or(|name| name != main.trim()));
+        found.truncate(SNAPSHOTS_MAX);
+        found
+    };
     let models: Vec<PathBuf> = listed(hub).into_iter().filter(matches).collect();
-    let found: Vec<PathBuf> = models.iter().flat_map(|model| listed(&model.join("snapshots")).into_iter().take(SNAPSHOTS_MAX)).collect();
+    let found: Vec<PathBuf> = models.iter().flat_map(newest_first).collect();
     if found.is_empty() { vec![hub.join(folder).join("snapshots")] } else { found }
+}
+
+/// A base as people name one on a command line: a directory, or the name of a model that is on this machine, such as
+/// `org/model` in the Hugging Face cache. What is found nowhere is given back as it is, to be named by whoever reads it.
+pub fn named(given: &str) -> PathBuf {
+    let directory = PathBuf::from(given);
+    if directory.exists() {
+        return directory;
+    }
+    let found = Places::of_process(None).candidates(given).into_iter().find(|place| place.join("config.json").is_file());
+    found.unwrap_or(directory)
+}
+
+/// What people call the base in a directory: of a hub's snapshot the model's name, else the directory's own.
+pub fn name_of(directory: &Path) -> Option<String> {
+    let text = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
+    let whole = std::path::absolute(directory).ok()?;
+    let model = whole.parent().filter(|parent| parent.ends_with("snapshots")).and_then(Path::parent).and_then(text);
+    model.and_then(|model| Some(model.strip_prefix("models--")?.replacen("--", "/", 1))).or_else(|| text(&whole))
 }
 
 /// Why a place does not have the base.
@@ -171,6 +198,21 @@ mod tests {
             ["a/small", "b/small", "hub/models--me--small/snapshots/1a", "hub/models--org--small/snapshots/1a"]
         );
         assert_eq!(paths(folder.path(), places.candidates("new"))[2..], ["hub/models--*--new/snapshots"]);
+    }
+
+    #[test]
+    fn of_a_hubs_snapshots_the_one_of_main_comes_first_and_has_the_models_name() {
+        let hub = tempfile::tempdir().expect("a folder");
+        let model = hub.path().join("models--org--small");
+        for snapshot in ["1a", "2b", "3c"] {
+            std::fs::create_dir_all(model.join("snapshots").join(snapshot)).expect("a snapshot");
+        }
+        std::fs::create_dir_all(model.join("refs")).expect("refs");
+        std::fs::write(model.join("refs/main"), "2b\n").expect("a ref");
+        let found = snapshots(hub.path(), "org/small");
+        assert_eq!(paths(&model, found.clone()), ["snapshots/2b", "snapshots/1a", "snapshots/3c"]);
+        assert_eq!(name_of(&found[0]).as_deref(), Some("org/small"));
+        assert_eq!(name_of(Path::new("/models/small")).as_deref(), Some("small"));
     }
 
     #[test]

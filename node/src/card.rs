@@ -6,15 +6,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use mingle_protocol::round::Round;
 use serde_json::{Value, json};
 
+use crate::bases::name_of;
 use crate::files;
-use crate::merged::{self, CheckedProof, Proof, RECEIPT_FILE};
-use crate::merger::hash_of;
-use crate::sent::merged_file;
-use crate::slice;
+use crate::merged::{self, Proof, RECEIPT_FILE};
 
 const CARD: &str = "README.md";
 /// What is looked at of a base's own card: its head.
@@ -37,12 +35,16 @@ impl Origin {
     /// # Errors
     /// A receipt that is false, or of other bytes than those beside it.
     pub fn read(adapter: &Path, named: Option<&str>, base: Option<&Path>) -> Result<Self> {
+        let checked = || {
+            let proof = Proof::read(adapter)?;
+            Ok::<_, anyhow::Error>((proof.check_in(adapter)?.round, proof))
+        };
         let receipt = match adapter.join(RECEIPT_FILE).exists() {
-            true => Some(checked(adapter).with_context(|| format!("the receipt in {} does not hold", adapter.display()))?),
+            true => Some(checked().with_context(|| format!("the receipt in {} does not hold", adapter.display()))?),
             false => None,
         };
         let pinned = receipt.as_ref().map(|(round, _)| round.manifest().base.name.as_str());
-        let folder = base.and_then(|base| Some(base.file_name()?.to_string_lossy().into_owned()));
+        let folder = base.and_then(name_of);
         let base_name = pinned.or(named).or(folder.as_deref()).map(word);
         Ok(Self { base: base_name, licence: licence(base.unwrap_or(adapter)), receipt })
     }
@@ -66,20 +68,6 @@ impl Origin {
         text += &format!("\n{made}\n");
         files::write(&folder.join(CARD), text.as_bytes())
     }
-}
-
-/// The proof in a merged directory, once it is known to be true and to speak of the bytes that are there.
-fn checked(folder: &Path) -> Result<(Round, Proof)> {
-    let proof = Proof::read(folder)?;
-    let checked: CheckedProof = proof.check()?;
-    match &checked.slice {
-        Some(slice) => slice::check(folder, &checked, slice)?,
-        None => {
-            let (found, said) = (hash_of(&merged_file(folder, checked.round.kind()))?, checked.receipt.merged);
-            ensure!(found == said, "the file has hash {found}, but it speaks of {said}");
-        }
-    }
-    Ok((checked.round, proof))
 }
 
 /// The licence that a directory's card or configuration states.

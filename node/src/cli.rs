@@ -5,6 +5,7 @@
 
 mod args;
 mod bundle;
+mod config;
 mod current;
 mod eval;
 mod export;
@@ -18,8 +19,10 @@ mod link;
 mod merge;
 mod method;
 mod next;
+mod preview;
 mod probe;
 mod publish;
+mod reference;
 mod roster;
 mod round;
 mod run;
@@ -34,7 +37,9 @@ mod withdraw;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use config::Settings;
 
 pub const EXIT_UNREACHED: u8 = 3;
 pub const EXIT_FALSE: u8 = 4;
@@ -51,8 +56,11 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 goal not reached in time, 4 verif
 
 /// Fine-tune one foundation model together, with no server.
 #[derive(Parser)]
-#[command(name = "mingle", version, about, after_help = EXAMPLES)]
+#[command(name = "mingle", bin_name = "mingle", version, about, after_help = EXAMPLES)]
 struct Cli {
+    /// Configuration file [default: config.toml in the home; see `mingle config show --help`]
+    #[arg(long = "config", global = true, value_name = "FILE")]
+    _config: Option<std::path::PathBuf>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -74,6 +82,8 @@ enum Verb {
     Probe(probe::Args),
     /// Run a public peer that others meet at, which relays and keeps for them
     Seed(seed::Args),
+    /// Show what a model would be given of some data, and what of it it would learn
+    Preview(preview::Args),
     /// Train here only and write a PEFT directory
     Train(train::Args),
     /// Announce a PEFT directory made by any trainer, and keep serving it
@@ -97,6 +107,13 @@ enum Verb {
     Export(export::Args),
     /// Show what a peer is doing
     Status(status::Args),
+    /// Show where the values of options come from: command line, environment, configuration file
+    #[command(subcommand)]
+    Config(config::Verb),
+    /// Print what makes a shell complete this program's options
+    Completions(reference::CompletionsArgs),
+    /// Write a manual page for every verb
+    Man(reference::ManArgs),
 }
 
 /// Runs the program on this process's arguments.
@@ -106,11 +123,20 @@ pub fn main() -> ExitCode {
 
 /// Runs the program on given arguments, the first being its name.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let settings = match Settings::read(&Cli::command(), &arguments) {
+        Ok(settings) => settings,
+        Err(error) => return failed(&error, ExitCode::from(2)),
+    };
+    let parsed = settings.apply(Cli::command()).try_get_matches_from(&arguments).and_then(|found| Cli::from_arg_matches(&found));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // A closed pipe is no reason to fail over a help text.
             let _ = error.print();
+            if let Some(place) = settings.blamed(&error, &arguments) {
+                eprintln!("hint: {place}");
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
@@ -123,6 +149,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Run(args) => run::run(args),
         Verb::Probe(args) => probe::run(args),
         Verb::Seed(args) => seed::run(args),
+        Verb::Preview(args) => preview::run(&args),
         Verb::Train(args) => train::run(args),
         Verb::Publish(args) => publish::run(args),
         Verb::Withdraw(args) => withdraw::run(args),
@@ -134,15 +161,22 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Eval(args) => eval::run(args),
         Verb::Export(args) => export::run(args),
         Verb::Status(args) => status::run(args),
+        Verb::Config(verb) => config::run(verb, &Cli::command(), &settings),
+        Verb::Completions(args) => Ok(reference::completions(&args, Cli::command())),
+        Verb::Man(args) => reference::man(&args, Cli::command()),
     };
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {}", hint::sentence(&error));
-            if let Some(hint) = hint::hint(&error) {
-                eprintln!("hint: {hint}");
-            }
-            ExitCode::FAILURE
-        }
+    done.unwrap_or_else(|error| failed(&error, ExitCode::FAILURE))
+}
+
+/// The text of docs/cli.md.
+pub fn reference() -> String {
+    reference::reference(Cli::command())
+}
+
+fn failed(error: &anyhow::Error, code: ExitCode) -> ExitCode {
+    eprintln!("error: {}", hint::sentence(error));
+    if let Some(hint) = hint::hint(error) {
+        eprintln!("hint: {hint}");
     }
+    code
 }

@@ -12,10 +12,10 @@ use mingle_protocol::adapter::{AdapterKind, Scaling};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::number::{Spread, seeded};
 use mingle_protocol::record::Privacy;
-use mingle_protocol::round::{Parent, Round};
+use mingle_protocol::round::Round;
 
 use crate::bases::Digests;
-use crate::data::{self, Template, TokenizedExample, Tokens};
+use crate::data::{self, FieldMap, Template, TokenizedExample, Tokens};
 use crate::driver::{Prepared, TrainingDesk, TrainingStatus};
 use crate::home::Home;
 use crate::merged::module_of;
@@ -60,6 +60,8 @@ pub struct TrainingPlan {
     pub base: PathBuf,
     pub data: Vec<PathBuf>,
     pub held_out: HeldOut,
+    /// Which of the data's columns are what.
+    pub fields: FieldMap,
     pub template: Template,
     pub settings: TrainSettings,
     /// Start from this PEFT directory instead of the common start.
@@ -83,6 +85,7 @@ impl TrainingPlan {
             base,
             data: Vec::new(),
             held_out: HeldOut(0.0),
+            fields: FieldMap::default(),
             template: Template::default(),
             settings: TrainSettings::default(),
             start_from: None,
@@ -113,7 +116,7 @@ impl TrainingPlan {
         let tokens = Tokens::read(&self.base, &ModelConfig::read(&self.base)?)?;
         let mut records = Vec::new();
         for path in &self.data {
-            records.extend(data::read_records(path)?);
+            records.extend(data::read_records(path, &self.fields)?);
         }
         let (train, held_out) = if settings.pack {
             let held_out = self.held_out.count(records.len());
@@ -171,13 +174,7 @@ impl TrainingPlan {
     pub fn prepare(self, round: &Round, home: &Home, desk: &TrainingDesk) -> Result<Prepared> {
         let round_home = home.round(round.id());
         let plan = self.for_round(round);
-        let start = match (&round.manifest().parent, &plan.start_from) {
-            (Some(parent), from) => Some(parent_update(parent, round.kind(), from.as_deref(), home)?),
-            (None, Some(from)) => {
-                bail!("round \"{}\" has no parent, so its members may not start from {}", round.manifest().name, from.display())
-            }
-            (None, None) => None,
-        };
+        let start = start_of(round, home, plan.start_from.as_deref())?;
         let (base, examples) = plan.load(&plan.device.open()?)?;
         let seed = round.kind().low_rank().map_or([0; 32], |shape| shape.seed);
         let draw = |name: &str, count: usize, spread: Spread| seeded(&seed, name, count, spread).collect::<Vec<f32>>();
@@ -340,12 +337,23 @@ pub fn check_base(folder: &Path, round: &Round, digests: &Digests) -> Result<()>
     Ok(())
 }
 
-/// The merged adapter a chained round starts from: given, or left in this home by the parent round.
-fn parent_update(parent: &Parent, kind: &AdapterKind, given: Option<&Path>, home: &Home) -> Result<Update> {
+/// The merged adapter from which a round's members start, if it has a parent: the one in the folder that was given, or what the
+/// parent round left in this home.
+///
+/// # Errors
+/// Another adapter than the round's parent, or a folder that nobody asked for.
+pub fn start_of(round: &Round, home: &Home, given: Option<&Path>) -> Result<Option<Update>> {
+    let Some(parent) = &round.manifest().parent else {
+        let name = &round.manifest().name;
+        return match given {
+            Some(folder) => bail!("round \"{name}\" has no parent, so its members may not start from {}", folder.display()),
+            None => Ok(None),
+        };
+    };
     let folder = given.map_or_else(|| home.round(parent.round).merged_current(), Path::to_owned);
-    let weights = merged_file(&folder, kind);
+    let weights = merged_file(&folder, round.kind());
     let found: ContentHash =
         hash_of(&weights).with_context(|| format!("cannot read the parent round's merged adapter {}", weights.display()))?;
     anyhow::ensure!(found == parent.merged, "{} has hash {found}, but the round starts from {}", weights.display(), parent.merged);
-    Ok(Update::read(&folder)?)
+    Ok(Some(Update::read(&folder)?))
 }

@@ -28,6 +28,11 @@ use crate::files;
 #[derive(Clone, Debug)]
 pub struct Home(PathBuf);
 
+/// The home of who names no other.
+pub fn default_folder() -> Option<PathBuf> {
+    std::env::home_dir().map(|user| user.join(".mingle"))
+}
+
 /// The part of a [`Home`] that belongs to one round.
 #[derive(Clone, Debug)]
 pub struct RoundHome(PathBuf);

@@ -1,5 +1,5 @@
-//! What an adapter does to data of this peer's own: the held-out loss with the base alone, with a merge, and with the
-//! adapter merged as well.
+//! What an adapter does to data of this peer's own: the held-out loss with what the round starts from (its base, or its
+//! parent's merge), with a merge, and with the adapter merged as well.
 //!
 //! The merges are made by the fold that every peer uses, written where nobody else looks, and loaded as people load them:
 //! what is measured is what would be published. Losses are floats of this machine, and no peer has to find the same; what
@@ -14,7 +14,7 @@ use mingle_protocol::receipt::set_root;
 use mingle_protocol::round::{Manifest, MergeRule, Round};
 use mingle_protocol::verdict::TrialLosses;
 
-use crate::data::{self, Template, TokenizedExample, Tokens};
+use crate::data::{self, FieldMap, Template, TokenizedExample, Tokens};
 use crate::evaluate::held_out_loss;
 use crate::merged::write_adapter;
 use crate::merger::{Merger, Unusable};
@@ -34,6 +34,8 @@ pub struct Judge {
     pub precision: Option<Precision>,
     pub threads: Option<usize>,
     pub tolerance: f64,
+    /// The adapter that the round starts from, if any.
+    pub start: Box<dyn FnOnce() -> Result<Option<Update>> + Send>,
     pub examples: Box<dyn FnOnce() -> Result<Vec<TokenizedExample>> + Send>,
 }
 
@@ -41,11 +43,11 @@ pub struct Judge {
 ///
 /// # Errors
 /// Data that cannot be used with this base.
-pub fn read(base: &Path, files: &[PathBuf], template: Template, length_max: usize) -> Result<Vec<TokenizedExample>> {
+pub fn read(base: &Path, files: &[PathBuf], fields: &FieldMap, template: Template, length_max: usize) -> Result<Vec<TokenizedExample>> {
     let tokens = Tokens::read(base, &ModelConfig::read(base)?)?;
     let mut records = Vec::new();
     for path in files {
-        records.extend(data::read_records(path)?);
+        records.extend(data::read_records(path, fields)?);
     }
     Ok(tokens.examples(&records, template, length_max)?)
 }
@@ -83,10 +85,10 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Loads the base and the data, and measures the base.
+    /// Loads the base and the data, and measures what the round starts from.
     ///
     /// # Errors
-    /// A base or data that cannot be used, in one sentence.
+    /// A base, a start or data that cannot be used, in one sentence.
     pub fn open(judge: Judge, round: Round, store: Store, folder: PathBuf) -> Result<Self> {
         let examples = (judge.examples)()?;
         ensure!(!examples.is_empty(), "no example of the held-out data has a label within the length it is cut at");
@@ -95,8 +97,12 @@ impl Bench {
         let merger = Merger::new(trial.clone(), store);
         let (threads, tolerance) = (pool(judge.threads)?, judge.tolerance);
         let mut bench = Self { round, trial, base, examples, threads, tolerance, base_loss: 0.0, merger, folder, last: None };
-        bench.base_loss = bench.loss(&bench.base.decoder())?;
-        ensure!(bench.base_loss.is_finite(), "the held-out loss of the base alone is {}", bench.base_loss);
+        let begun = match (judge.start)()? {
+            Some(start) => start.apply(&bench.base)?,
+            None => bench.base.decoder(),
+        };
+        bench.base_loss = bench.loss(&begun)?;
+        ensure!(bench.base_loss.is_finite(), "the held-out loss before any adapter is merged is {}", bench.base_loss);
         Ok(bench)
     }
 
@@ -172,7 +178,7 @@ fn trial_of(round: &Round) -> Result<Round> {
     Ok(Round::new(Manifest { rule: MergeRule::Mean, ..manifest.clone() })?)
 }
 
-/// Whether an adapter may count, by the losses with the base, with what was merged before, and with the adapter as well.
+/// Whether an adapter may count, by the losses at the round's start, with what was merged before, and with the adapter as well.
 /// Nothing is approved with which the loss is no number.
 fn approves(base: f64, merged: Option<f64>, with: f64, tolerance: f64) -> bool {
     // `max` passes over what is no number.

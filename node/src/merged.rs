@@ -5,6 +5,7 @@
 
 mod approvals;
 mod card;
+mod directory;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -29,7 +30,7 @@ use crate::peft::{self, AdapterConfig};
 use crate::sent::merged_file;
 use crate::{files, train};
 use card::card;
-pub(crate) use card::facts;
+pub(crate) use card::{facts, promised, promises};
 
 pub const RECEIPT_FILE: &str = "receipt.json";
 /// A receipt of 16,384 members with their records stays below this.

@@ -69,7 +69,7 @@ pub struct Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrialLosses {
-    /// With the base alone.
+    /// With what the round starts from: its base, or its parent's merge.
     pub base_micronats: u64,
     /// With what the judge had merged before; absent when that was nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]

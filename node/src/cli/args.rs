@@ -12,7 +12,7 @@ use crate::bases::{self, Places};
 use crate::contribution::check_base;
 use crate::data::Template;
 use crate::driver::{self, Goal, Outcome, Peer, Work};
-use crate::home::Home;
+use crate::home::{self, Home};
 use crate::judge::Judge;
 use crate::network::web::{Identity, Web};
 use crate::network::{Multiaddr, ReachConfig, Role};
@@ -21,7 +21,7 @@ use crate::network::{Multiaddr, ReachConfig, Role};
 #[derive(Args, Clone, Debug)]
 pub struct HomeArgs {
     /// Folder of this peer: its key, what it fetched, what it merged [default: ~/.mingle]
-    #[arg(long, env = "MINGLE_HOME", value_name = "DIR")]
+    #[arg(long, env = "MINGLE_HOME", hide_env_values = true, value_name = "DIR")]
     pub home: Option<PathBuf>,
 }
 
@@ -30,21 +30,43 @@ impl HomeArgs {
         match &self.home {
             Some(folder) => Ok(Home::new(folder)),
             None => {
-                let user = std::env::home_dir().context("no home folder of the user is known; give --home")?;
-                Ok(Home::new(user.join(".mingle")))
+                let folder = home::default_folder().context("no home folder of the user is known; give --home")?;
+                Ok(Home::new(folder))
             }
         }
     }
+}
+
+/// A base: its directory, or a name under which it lies on this machine.
+pub fn base_named(text: &str) -> Result<PathBuf, String> {
+    Ok(bases::named(text))
+}
+
+/// A peer's address; of what people write instead, the form that was meant is told.
+pub fn multiaddr(text: &str) -> Result<Multiaddr, String> {
+    text.parse().map_err(|_| {
+        let (host, port) = text.rsplit_once(':').unwrap_or((text, "4001"));
+        let kind = match host.parse::<std::net::IpAddr>() {
+            Ok(std::net::IpAddr::V4(_)) => "ip4",
+            Ok(std::net::IpAddr::V6(_)) => "ip6",
+            Err(_) => "dns4",
+        };
+        let is_name = !host.is_empty() && host.chars().all(|character| character.is_ascii_alphanumeric() || ".-:".contains(character));
+        match is_name && port.parse::<u16>().is_ok() {
+            true => format!("no multiaddr; did you mean /{kind}/{host}/tcp/{port}?"),
+            false => "no multiaddr, such as /ip4/10.0.0.7/tcp/4001 or /dns4/peer.example/udp/4001/quic-v1".to_owned(),
+        }
+    })
 }
 
 /// Where this peer is reached and whom it dials first.
 #[derive(Args, Clone, Debug)]
 pub struct NetworkArgs {
     /// Address to listen on; may be given several times [default: any port, TCP and QUIC, all interfaces]
-    #[arg(long, value_name = "MULTIADDR")]
+    #[arg(long, value_name = "MULTIADDR", value_parser = multiaddr)]
     pub listen: Vec<Multiaddr>,
     /// Peer to dial and keep dialling, such as /ip4/10.0.0.7/tcp/4001; may be given several times
-    #[arg(long = "peer", value_name = "MULTIADDR")]
+    #[arg(long = "peer", value_name = "MULTIADDR", value_parser = multiaddr)]
     pub peers: Vec<Multiaddr>,
     /// Look for peers on the local network by multicast DNS
     #[arg(long)]
@@ -82,7 +104,7 @@ impl TlsArgs {
 #[derive(Args, Clone, Debug)]
 pub struct ReachArgs {
     /// Address that leads here from outside, such as that of a forwarded port; may be given several times
-    #[arg(long, value_name = "MULTIADDR")]
+    #[arg(long, value_name = "MULTIADDR", value_parser = multiaddr)]
     pub external: Vec<Multiaddr>,
     /// Ask the router to forward a port (UPnP)
     #[arg(long)]

@@ -9,9 +9,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::args::TemplateArg;
+use super::args::{TemplateArg, base_named};
 use super::training::ComputeArgs;
-use crate::data::{self, ChoiceForm, Record, TokenizedExample, Tokens};
+use crate::data::{self, ChoiceForm, Field, FieldMap, Record, TokenizedExample, Tokens};
 use crate::evaluate::{
     AnswerEnd, GSM8K_STOPS, Report, choice_prompts, choices, classify, exact_match, gsm8k_prompts, held_out_loss, template_prompts,
 };
@@ -49,8 +49,8 @@ enum Task {
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Hugging Face directory of the base
-    #[arg(long, value_name = "DIR")]
+    /// Hugging Face directory of the base, or its name in the Hugging Face cache
+    #[arg(long, value_name = "DIR|NAME", value_parser = base_named)]
     base: PathBuf,
     /// PEFT directory of an adapter
     #[arg(long, value_name = "DIR")]
@@ -58,6 +58,9 @@ pub struct Args {
     /// Data to measure on
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
+    /// The column that a field of an example is in, such as instruction=prompt; may be given several times
+    #[arg(long, value_name = "FIELD=COLUMN")]
+    map: Vec<Field>,
     /// What to measure
     #[arg(long, default_value = "loss")]
     task: Task,
@@ -166,7 +169,7 @@ fn measure(args: &Args, decoder: &Decoder, tokens: &Tokens, report: &Report) -> 
 }
 
 fn records(args: &Args) -> Result<Vec<Record>> {
-    let mut records = data::read_records(&args.data)?;
+    let mut records = data::read_records(&args.data, &FieldMap(args.map.clone()))?;
     records.truncate(args.limit.unwrap_or(usize::MAX));
     Ok(records)
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::args::base_named;
 use crate::card::Origin;
 use crate::files;
 use crate::merger::hash_of;
@@ -31,7 +32,7 @@ pub struct Args {
     #[arg(long, value_name = "R", conflicts_with = "base", value_parser = clap::value_parser!(u32).range(1..))]
     rank: Option<u32>,
     /// Hugging Face directory of the base, to merge the adapter into
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|NAME", value_parser = base_named)]
     base: Option<PathBuf>,
     /// Most bytes of a file of weights, such as 5GB or 500MB [default: the files of the base, or 5GB]
     #[arg(long, value_name = "SIZE", requires = "base", value_parser = bytes)]

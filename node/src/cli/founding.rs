@@ -6,7 +6,7 @@ use anyhow::Result;
 use mingle_protocol::identity::{MemberKey, Roster, SecretKey};
 use mingle_protocol::standing::{Founders, Readers};
 
-use super::args::HomeArgs;
+use super::args::{HomeArgs, multiaddr};
 use crate::network::{Multiaddr, PeerId, member_of};
 
 #[derive(clap::Args)]
@@ -31,7 +31,7 @@ pub struct FoundingArgs {
     readers_open: bool,
     /// Address of a peer that whoever has the round file dials; given several times. In a private round the peer becomes a
     /// reader where its address ends in its name (/p2p/...)
-    #[arg(long = "peer", value_name = "MULTIADDR")]
+    #[arg(long = "peer", value_name = "MULTIADDR", value_parser = multiaddr)]
     peers: Vec<Multiaddr>,
     #[command(flatten)]
     home: HomeArgs,

@@ -6,6 +6,7 @@ use mingle_protocol::round::RoundError;
 
 use crate::bases::NotFound;
 use crate::data::DataError;
+use crate::models::ModelError;
 use crate::models::device::DeviceError;
 use crate::network::NetworkError;
 use crate::network::rounds::GetRoundError;
@@ -51,7 +52,15 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             return found("another program may use this port; give another --listen address, or port 0 for any");
         }
         if let Some(DataError::Line { .. }) = cause.downcast_ref() {
-            return found("each line is one JSON object with instruction/output, question/answer, messages, text, or text/label");
+            return found(
+                "each line is one JSON object with instruction/output, question/answer, messages, text, or text/label; other columns are \
+                 named with --map, such as --map instruction=prompt",
+            );
+        }
+        if let Some(DataError::Form { reason, .. }) = cause.downcast_ref()
+            && reason.starts_with("found the fields")
+        {
+            return found("name the columns with --map, such as --map instruction=prompt; `mingle preview` shows what comes of it");
         }
         if let Some(RoundError::Syntax(_)) = cause.downcast_ref() {
             return found("a round file is made by `mingle round new` and must not be edited");
@@ -78,8 +87,24 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             return Some(format!("{LESS_MEMORY}; the same command goes on from the last checkpoint"));
         }
     }
+    if let Some(ModelError::File { path, .. }) = error.chain().find_map(|cause| cause.downcast_ref())
+        && !path.exists()
+    {
+        return Some(
+            "--base is a Hugging Face directory, or a model in the Hugging Face cache (`hf download org/model`) by its name".to_owned(),
+        );
+    }
     let text = sentence(error);
     let advice = [
+        ("cannot read the round file mingle:", "this is a link: `mingle round get LINK` writes the round file"),
+        (
+            "receipt.json: No such file",
+            "a merged directory has one: rounds/ROUND/merged/current in a home, or what `mingle fetch --out` wrote",
+        ),
+        ("has a label within", "raise --max-length; `mingle preview` shows what the model is given"),
+        ("a round file is never overwritten", "name another --out"),
+        ("no peer has run in", "name the home of the peer with --home"),
+        ("must be given where members judge each other", "list the members with --member"),
         ("exists already; choose another", "remove it or name another --out"),
         (
             "is not a bundle to be used here",

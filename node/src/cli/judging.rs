@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use mingle_protocol::round::Round;
 
-use crate::contribution::TrainingPlan;
+use crate::contribution::{TrainingPlan, start_of};
 use crate::data;
+use crate::home::Home;
 use crate::judge::{self, Judge, TOLERANCE};
 
 #[derive(clap::Args, Clone, Debug)]
@@ -15,7 +16,7 @@ pub struct JudgingArgs {
     /// out]
     #[arg(long, help_heading = "Verdicts", value_name = "FILE")]
     pub judge_with: Vec<PathBuf>,
-    /// How much more than with the base, or with what is merged, the loss may be with an adapter that is approved
+    /// How much more than at the round's start, or with what is merged, the loss may be with an adapter that is approved
     #[arg(long, help_heading = "Verdicts", default_value_t = TOLERANCE, value_name = "FRACTION", value_parser = fraction)]
     pub verdict_tolerance: f64,
 }
@@ -31,21 +32,22 @@ impl JudgingArgs {
     ///
     /// # Errors
     /// Files that are of no use: said now, not after joining.
-    pub fn judge(&self, round: &Round, plan: &TrainingPlan) -> Result<Option<Judge>> {
+    pub fn judge(&self, round: &Round, home: &Home, plan: &TrainingPlan) -> Result<Option<Judge>> {
         let manifest = round.manifest();
         let asked = manifest.verdicts.is_some();
         ensure!(asked || self.judge_with.is_empty(), "round \"{}\" asks for no verdicts, so --judge-with is of no use", manifest.name);
         for path in &self.judge_with {
-            data::read_records(path)?;
+            data::read_records(path, &plan.fields)?;
         }
         let held_out = !plan.data.is_empty() && plan.held_out.0 > 0.0;
         if !asked || (self.judge_with.is_empty() && !held_out) {
             return Ok(None);
         }
         let (files, of) = (self.judge_with.clone(), plan.clone());
+        let (of_round, home, from) = (round.clone(), home.clone(), plan.start_from.clone());
         let examples = move || match files.is_empty() {
             true => Ok(of.examples()?.held_out),
-            false => judge::read(&of.base, &files, of.template, of.settings.length_max),
+            false => judge::read(&of.base, &files, &of.fields, of.template, of.settings.length_max),
         };
         // Half of the processors, where nothing else is said: the peer goes on serving meanwhile.
         let half = || std::thread::available_parallelism().ok().map(|all| all.get().div_ceil(2));
@@ -55,6 +57,7 @@ impl JudgingArgs {
             precision: plan.settings.precision,
             threads: plan.settings.threads.or_else(half),
             tolerance: self.verdict_tolerance,
+            start: Box::new(move || start_of(&of_round, &home, from.as_deref())),
             examples: Box::new(examples),
         }))
     }

@@ -8,7 +8,7 @@ use mingle_protocol::link::RoundLink;
 use mingle_protocol::round::RoundFile;
 use serde_json::json;
 
-use super::args::{HomeArgs, TlsArgs};
+use super::args::{HomeArgs, TlsArgs, multiaddr};
 use super::source;
 use crate::files;
 use crate::network::Multiaddr;
@@ -18,7 +18,7 @@ pub struct LinkArgs {
     /// The round file
     file: PathBuf,
     /// Peer that has the round file, such as one that runs; may be given several times, besides those the file names
-    #[arg(long = "peer", value_name = "MULTIADDR")]
+    #[arg(long = "peer", value_name = "MULTIADDR", value_parser = multiaddr)]
     peers: Vec<Multiaddr>,
     /// JSON on standard output
     #[arg(long)]
@@ -33,7 +33,7 @@ pub struct GetArgs {
     #[arg(long, value_name = "FILE", default_value = "round.json")]
     pub out: PathBuf,
     /// Peer to ask besides those the link names; may be given several times
-    #[arg(long = "peer", value_name = "MULTIADDR")]
+    #[arg(long = "peer", value_name = "MULTIADDR", value_parser = multiaddr)]
     peers: Vec<Multiaddr>,
     #[command(flatten)]
     tls: TlsArgs,

@@ -12,7 +12,7 @@ use mingle_protocol::merge::{MergeRule, Plan};
 use super::args::RuleArgs;
 use crate::files;
 use crate::merged::write_tensors;
-use crate::merger::{Source, hash_of, merge_files};
+use crate::merger::{Source, merge_files};
 use crate::peft::{self, Adapter, AdapterConfig};
 
 const EXAMPLES: &str = "\
@@ -69,21 +69,17 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let whole = "some tensors are stored whole, and how far they moved cannot be seen without the base";
     ensure!(args.rule.clip.is_none() || !updates.are_mixed(), "--clip cannot be used: {whole}");
     let plan = Plan::new(rule, args.rule.clip, updates, MergedFile::of_means(tensors));
-    // Whoever is called first: the files' own order.
-    let mut order = Vec::new();
-    for ((folder, weight), config) in args.adapters.iter().zip(&configs) {
-        let file = folder.join(peft::WEIGHTS);
-        let hash = hash_of(&file).with_context(|| format!("{} cannot be merged", folder.display()))?;
-        order.push((hash, if rule.is_robust() { 1 } else { *weight }, file, config));
-    }
-    order.sort_by_key(|(hash, weight, ..)| (*hash, *weight));
     let mut sources = Vec::new();
-    for (index, (_, weight, file, config)) in order.iter().enumerate() {
-        let mut key = [0; 32];
-        key[..8].copy_from_slice(&(index as u64).to_be_bytes());
-        let source = Source::scaled(&plan, &updates_of(plan.tensors(), config), MemberKey(key), *weight, file);
-        let folder = file.parent().unwrap_or(file);
-        sources.push(source.with_context(|| format!("{} cannot be merged", folder.display()))?);
+    for ((folder, weight), config) in args.adapters.iter().zip(&configs) {
+        let weight = if rule.is_robust() { 1 } else { *weight };
+        let source = Source::scaled(&plan, &updates_of(plan.tensors(), config), MemberKey([0; 32]), weight, &folder.join(peft::WEIGHTS));
+        sources.push((folder, source.with_context(|| format!("{} cannot be merged", folder.display()))?));
+    }
+    // Whoever is called first: the files' own order.
+    sources.sort_by_key(|(_, source)| (source.adapter, source.weight));
+    let (folders, mut sources): (Vec<&PathBuf>, Vec<Source>) = sources.into_iter().unzip();
+    for (index, source) in sources.iter_mut().enumerate() {
+        source.key.0[..8].copy_from_slice(&(index as u64).to_be_bytes());
     }
     let folder = files::unfinished_folder(&args.out)?;
     let (merged, made) = write_tensors(&folder.join(peft::WEIGHTS), |sink| merge_files(&plan, &sources, sink))
@@ -91,8 +87,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let config = if rule == MergeRule::Stack { stacked(config, made.tensors.rank()) } else { config };
     files::write(&folder.join(peft::CONFIG), format!("{:#}\n", config.to_json()).as_bytes())?;
     files::replace_folder(&folder, &args.out)?;
-    let (adapters, weight) = (sources.len(), order.iter().fold(0_u64, |sum, (_, weight, ..)| sum.saturating_add(*weight)));
-    let name = |index: usize| order.get(index).and_then(|(_, _, file, _)| file.parent()).map(Path::to_owned).unwrap_or_default();
+    let (adapters, weight) = (sources.len(), sources.iter().fold(0_u64, |sum, source| sum.saturating_add(source.weight)));
+    let name = |index: usize| folders.get(index).map(|folder| PathBuf::from(folder)).unwrap_or_default();
     let place = |key: &MemberKey| key.0.first_chunk().map_or(0, |index| u64::from_be_bytes(*index) as usize);
     let clipped: BTreeMap<PathBuf, f64> = made.account.clipped.iter().map(|(key, clip)| (name(place(key)), clip.value())).collect();
     let left_out: Vec<PathBuf> = made.account.left_out.iter().map(|key| name(place(key))).collect();

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use mingle_protocol::identity::Roster;
 use mingle_protocol::round::{Manifest, Round, RoundFile};
 
-use super::args::HomeArgs;
+use super::args::{HomeArgs, multiaddr};
 use super::round::{parent_of, show};
 use crate::files;
 use crate::network::Multiaddr;
@@ -21,7 +21,7 @@ pub struct NextArgs {
     name: Option<String>,
     /// Address of a peer that whoever has the round file dials; given several times [default: those of the round before, where
     /// this home has its file]
-    #[arg(long = "peer", value_name = "MULTIADDR")]
+    #[arg(long = "peer", value_name = "MULTIADDR", value_parser = multiaddr)]
     peers: Vec<Multiaddr>,
     #[command(flatten)]
     home: HomeArgs,

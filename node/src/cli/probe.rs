@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::args::{HomeArgs, NetworkArgs, peers_of, seconds};
+use super::args::{HomeArgs, NetworkArgs, base_named, peers_of, seconds};
 use super::source;
 use super::training::TrainingArgs;
 use crate::bases::Places;
@@ -29,11 +29,11 @@ pub struct Args {
     /// The round file
     #[arg(long, value_name = "FILE")]
     round: PathBuf,
-    /// Private training data, JSON lines or (with classes) .tsv; may be given several times
+    /// Private training data: JSON lines, .csv, .parquet or (with classes) .tsv; may be given several times
     #[arg(long, value_name = "FILE")]
     data: Vec<PathBuf>,
     /// Hugging Face directory of the round's base [default: found by its name]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|NAME", value_parser = base_named)]
     base: Option<PathBuf>,
     /// Longest wait for other peers, in seconds
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::args::PeerArgs;
+use super::args::{PeerArgs, base_named};
 use super::judging::JudgingArgs;
 use crate::contribution::{TrainingPlan, from_directory};
 use crate::driver::{Goal, Work};
@@ -30,7 +30,7 @@ pub struct Args {
     #[command(flatten)]
     peer: PeerArgs,
     /// Hugging Face directory of the round's base, for judging [default: looked for by its name]
-    #[arg(long, help_heading = "Verdicts", value_name = "DIR", requires = "judge_with")]
+    #[arg(long, help_heading = "Verdicts", value_name = "DIR|NAME", requires = "judge_with", value_parser = base_named)]
     base: Option<PathBuf>,
     #[command(flatten)]
     judging: JudgingArgs,
@@ -41,7 +41,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let prepared = from_directory(&args.directory, &peer.round, &peer.home, args.examples)?;
     if !args.judging.judge_with.is_empty() {
         let plan = TrainingPlan::of_base(peer.base(args.base, &args.peer.round)?);
-        peer.judge = args.judging.judge(&peer.round, &plan)?;
+        peer.judge = args.judging.judge(&peer.round, &peer.home, &plan)?;
     }
     peer.run(Work::Publish(prepared), Goal::default())?;
     Ok(ExitCode::SUCCESS)

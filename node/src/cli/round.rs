@@ -13,17 +13,17 @@ use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Parent
 use mingle_protocol::standing::Readers;
 use mingle_protocol::verdict::{JUDGED_MEMBERS_MAX, VerdictRule};
 
-use super::args::{HomeArgs, RuleArgs};
+use super::args::{HomeArgs, RuleArgs, base_named};
 use super::founding::{Founding, FoundingArgs};
 use super::link::{self, GetArgs, LinkArgs};
 use super::method::{MethodArg, MethodArgs};
 use super::next::{NextArgs, next};
 use super::source;
+use crate::bases::name_of;
 use crate::merged::{CheckedProof, Proof};
 use crate::models::{self, base_digest};
-use crate::sent::merged_file;
 use crate::train::tensors_of;
-use crate::{files, merger, rule};
+use crate::{files, rule};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,8 +70,8 @@ pub struct NewArgs {
     /// Name for people
     #[arg(long, default_value = "round")]
     name: String,
-    /// Hugging Face directory of the base model
-    #[arg(long, value_name = "DIR", required_unless_present = "parent")]
+    /// Hugging Face directory of the base model, or its name in the Hugging Face cache
+    #[arg(long, value_name = "DIR|NAME", required_unless_present = "parent", value_parser = base_named)]
     base: Option<PathBuf>,
     /// Name of the base, as PEFT will look it up [default: the directory's name]
     #[arg(long, value_name = "NAME")]
@@ -204,8 +204,7 @@ fn sign(args: &SignArgs) -> Result<ExitCode> {
 
 fn base_model(args: &NewArgs) -> Result<BaseModel> {
     let folder = args.base.as_deref().context("--base is needed")?;
-    let named = std::path::absolute(folder)?.file_name().map(|name| name.to_string_lossy().into_owned());
-    let name = args.base_name.clone().or(named).context("--base-name is needed for this base directory")?;
+    let name = args.base_name.clone().or_else(|| name_of(folder)).context("--base-name is needed for this base directory")?;
     Ok(BaseModel { name, digest: base_digest(folder)? })
 }
 
@@ -237,15 +236,11 @@ fn kind(args: &NewArgs) -> Result<AdapterKind> {
 /// A merged adapter to go on from, with its proof.
 pub(super) fn parent_of(folder: &Path) -> Result<(CheckedProof, Parent)> {
     let checked = Proof::read(folder)?
-        .check()
+        .check_in(folder)
         .and_then(CheckedProof::whole)
         .with_context(|| format!("{} is not a merged adapter to go on from", folder.display()))?;
-    let merged = merger::hash_of(&merged_file(folder, checked.round.kind()))?;
-    if merged != checked.receipt.merged {
-        bail!("{} does not hold the merged adapter its receipt speaks of", folder.display());
-    }
-    let round = checked.round.id();
-    Ok((checked, Parent { round, merged }))
+    let parent = Parent { round: checked.round.id(), merged: checked.receipt.merged };
+    Ok((checked, parent))
 }
 
 /// A round that goes on from a merged adapter has its base, its shape and its merged hash.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use super::args::PeerArgs;
+use super::args::{PeerArgs, base_named};
 use super::judging::JudgingArgs;
 use super::training::TrainingArgs;
 use crate::driver::{Goal, Work};
@@ -19,16 +19,17 @@ Examples:
 Without --base, the base is looked for by its name beside the round file, in the current folder, in the folders of
 $MINGLE_BASES (as in PATH), and in the Hugging Face cache; only weights with the round's digest are taken.
 Where the round has verdicts, others' adapters are judged by --judge-with, else by what is held out of --data.
-Data is JSON lines: instruction/input/output, question/answer, messages, text, or for a classifier text/label (also .tsv).
+Data is JSON lines, .csv or .parquet: instruction/input/output, question/answer, messages, text, or for a classifier text/label (also
+.tsv). Other columns are named by --map; `mingle preview` shows what the model is given.
 It runs until it is stopped (Ctrl-C); killed at any point, it goes on where it was.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Hugging Face directory of the round's base [default: looked for by its name, see below]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|NAME", value_parser = base_named)]
     base: Option<PathBuf>,
-    /// Private training data, JSON lines or (with classes) .tsv; may be given several times
+    /// Private training data: JSON lines, .csv, .parquet or (with classes) .tsv; may be given several times
     #[arg(long, value_name = "FILE")]
     data: Vec<PathBuf>,
     /// Merged directory of the parent round [default: the one this home has]
@@ -55,9 +56,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let base = peer.base(args.base, &args.peer.round)?;
     let plan = args.training.plan(base, args.data, args.start_from);
     for path in &plan.data {
-        crate::data::read_records(path)?;
+        crate::data::read_records(path, &plan.fields)?;
     }
-    peer.judge = args.judging.judge(&peer.round, &plan)?;
+    peer.judge = args.judging.judge(&peer.round, &peer.home, &plan)?;
     let work = match plan.data.is_empty() {
         true => Work::Serve,
         false => {

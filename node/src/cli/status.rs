@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use super::args::HomeArgs;
 use super::source::read_round;
 use crate::driver::{Phase, SlotStatus, Status};
+use crate::merged::promised;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -92,6 +93,9 @@ fn show(status: &Status) {
         };
         let adapter = slot.adapter.map(|adapter| adapter.short()).unwrap_or_default();
         println!("           {}  adapter {adapter:8}  weight {:6}  {note}", slot.member.short(), slot.weight);
+        if let Some(privacy) = slot.privacy {
+            println!("             promises its examples {}", promised(privacy));
+        }
         show_verdicts(slot);
     }
     show_transfers(status);

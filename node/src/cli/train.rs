@@ -8,11 +8,12 @@ use mingle_protocol::number::{Spread, seeded};
 use serde_json::json;
 
 use super::EXIT_UNREACHED;
-use super::args::{HomeArgs, OutputArgs};
+use super::args::{HomeArgs, OutputArgs, base_named};
 use super::interrupt::Interrupt;
 use super::method::{MethodArgs, PatternArgs};
 use super::source::read_round;
 use super::training::TrainingArgs;
+use crate::bases::name_of;
 use crate::console::Console;
 use crate::contribution::{Beginning, TrainingPlan, check_base, diagnose, name_base, status_of, train};
 use crate::driver::Event;
@@ -41,10 +42,10 @@ const THE_ROUNDS: [&str; 10] =
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Hugging Face directory of the base
-    #[arg(long, value_name = "DIR")]
+    /// Hugging Face directory of the base, or its name in the Hugging Face cache
+    #[arg(long, value_name = "DIR|NAME", value_parser = base_named)]
     base: PathBuf,
-    /// Training data, JSON lines or (with classes) .tsv; may be given several times
+    /// Training data: JSON lines, .csv, .parquet or (with classes) .tsv; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
     /// Directory to write: PEFT's, or with `--method full` the whole model
@@ -120,7 +121,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             return Ok(ExitCode::from(EXIT_UNREACHED));
         }
     };
-    let name = std::path::absolute(&args.base)?.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = name_of(&args.base);
     name_base(&mut trained.adapter, round.as_ref().map(|round| round.manifest().base.name.clone()).or(name));
     let folder = files::unfinished_folder(&out)?;
     match (&trained.adapter, &round) {

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::args::TemplateArg;
 use crate::contribution::{HeldOut, TrainingPlan};
+use crate::data::{Field, FieldMap};
 use crate::models::device::{DeviceChoice, Precision};
 use crate::train::metrics::MetricsPlan;
 use crate::train::{Noise, Preset, Privacy, Schedule, TrainSettings};
@@ -36,7 +37,7 @@ pub struct TrainingArgs {
     pub no_length_grouping: bool,
 
     /// Highest learning rate, after the warm-up [default: 3e-4]
-    #[arg(long, help_heading = "Optimiser", value_name = "RATE")]
+    #[arg(long, help_heading = "Optimiser", value_name = "RATE", allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
     /// How the learning rate goes on after the warm-up [default: cosine]
     #[arg(long, help_heading = "Optimiser")]
@@ -71,6 +72,10 @@ pub struct TrainingArgs {
     #[arg(long, help_heading = "Privacy", default_value_t = 1.0, value_name = "LENGTH")]
     pub privacy_clip: f64,
 
+    /// The column that a field of an example is in, such as instruction=prompt; may be given several times [default: columns are
+    /// named as the fields]
+    #[arg(long, help_heading = "Data", value_name = "FIELD=COLUMN")]
+    pub map: Vec<Field>,
     /// Tokens an example is cut at [default: 512]
     #[arg(long, help_heading = "Data", value_name = "N")]
     pub max_length: Option<usize>,
@@ -210,6 +215,7 @@ impl TrainingArgs {
             base,
             data,
             held_out: HeldOut(self.held_out),
+            fields: FieldMap(self.map.clone()),
             template: self.template.into(),
             settings: self.settings(),
             start_from,

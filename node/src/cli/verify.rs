@@ -11,10 +11,9 @@ use serde_json::json;
 use super::EXIT_FALSE;
 use super::args::HomeArgs;
 use super::hint::sentence;
-use crate::merged::{CheckedProof, Proof};
+use crate::merged::{CheckedProof, Proof, promises};
 use crate::merger::{Source, hash_of, merge_files};
-use crate::sent::merged_file;
-use crate::{rule, slice};
+use crate::rule;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,22 +76,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         println!("{found}");
     } else {
-        tell(&checked, &recomputed);
+        tell(&checked, &proof, &recomputed);
     }
     Ok(if verified { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FALSE) })
 }
 
 fn examine(args: &Args, proof: &Proof) -> Result<(CheckedProof, Recomputed)> {
-    let checked = proof.check()?;
-    match &checked.slice {
-        Some(slice) => slice::check(&args.directory, &checked, slice)?,
-        None => {
-            let weights = merged_file(&args.directory, checked.round.kind());
-            let found = hash_of(&weights).with_context(|| format!("cannot read {}", weights.display()))?;
-            let merged = checked.receipt.merged;
-            anyhow::ensure!(found == merged, "{} has hash {found}, but the receipt says {merged}", weights.display());
-        }
-    }
+    let checked = proof.check_in(&args.directory)?;
     let home = args.home.open()?.round(checked.round.id()).store().join("blobs");
     let places: Vec<PathBuf> = args.adapters.iter().cloned().chain([args.directory.join("adapters"), home]).collect();
     let recomputed = recompute(&checked, proof, &places)?;
@@ -148,7 +138,7 @@ fn is_safetensors(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == "safetensors")
 }
 
-fn tell(checked: &CheckedProof, recomputed: &Recomputed) {
+fn tell(checked: &CheckedProof, proof: &Proof, recomputed: &Recomputed) {
     let (receipt, manifest) = (&checked.receipt, checked.round.manifest());
     println!(
         "This is the merge of {} adapters (total weight {}) of round \"{}\" ({}) for base {}.",
@@ -165,6 +155,9 @@ fn tell(checked: &CheckedProof, recomputed: &Recomputed) {
     );
     if let Some(rule) = manifest.verdicts.filter(|rule| rule.approvals > 0) {
         println!("Each was approved by at least {} other members, whose signed verdicts are here.", rule.approvals);
+    }
+    for promise in promises(&checked.round, proof) {
+        println!("{promise}");
     }
     match &checked.slice {
         None => {

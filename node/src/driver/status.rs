@@ -9,7 +9,7 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::ledger::{Admitted, Ledger, SlotState};
 use mingle_protocol::receipt::Receipt;
-use mingle_protocol::record::SignedRecord;
+use mingle_protocol::record::{Privacy, SignedRecord};
 use mingle_protocol::standing::{Standing, StandingChange};
 use mingle_protocol::verdict::Verdict;
 use serde::{Deserialize, Serialize};
@@ -173,6 +173,9 @@ pub struct SlotStatus {
     /// Whether it is in the merged adapter.
     pub merged: bool,
     pub refused: Option<String>,
+    /// What its member promises of the privacy of its examples.
+    #[serde(default)]
+    pub privacy: Option<Privacy>,
     /// Approvals that the adapter needs before it counts, where the round asks for any.
     #[serde(default)]
     pub approvals_needed: usize,
@@ -289,6 +292,7 @@ pub fn slots(
             have: 0,
             merged: false,
             refused: None,
+            privacy: None,
             approvals_needed: ledger.approvals_needed(),
             verdicts: Vec::new(),
         };
@@ -308,6 +312,7 @@ pub fn slots(
                 have: have.get(&said.adapter).copied().unwrap_or(0),
                 merged: merged.is_some_and(|receipt| receipt.admitted.iter().any(|e| e.member == member && e.adapter == said.adapter)),
                 refused: refused.get(&said.adapter).cloned(),
+                privacy: said.privacy,
                 verdicts: candidates.get(&member).map(&verdicts).unwrap_or_default(),
                 ..vacant
             },

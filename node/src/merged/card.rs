@@ -1,7 +1,6 @@
 //! The text that people find with a merged adapter: what it was made of, and what its members say of it.
 
 use mingle_protocol::hash::decode_hex;
-use mingle_protocol::identity::MemberKey;
 use mingle_protocol::record::{Privacy, UnverifiedRecord};
 use mingle_protocol::round::Round;
 
@@ -28,9 +27,8 @@ pub(crate) fn facts(round: &Round, proof: &Proof) -> String {
     for entry in &receipt.admitted {
         text += &format!("| `{}` | {} | `{}` |\n", entry.member, entry.weight, entry.adapter);
     }
-    for (member, privacy) in promises(round, proof) {
-        let (epsilon, delta) = (privacy.epsilon_millionths as f64 / 1e6, privacy.delta_trillionths as f64 / 1e12);
-        text += &format!("\n`{member}` says that its training is ({epsilon:.2}, {delta:.0e})-private for each of its examples.\n");
+    for sentence in promises(round, proof) {
+        text += &format!("\n{sentence}\n");
     }
     for sentence in rule::told(&proof.account) {
         text += &format!("\n{sentence}\n");
@@ -44,12 +42,18 @@ pub(crate) fn facts(round: &Round, proof: &Proof) -> String {
     )
 }
 
-/// What members of the set promise their examples, in the receipt's order.
-fn promises(round: &Round, proof: &Proof) -> Vec<(MemberKey, Privacy)> {
+/// A promise in words.
+pub(crate) fn promised(privacy: Privacy) -> String {
+    let (epsilon, delta) = (privacy.epsilon_millionths as f64 / 1e6, privacy.delta_trillionths as f64 / 1e12);
+    format!("({epsilon:.2}, {delta:.0e})-differential privacy")
+}
+
+/// What members of the set promise their examples, a sentence each, in the receipt's order.
+pub(crate) fn promises(round: &Round, proof: &Proof) -> Vec<String> {
     let promise = |text: &String| {
         let record = UnverifiedRecord(&decode_hex(text)?).verify(round).ok()?;
         let said = record.announcement()?;
-        Some((said.member, said.privacy?))
+        Some(format!("`{}` promises each of its examples {}.", said.member, promised(said.privacy?)))
     };
     proof.records.iter().filter_map(promise).collect()
 }

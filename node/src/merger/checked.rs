@@ -114,8 +114,8 @@ fn pieces(file: &mut File, mut each: impl FnMut(&[u8]) -> Result<(), FoldError>)
 /// A checked adapter of a merge that is made from files. It is opened for each read, so that a thousand members take no
 /// thousand open files.
 pub struct Source {
-    key: MemberKey,
-    weight: u64,
+    pub key: MemberKey,
+    pub weight: u64,
     path: PathBuf,
     pub adapter: ContentHash,
     pub clip: Factor,

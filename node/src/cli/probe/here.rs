@@ -10,7 +10,7 @@ use super::super::training::TrainingArgs;
 use super::{Check, Level};
 use crate::bases::{self, Digests, Places};
 use crate::contribution::check_base;
-use crate::data;
+use crate::data::{self, FieldMap};
 use crate::models::device::DeviceChoice;
 use crate::train::estimate::size;
 
@@ -62,7 +62,7 @@ pub fn training(
     data: &[PathBuf],
     training: &TrainingArgs,
 ) -> Vec<Check> {
-    let records = read(data);
+    let records = read(data, &FieldMap(training.map.clone()));
     let found = match base {
         Some(base) => check_base(base, round, digests).map(|()| base.to_owned()),
         None => bases::find(&round.manifest().base, places, digests).map_err(Into::into),
@@ -88,13 +88,13 @@ pub fn training(
     vec![records, right, memory]
 }
 
-fn read(paths: &[PathBuf]) -> Check {
+fn read(paths: &[PathBuf], fields: &FieldMap) -> Check {
     if paths.is_empty() {
         return Check::skip("data", "no --data was given");
     }
     let mut records = 0;
     for path in paths {
-        match data::read_records(path) {
+        match data::read_records(path, fields) {
             Ok(found) => records += found.len(),
             Err(error) => return Check::error("data", &error.into(), "see whether this account may read the file"),
         }
@@ -198,8 +198,8 @@ mod tests {
         let there = free_bytes(&std::env::temp_dir()).unwrap();
         let missing = free_bytes(&std::env::temp_dir().join("mingle-probe/not/there")).unwrap();
         assert!(there > 0 && missing > 0);
-        assert!(read(&[]).level == Level::Skip);
-        let gone = read(&["not/there.jsonl".into()]);
+        assert!(read(&[], &FieldMap::default()).level == Level::Skip);
+        let gone = read(&["not/there.jsonl".into()], &FieldMap::default());
         assert_eq!(gone.level, Level::Fail);
         assert!(gone.remedy.is_some());
     }
