@@ -211,7 +211,12 @@ fn the_readme_knows_every_verb() {
     let help = Command::new(env!("CARGO_BIN_EXE_mingle-peer")).arg("--help").output().expect("the program can be started");
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     let verbs = help.lines().skip_while(|line| line.trim() != "Commands:").skip(1).take_while(|line| line.starts_with("  "));
-    let verbs: Vec<&str> = verbs.filter_map(|line| line.split_whitespace().next()).filter(|verb| *verb != "help").collect();
+    // What is said of a verb may go on in the next line, further in.
+    let verbs: Vec<&str> = verbs
+        .filter(|line| !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|verb| *verb != "help")
+        .collect();
     assert!(verbs.len() >= 10, "{help}");
     let Ok(readme) = std::fs::read_to_string(root().join("README.md")) else {
         return println!("skipped: there is no README.md yet");

@@ -67,7 +67,7 @@ fn a_round_file_is_written_once_and_must_not_be_edited() {
     let desk = with_round("");
     let text = std::fs::read_to_string(desk.path("round.json")).expect("a round file");
     desk.run("round new --base DIR/base --out DIR/round.json")
-        .wrong(1, &["error: DIR/round.json exists already; a round file is never overwritten"]);
+        .wrong(1, &["error: DIR/round.json exists already; a round file is never overwritten", "hint: name another --out"]);
     assert_eq!(std::fs::read_to_string(desk.path("round.json")).expect("a round file"), text);
     let shown = json(&desk.run("round show DIR/round.json --json").right());
     let mut manifest = json(&text);
@@ -110,7 +110,7 @@ fn another_base_than_the_rounds_is_refused_before_anything_runs() {
 #[test]
 fn a_bad_line_of_data_is_named_by_file_and_line() {
     let desk = with_round("");
-    let hint = "hint: each line is one JSON object with instruction/output, question/answer, messages, text, or text/label";
+    let hint = "hint: each line is one JSON object with instruction/output, question/answer, messages, text, or text/label; other columns are named with --map, such as --map instruction=prompt";
     let good = "{\"question\": \"count from one to two\", \"answer\": \"one two\"}\n";
     let cases = [
         ("{\"question\": \"count\"", "not JSON: EOF while parsing an object at line 1 column 20"),
@@ -308,7 +308,7 @@ fn merging_offline_by_every_rule_gives_the_same_bytes_in_any_order() {
 #[test]
 fn status_of_a_home_without_a_peer_says_so() {
     let desk = desk();
-    desk.run("status").wrong(1, &["error: no peer has run in DIR/home"]);
+    desk.run("status").wrong(1, &["error: no peer has run in DIR/home", "hint: name the home of the peer with --home"]);
 }
 
 #[test]

@@ -5,10 +5,12 @@
 use std::path::PathBuf;
 
 use mingle::driver::SlotStatus;
+use mingle::home::Home;
 use mingle::merged::{Proof, RECEIPT_FILE};
+use mingle::merger::{Source, merge_files};
 use mingle_protocol::hash::{ContentHash, encode_hex};
 use mingle_protocol::identity::MemberKey;
-use mingle_protocol::merge::Accumulator;
+use mingle_protocol::merge::{MergeError, Plan};
 use mingle_protocol::round::Round;
 use mingle_testnet::tasks::{Split, make_tasks, write_jsonl};
 use mingle_tests::adapters::key;
@@ -33,13 +35,14 @@ struct Scene {
 }
 
 impl Scene {
-    fn new() -> Self {
+    /// Of a round by the rule that these arguments ask for.
+    fn new(rule: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         // One that has learned something: of a model that knows nothing, nonsense makes no worse one.
         mingle_testnet::base::write_to(&folder.path().join("base")).expect("a base");
         let members: Vec<String> = (1..=HONEST + 1).map(|number| format!("--member {}", member(number))).collect();
         let line = format!(
-            "round new --name verdicts --base DIR/base --rank 4 --no-founders --verdicts {NEEDED} {} --out DIR/round.json",
+            "round new --name verdicts --base DIR/base --rank 4 --no-founders --verdicts {NEEDED} {rule} {} --out DIR/round.json",
             members.join(" ")
         );
         call(&folder, 1, &line).right();
@@ -104,9 +107,41 @@ fn own_verdicts(peer: &Peer, number: u8) -> usize {
     peer.events_named("verdict").iter().filter(|event| event["judge"] == member(number).to_string()).count()
 }
 
+/// What the round's rule makes of the honest members' adapters and of nothing else, the last first.
+fn expected(scene: &Scene, peers: &[Peer]) -> ContentHash {
+    let plan = Plan::of(&scene.round);
+    let source = |number: u8| {
+        let weight = slot(&peers[0], number).expect("a slot").weight;
+        let file = peers[usize::from(number)].round_home().adapter().join("adapter_model.safetensors");
+        Source::read(&plan, member(number), weight, &file).expect("a whole adapter")
+    };
+    let sources: Vec<Source> = (1..=HONEST).rev().map(source).collect();
+    let mut merged = Vec::new();
+    merge_files(&plan, &sources, |piece| {
+        merged.extend_from_slice(piece);
+        Ok::<(), MergeError>(())
+    })
+    .expect("a merge");
+    ContentHash::of(&merged)
+}
+
 #[test]
 fn an_adapter_counts_once_enough_members_approve_it_and_what_destroys_the_model_never_does() {
-    let scene = Scene::new();
+    let scene = Scene::new("--rule mean");
+    let (peers, bare_loss) = judged(&scene);
+    verified(&scene, &peers[1]);
+    drop(peers);
+    chained(&scene, bare_loss);
+}
+
+/// A trimmed mean of these needs three: each adapter is tried before that many count.
+#[test]
+fn members_judge_where_the_rule_merges_nothing_before_many_count() {
+    judged(&Scene::new("--rule trimmed-mean --trim 1"));
+}
+
+/// Runs the round until every member judged all others; gives the peers, and the first member's loss with the base alone.
+fn judged(scene: &Scene) -> (Vec<Peer>, f64) {
     let addresses = [Transport::Tcp, Transport::Quic, Transport::Tcp, Transport::Quic].map(address);
     let bad = HONEST + 1;
     // It is there before all others, so that each of them could merge it first.
@@ -132,15 +167,7 @@ fn an_adapter_counts_once_enough_members_approve_it_and_what_destroys_the_model_
             );
         }
     }
-    // A machine that folds the honest ones and nothing else comes to the same bytes.
-    let mut average = Accumulator::new(scene.round.tensors());
-    for number in 1..=HONEST {
-        let own = slot(&peers[0], number).expect("a slot");
-        average
-            .add(&bytes_of(&peers[usize::from(number)].round_home().adapter().join("adapter_model.safetensors")), own.weight)
-            .expect("whole");
-    }
-    assert_eq!(ContentHash::of(&average.finalise().expect("a merge")), merged.merged_hash);
+    assert_eq!(expected(scene, &peers), merged.merged_hash);
     assert_eq!(agree(&mut peers, usize::from(HONEST)).merged_hash, merged.merged_hash);
 
     // What was judged is not judged again by a process that begins anew.
@@ -154,8 +181,34 @@ fn an_adapter_counts_once_enough_members_approve_it_and_what_destroys_the_model_
     assert_eq!(own_verdicts(&peers[1], 1), before);
     let shown = call(&scene.folder, 1, "status --round DIR/round.json").right();
     assert!(shown.contains(&format!("{NEEDED} of {NEEDED} approvals")) && shown.contains(&format!("0 of {NEEDED} approvals")), "{shown}");
+    let verdict = slot(&peers[0], bad).expect("a slot").verdicts.into_iter().find(|verdict| verdict.judge == member(1));
+    (peers, verdict.expect("a verdict").base_loss)
+}
 
-    verified(&scene, &peers[1]);
+/// In a round that goes on from the merge, adapters are measured against that, not against the bare base.
+fn chained(scene: &Scene, bare_loss: f64) {
+    let parent = |number: u8| Home::new(scene.path(&format!("peer-{number}/home"))).round(scene.round.id()).merged_current();
+    let line = format!("round next {} --out DIR/next.json", parent(1).display());
+    call(&scene.folder, 1, &line).right();
+    let next = Round::from_json(&bytes_of(&scene.path("next.json"))).expect("a round");
+    let (first, second) = (address(Transport::Tcp), address(Transport::Tcp));
+    let peer = |number: u8, verb: &str| {
+        let mut peer = Peer::new(PROGRAM, scene.folder.path(), &format!("peer-{number}"), next.id(), [verb, "--round"]);
+        peer.argue([scene.path("next.json")]);
+        peer
+    };
+    // It gives back what the round starts from.
+    let mut author = peer(2, "publish");
+    author.argue([parent(2)]);
+    author.argue(["--examples", "10", "--listen", &first]);
+    author.start();
+    let mut judge = peer(1, "run");
+    judge.argue(["--judge-with".into(), scene.path("data-1.jsonl"), "--base".into(), scene.path("base")]);
+    judge.argue(["--max-length", "128", "--threads", "1", "--listen", &second, "--peer", &first]);
+    judge.start();
+    let said = judge.wait("a verdict", |peer| slot(peer, 2)?.verdicts.pop());
+    assert!(said.approves && said.base_loss < bare_loss - 0.5, "{said:?}, the base alone {bare_loss}");
+    assert!(said.with_loss.is_some_and(|with| (with - said.base_loss).abs() < 1e-3), "{said:?}");
 }
 
 /// The directory proves its approvals, and not with one fewer.
@@ -182,4 +235,5 @@ fn verified(scene: &Scene, peer: &Peer) {
         let expected = format!("error: the adapter of member {last} has {} of the {NEEDED} approvals that the round asks for", NEEDED - 1);
         assert!(said.err.starts_with(&expected), "{said:?}");
     }
+    std::fs::write(merged.join(RECEIPT_FILE), serde_json::to_vec(&proof).expect("JSON")).expect("a receipt");
 }

@@ -212,7 +212,13 @@ fn an_adapter_file_under_a_false_name_is_found() {
 fn a_folder_without_a_receipt_is_no_merge() {
     let merged = Merged::new();
     std::fs::remove_file(merged.path("merged").join(RECEIPT_FILE)).expect("removed");
-    merged.verify(&[]).wrong(1, &["error: cannot read DIR/merged/receipt.json: No such file or directory (os error 2)"]);
+    merged.verify(&[]).wrong(
+        1,
+        &[
+            "error: cannot read DIR/merged/receipt.json: No such file or directory (os error 2)",
+            "hint: a merged directory has one: rounds/ROUND/merged/current in a home, or what `mingle fetch --out` wrote",
+        ],
+    );
     write(&merged.path("merged").join(RECEIPT_FILE), b"{}");
     let said = merged.verify(&[]);
     assert!(said.code == 1 && said.err.starts_with("error: DIR/merged/receipt.json is not a receipt: missing field"), "{said:?}");
@@ -239,7 +245,7 @@ fn the_next_round_is_made_from_a_merged_directory_that_proves_itself() {
     *bent.last_mut().expect("a byte") ^= 1;
     write(&merged.weights(), &bent);
     let said = next(&merged.path("merged"), &again);
-    assert!(said.code == 1 && said.err.contains("does not hold the merged adapter its receipt speaks of") && !again.exists(), "{said:?}");
+    assert!(said.code == 1 && said.err.contains(", but the receipt says ") && !again.exists(), "{said:?}");
 }
 
 #[test]
