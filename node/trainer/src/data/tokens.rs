@@ -99,6 +99,11 @@ impl Tokens {
         self.tokenizer.decode(tokens, true).map_err(|error| DataError::Tokenize { reason: error.to_string() })
     }
 
+    /// The text of tokens, special ones among them.
+    pub fn decode_with_specials(&self, tokens: &[u32]) -> Result<String, DataError> {
+        self.tokenizer.decode(tokens, false).map_err(|error| DataError::Tokenize { reason: error.to_string() })
+    }
+
     pub fn is_end(&self, token: u32) -> bool {
         self.eos.contains(&token)
     }
