@@ -27,6 +27,7 @@ mod roster;
 mod round;
 mod run;
 mod seed;
+mod serve;
 mod source;
 mod status;
 mod train;
@@ -103,6 +104,8 @@ enum Verb {
     Current(current::Args),
     /// Measure a base or an adapter on held-out data
     Eval(eval::Args),
+    /// Answer from a base, an adapter or a round's merge, behind OpenAI's API
+    Serve(serve::Args),
     /// Merge an adapter into its base and write the model
     Export(export::Args),
     /// Show what a peer is doing
@@ -159,6 +162,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Verify(args) => verify::run(args),
         Verb::Current(args) => current::run(args),
         Verb::Eval(args) => eval::run(args),
+        Verb::Serve(args) => serve::run(args),
         Verb::Export(args) => export::run(args),
         Verb::Status(args) => status::run(args),
         Verb::Config(verb) => config::run(verb, &Cli::command(), &settings),

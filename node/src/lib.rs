@@ -15,6 +15,7 @@ pub mod merger;
 pub mod roster;
 pub mod rule;
 pub mod sent;
+pub mod serving;
 pub mod slice;
 
 pub use mingle_network::{self as network, store};

@@ -10,6 +10,7 @@ pub mod desk;
 pub mod lab;
 pub mod peer;
 pub mod program;
+pub mod served;
 
 pub use desk::Desk;
 pub use mingle_simulator::dice::{self, Dice};

@@ -3,6 +3,7 @@
 use mingle_protocol::adapter::LayersError;
 use mingle_protocol::link::LinkError;
 use mingle_protocol::round::RoundError;
+use mingle_serve::AccessError;
 
 use crate::bases::NotFound;
 use crate::data::DataError;
@@ -47,6 +48,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         }
         if let Some(LayersError::Unknown { there, .. }) = cause.downcast_ref() {
             return Some(format!("the layers there are: {there}"));
+        }
+        if let Some(AccessError::Open { .. } | AccessError::Token { .. }) = cause.downcast_ref() {
+            return found("make one, such as by `openssl rand -hex 24 > token`, and give it with --token-file token, or in $MINGLE_TOKEN");
         }
         if let Some(NetworkError::Listen { .. }) = cause.downcast_ref() {
             return found("another program may use this port; give another --listen address, or port 0 for any");
@@ -110,6 +114,7 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             "is not a bundle to be used here",
             "ask for the file again, and compare the rounds with `mingle bundle show` and `mingle round show`",
         ),
+        ("cannot answer at", "another program may use this port; give another address, or port 0 for any"),
         ("a key is never overwritten", "use `mingle key show`, or another --home for another institution"),
         ("cannot read the key", "make one with `mingle key new`"),
         ("names no peer to ask", "add the address of a peer that runs with --peer"),

@@ -1,20 +1,24 @@
 //! `mingle run`: a member's daemon.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::args::{PeerArgs, base_named};
 use super::judging::JudgingArgs;
+use super::serve::{ADDRESS, ServingArgs, teller};
 use super::training::TrainingArgs;
 use crate::driver::{Goal, Work};
+use crate::serving::{Over, Told};
 
 const EXAMPLES: &str = "\
 Examples:
   mingle run --round round.json --data notes.jsonl
   mingle run --round round.json --base ./tinyllama --data a.jsonl --data b.jsonl --peer /dns4/peer.example/tcp/4001
   mingle run --round round.json                     serve what was announced before
+  mingle run --round round.json --data notes.jsonl --serve        and answer from the merge as it comes
 
 Without --base, the base is looked for by its name beside the round file, in the current folder, in the folders of
 $MINGLE_BASES (as in PATH), and in the Hugging Face cache; only weights with the round's digest are taken.
@@ -35,6 +39,11 @@ pub struct Args {
     /// Merged directory of the parent round [default: the one this home has]
     #[arg(long, value_name = "DIR")]
     start_from: Option<PathBuf>,
+    /// Also answer from the merge as it comes, behind OpenAI's API, at this address (see `mingle serve`)
+    #[arg(long, help_heading = "Serving", value_name = "ADDRESS", num_args = 0..=1, default_missing_value = ADDRESS)]
+    serve: Option<SocketAddr>,
+    #[command(flatten)]
+    serving: ServingArgs,
     #[command(flatten)]
     peer: PeerArgs,
     #[command(flatten)]
@@ -45,9 +54,9 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let mut peer = args.peer.open()?;
-    if args.data.is_empty() && args.judging.judge_with.is_empty() {
+    if args.data.is_empty() && args.judging.judge_with.is_empty() && args.serve.is_none() {
         if args.base.is_some() {
-            bail!("--base is for training, which needs --data, and for judging, which needs --judge-with");
+            bail!("--base is for training, which needs --data, for judging, which needs --judge-with, and for --serve");
         }
         peer.run(Work::Serve, Goal::default())?;
         return Ok(ExitCode::SUCCESS);
@@ -59,6 +68,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
         crate::data::read_records(path, &plan.fields)?;
     }
     peer.judge = args.judging.judge(&peer.round, &peer.home, &plan)?;
+    if let Some(listen) = args.serve {
+        let over = Over::Round(peer.home.round(peer.round.id()));
+        let serving = args.serving.open(listen, plan.base.clone(), over, &args.training.compute)?;
+        let (output, tell) = (args.peer.output, teller(args.peer.output));
+        let serve = move || {
+            // The peer goes on whatever becomes of this.
+            if let Err(error) = serving.run(tell, std::future::pending()) {
+                teller(output)(&Told::Trouble { why: format!("cannot serve: {error:#}") });
+            }
+        };
+        std::thread::Builder::new().name("serving".into()).stack_size(16 << 20).spawn(serve).context("cannot start a thread")?;
+    }
     let work = match plan.data.is_empty() {
         true => Work::Serve,
         false => {

@@ -24,7 +24,7 @@ pub mod transformer;
 pub mod weights;
 
 pub use batch::TokenBatch;
-pub use cache::KvCache;
+pub use cache::{KvCache, Step};
 pub use config::ModelConfig;
 pub use kernels::packed::has_bf16_products;
 pub use ops::Lora;

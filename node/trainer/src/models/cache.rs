@@ -1,17 +1,16 @@
-//! Generation token by token: keys and values of what a sequence has so far.
+//! Generation token by token: keys and values of what a sequence has so far, and passes that carry many sequences on.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::batch::TokenBatch;
-use super::ops::{self, Array};
+use super::ops::{self, Past};
 use super::transformer::Decoder;
 use super::{ModelError, config::Mask};
 
 /// Keys and values of the tokens a sequence has so far. Without gradients.
 #[derive(Default)]
 pub struct KvCache {
-    /// Per block: keys and values, rows of `kv_heads * head_dim`.
-    blocks: Vec<[Array; 2]>,
+    blocks: Vec<Past>,
     tokens: usize,
 }
 
@@ -21,50 +20,76 @@ impl KvCache {
     }
 }
 
+/// One sequence's part of a pass.
+pub struct Step<'a> {
+    /// What follows the tokens that the cache has; one at least.
+    pub tokens: &'a [u32],
+    pub cache: &'a mut KvCache,
+    /// Whether the logits after the last of these tokens are asked for.
+    pub wanted: bool,
+}
+
 impl Decoder {
     /// Appends `tokens` to one sequence and returns the logits after the last: `(vocabulary)`.
     ///
     /// # Errors
-    /// A model that sees what comes after, tokens outside the vocabulary, or more of them than the model has positions.
+    /// As [`Decoder::advance`].
     pub fn extend(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Tensor, ModelError> {
+        let logits = self.advance(&mut [Step { tokens, cache, wanted: true }])?;
+        Ok(Tensor::from_vec(logits, self.classes(), &self.device)?)
+    }
+
+    /// Carries several sequences on in one pass, each by as many tokens as its step has. Returns the logits after the last
+    /// token of each step that wants them, in order: rows of the vocabulary. Linear maps see all rows at once; attention sees
+    /// each sequence by itself, so that a sequence's logits do not depend on those beside it.
+    ///
+    /// # Errors
+    /// A model that sees what comes after, tokens outside the vocabulary, or more of them than the model has positions: then
+    /// nothing has changed. After a failed computation the caches are of no use.
+    pub fn advance(&self, steps: &mut [Step]) -> Result<Vec<f32>, ModelError> {
         let config = &self.config;
         if config.mask == Mask::Full {
             return Err(ModelError::Bidirectional);
         }
-        let (past, count) = (cache.tokens, tokens.len());
-        if past + count > config.positions_max {
-            return Err(ModelError::TooLong { found: past + count, max: config.positions_max });
+        if steps.is_empty() {
+            return Ok(Vec::new());
         }
-        let batch = TokenBatch { lengths: vec![count], tokens: tokens.to_vec(), ..TokenBatch::default() };
+        let longest = steps.iter().map(|step| step.cache.tokens + step.tokens.len()).max().unwrap_or(0);
+        if longest > config.positions_max {
+            return Err(ModelError::TooLong { found: longest, max: config.positions_max });
+        }
+        let lengths: Vec<usize> = steps.iter().map(|step| step.tokens.len()).collect();
+        let tokens = steps.iter().flat_map(|step| step.tokens).copied().collect();
+        let batch = TokenBatch { lengths, tokens, ..TokenBatch::default() };
         self.check(&batch)?;
-        let positions: Vec<u32> = (past as u32..(past + count) as u32).collect();
+        for cache in steps.iter_mut().map(|step| &mut *step.cache).filter(|cache| cache.blocks.is_empty()) {
+            cache.blocks.extend(self.blocks.iter().map(|_| Past::new(self.host)));
+        }
+        let of = |step: &Step| (step.cache.tokens..step.cache.tokens + step.tokens.len()).map(|position| position as u32);
+        let positions: Vec<u32> = steps.iter().flat_map(of).collect();
+        let (rows, seen) = (positions.len(), steps.iter().map(|step| step.cache.tokens + step.tokens.len()).sum());
         let mut x = self.embed(&batch, &positions)?.1;
         for (index, block) in self.blocks.iter().enumerate() {
             let heads = config.attention(index);
-            let mut qkv = block.qkv.forward(&block.norms[0].forward(&x)?, count, None, None)?.0;
+            let mut qkv = block.qkv.forward(&block.norms[0].forward(&x)?, rows, None, None)?.0;
             if let Some(rope) = &self.rope {
                 qkv = ops::rope(qkv, rope, &heads, &positions, 1.0)?;
             }
-            let [q, k, v] = ops::split(&qkv, [heads.query_width(), config.kv_width(), config.kv_width()])?;
-            let slot = match cache.blocks.get_mut(index) {
-                Some(slot) => {
-                    ops::append(&mut slot[0], k)?;
-                    ops::append(&mut slot[1], v)?;
-                    slot
-                }
-                None => {
-                    cache.blocks.push([k, v]);
-                    &mut cache.blocks[index]
-                }
-            };
-            let attended = ops::extend(&q, &slot[0], &slot[1], &heads, past)?;
-            let sum = block.output.forward(&attended, count, Some(x), None)?.0;
-            let up = block.up.forward(&block.norms[1].forward(&sum)?, count, None, None)?.0;
+            let pasts = steps.iter_mut().map(|step| &mut step.cache.blocks[index]).collect();
+            let attended = ops::attend(&qkv, &batch.lengths, pasts, &heads, seen)?;
+            let sum = block.output.forward(&attended, rows, Some(x), None)?.0;
+            let up = block.up.forward(&block.norms[1].forward(&sum)?, rows, None, None)?.0;
             let activated = ops::activate(&up, config.activation, config.gated, config.intermediate)?;
-            x = block.down.forward(&activated, count, Some(sum), None)?.0;
+            x = block.down.forward(&activated, rows, Some(sum), None)?.0;
         }
-        cache.tokens = past + count;
-        let last = ops::rows(&x, config.hidden, &[count as u32 - 1])?;
-        Ok(self.top(&last, 1)?.into_tensor(&[self.classes()], &self.device)?.to_dtype(DType::F32)?)
+        let mut ends = Vec::new();
+        for (step, start) in steps.iter_mut().zip(batch.starts()) {
+            step.cache.tokens += step.tokens.len();
+            ends.extend(step.wanted.then_some((start + step.tokens.len() - 1) as u32));
+        }
+        match ends.len() {
+            0 => Ok(Vec::new()),
+            count => Ok(self.top(&ops::rows(&x, config.hidden, &ends)?, count)?.to_vec()?),
+        }
     }
 }

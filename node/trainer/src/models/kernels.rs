@@ -46,7 +46,12 @@ pub fn serially<T>(body: impl FnOnce() -> T) -> T {
 
 /// How many threads an op of so many multiply-adds may use.
 pub(crate) fn threads_for(work: usize) -> usize {
-    match work >= PARALLEL_WORK && !SERIAL.get() {
+    threads_from(PARALLEL_WORK, work)
+}
+
+/// As [`threads_for`], for an op that is worth splitting from `least` multiply-adds on.
+pub(crate) fn threads_from(least: usize, work: usize) -> usize {
+    match work >= least && !SERIAL.get() {
         true => rayon::current_num_threads(),
         false => 1,
     }

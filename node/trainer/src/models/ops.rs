@@ -7,6 +7,7 @@
 pub(crate) mod device;
 mod gradients;
 mod group;
+mod past;
 
 use candle_core::{Device, Result, Tensor, Var};
 
@@ -19,6 +20,7 @@ use super::kernels::{Values, add_to, cross_entropy, dropout, norm};
 pub use gradients::{GradientList, Gradients, variable_indices};
 pub(crate) use group::{Group, Low};
 pub use group::{Linear, Lora};
+pub(crate) use past::{Past, attend};
 
 /// Rows of activations, or a gradient.
 #[derive(Debug, Clone)]
@@ -303,36 +305,13 @@ pub(crate) fn stack(mut parts: Vec<Array>) -> Result<Array> {
 }
 
 /// Appends the rows of `part`.
-pub(crate) fn append(all: &mut Array, part: Array) -> Result<()> {
+fn append(all: &mut Array, part: Array) -> Result<()> {
     match (all, part) {
         (Array::Host(all), Array::Host(part)) => all.extend(part),
         (Array::Device(all), Array::Device(part)) => *all = Tensor::cat(&[&*all, &part], 0)?,
         _ => return elsewhere(),
     }
     Ok(())
-}
-
-/// The columns of `x` as three matrices of the given widths.
-pub(crate) fn split(x: &Array, widths: [usize; 3]) -> Result<[Array; 3]> {
-    let total: usize = widths.iter().sum();
-    let starts = [0, widths[0], widths[0] + widths[1]];
-    let part = |at: usize| match x {
-        Array::Host(x) => {
-            let rows = x.chunks_exact(total).flat_map(|row| &row[starts[at]..starts[at] + widths[at]]);
-            Ok(Array::Host(rows.copied().collect()))
-        }
-        Array::Device(x) => device::columns(x, starts[at], widths[at]).map(Array::Device),
-    };
-    Ok([part(0)?, part(1)?, part(2)?])
-}
-
-/// Attended values of new rows of one sequence, whose keys and values follow `past` others.
-pub(crate) fn extend(q: &Array, k: &Array, v: &Array, heads: &Heads, past: usize) -> Result<Array> {
-    match (q, k, v) {
-        (Array::Host(q), Array::Host(k), Array::Host(v)) => Ok(Array::Host(heads.extend(q, k, v, past))),
-        (Array::Device(q), Array::Device(k), Array::Device(v)) => device::extend(q, k, v, heads, past).map(Array::Device),
-        _ => elsewhere(),
-    }
 }
 
 /// Sum of squares, in f64.

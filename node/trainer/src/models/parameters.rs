@@ -121,8 +121,12 @@ impl Decoder {
     }
 
     pub(crate) fn multiply_in_bf16(&mut self) {
+        self.groups_mut().for_each(Group::multiply_in_bf16);
+    }
+
+    pub(crate) fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
         let blocks = self.blocks.iter_mut().flat_map(|Block { qkv, output, up, down, .. }| [qkv, output, up, down]);
-        blocks.chain(&mut self.pooler).chain([&mut self.head]).for_each(Group::multiply_in_bf16);
+        blocks.chain(&mut self.pooler).chain([&mut self.head])
     }
 
     pub(crate) fn linear_mut(&mut self, module: &str) -> Option<&mut Linear> {

@@ -159,6 +159,14 @@ impl BaseModel {
         Ok(decoder)
     }
 
+    /// A model made of this base, ready for many passes: weights that took the place of the base's are laid out for their
+    /// products as well, which takes their memory once more.
+    pub fn prepared(&self, mut decoder: Decoder) -> Decoder {
+        let mut base = self.decoder.clone();
+        decoder.groups_mut().zip(base.groups_mut()).for_each(|(own, base)| own.pack_apart_from(base));
+        decoder
+    }
+
     /// The value of a parameter by tensor name.
     pub fn parameter(&self, name: &str) -> Option<Tensor> {
         self.decoder.clone().parameter_mut(name).cloned()

@@ -2,6 +2,7 @@
 
 mod families;
 mod methods;
+mod passes;
 mod private;
 mod session;
 

@@ -1,14 +1,17 @@
 //! Attention with grouped key-value heads over sequences that lie one after the other, as one op. Probabilities are
 //! computed again in the backward instead of being kept, and no tile is computed that no row may see.
 
+mod past;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::product::{Into, Matrix, multiply};
+use super::product::{Into, Matrix};
 use super::small::{RowProducts, multiply_small};
 use super::threads_for;
 use super::vector::{dot, exp_in_place, max, vectorised};
+pub(crate) use past::Past;
 
 /// What a position may look at, within its sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,39 +222,6 @@ impl Heads {
             }
         });
         out
-    }
-
-    /// Attended values of new rows that follow `past` rows of one sequence: `q (count, heads * head_dim)`, `k` and `v`
-    /// `(past + count, kv_heads * head_dim)`. For generation: no gradient.
-    pub(crate) fn extend(&self, q: &[f32], k: &[f32], v: &[f32], past: usize) -> Vec<f32> {
-        let (d, q_width, kv_width) = (self.head_dim, self.query_width(), self.kv_heads * self.head_dim);
-        let (count, total) = (q.len() / q_width, k.len() / kv_width);
-        let mut out = vec![0.0; q.len()];
-        let mut p = vec![0.0; count * total];
-        for head in 0..self.heads {
-            let kv = head / (self.heads / self.kv_heads) * d;
-            let (q, k) = (Matrix::rows(&q[head * d..], q_width), Matrix::rows(&k[kv..], kv_width).transposed());
-            multiply((count, total, d), &mut p, total, Into::Overwrite, q, k, 1.0);
-            for (i, row) in p.chunks_exact_mut(total).enumerate() {
-                let seen = self.mask.columns(past + i, total);
-                row[..seen.start].fill(0.0);
-                row[seen.end..].fill(0.0);
-                softmax_row(&mut row[seen], self.scale);
-            }
-            let (p, v) = (Matrix::rows(&p, total), Matrix::rows(&v[kv..], kv_width));
-            multiply((count, d, total), &mut out[head * d..], q_width, Into::Overwrite, p, v, 1.0);
-        }
-        out
-    }
-}
-
-vectorised! {
-    fn softmax_row(row: &mut [f32], scale: f32) {
-        let most = max(row);
-        let factor = 1.0 / exp_in_place(row, most, scale);
-        for p in row.iter_mut() {
-            *p *= factor;
-        }
     }
 }
 

@@ -4,16 +4,18 @@
 //! over the output, as a few more inner indices of its tiles.
 
 mod low;
+mod split;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 use rayon::prelude::*;
 
 use super::panels::{Element, Extra, Lines, Panels, Product, Right, WIDTH, pack, paired, panels_length, unit};
-use super::threads_for;
 use super::vector::vectorised;
+use super::{threads_for, threads_from};
 use low::scaled_lefts;
 pub(crate) use low::{Low, LowBack};
 
@@ -43,6 +45,9 @@ struct Scratch {
     low: Vec<Lines>,
     tile: Lines,
 }
+
+/// Multiply-adds from which few rows are worth several threads: what one thread does in a few tens of microseconds.
+const SPLIT_WORK: usize = 1 << 19;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -124,9 +129,12 @@ impl Packed {
         assert_eq!(x.len(), rows * self.inputs);
         // A bias is a low-rank part whose `u` is 1.
         let ones = vec![1.0; if bias.is_some() { rows } else { 0 }];
-        let bias = bias.map(|b| Low { u: &ones, b, rank: 1, from: 0, count: self.outputs, scale: 1.0 });
+        let bias = bias.map(|b| Low { u: &ones, b, rank: 1, from: 0, count: self.outputs, scale: 1.0, laid_out: None });
         let low: Vec<Low> = low.iter().copied().chain(bias).filter(|low| low.rank > 0 && low.count > 0).collect();
-        let rights: Vec<Vec<f32>> = low.iter().map(|low| low.right(self.outputs)).collect();
+        let rights: Vec<Cow<[f32]>> = low.iter().map(|low| low.right(self.outputs)).collect();
+        if rows <= CHUNK_ROWS_MAX && threads_from(SPLIT_WORK, rows * self.inputs * self.outputs) > 1 {
+            return self.forward_split(x, rows, &low, &rights, onto);
+        }
         let unit = unit();
         let depth = self.depth(self.inputs);
         self.in_chunks(rows, self.outputs, onto, |scratch, first, count, to, add| {

@@ -19,6 +19,8 @@ mod layout;
 mod portable;
 mod unit;
 
+use std::ops::Range;
+
 pub(crate) use layout::{Lines, pack, paired, panels_length};
 #[cfg(test)]
 pub(crate) use unit::units;
@@ -110,7 +112,29 @@ impl Product<'_> {
     /// # Safety
     /// `to` must be valid for all of these elements, which nobody else touches meanwhile.
     pub unsafe fn compute(&self, unit: &Unit, to: *mut f32, width: usize, add: bool, transposed: bool, scratch: &mut Lines) {
+        // SAFETY: the caller's promise.
+        unsafe { self.compute_columns(0..self.columns, unit, to, width, add, transposed, scratch) }
+    }
+
+    /// As [`Product::compute`], of some columns alone: from the beginning of a panel to the end of one, or to the last. `to` is
+    /// where the whole product would begin.
+    ///
+    /// # Safety
+    /// `to` must be valid for these columns of all rows, which nobody else touches meanwhile.
+    #[allow(clippy::too_many_arguments)] // A product has that many.
+    pub unsafe fn compute_columns(
+        &self,
+        span: Range<usize>,
+        unit: &Unit,
+        to: *mut f32,
+        width: usize,
+        add: bool,
+        transposed: bool,
+        scratch: &mut Lines,
+    ) {
         self.check();
+        assert!(span.start.is_multiple_of(WIDTH) && span.end <= self.columns);
+        assert!(span.end.is_multiple_of(WIDTH) || span.end == self.columns);
         let depth = self.length.div_ceil(self.length.div_ceil(DEPTH_MAX)).next_multiple_of(WIDTH);
         let tiles = (BLOCK_BYTES / (depth * 4) / unit.rows).max(1);
         // As even as they go: a short last tile would leave the unit idle.
@@ -126,7 +150,7 @@ impl Product<'_> {
             let add = add || begin > 0;
             for first in (0..self.rows).step_by(block_rows) {
                 let rows = block_rows.min(self.rows - first);
-                for column in (0..self.columns).step_by(WIDTH) {
+                for column in span.clone().step_by(WIDTH) {
                     let lanes = WIDTH.min(self.columns - column);
                     let (right, right_step) = self.right_at(begin, length, column, lanes, tail_scratch);
                     let through = transposed || lanes < WIDTH;

@@ -3,6 +3,7 @@
 //! `y = x Wᵀ + b`, and for each low-rank part (LoRA, Hu et al. 2021) `+ scale * dropout(x) Aᵀ Bᵀ`. Weights are (outputs,
 //! inputs). Nothing is computed for a frozen weight but the input's gradient.
 
+mod rights;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use super::{Array, Gradients, device, drop_out, elsewhere};
 use crate::models::kernels::packed::{Low as LowPart, LowBack, Packed};
 use crate::models::kernels::product::{Into, Matrix, multiply, product};
 use crate::models::kernels::{Values, skinny};
+use rights::KeptRights;
 
 /// One linear map.
 #[derive(Debug, Clone)]
@@ -69,6 +71,8 @@ pub(crate) struct Group {
     pub parts: Vec<Linear>,
     /// The weights as the CPU's kernels want them, made when first used; models of one base share them.
     packed: Arc<OnceLock<(Vec<TensorId>, Packed)>>,
+    /// Low-rank parts as the kernels want them; models of one base share these too.
+    rights: Arc<KeptRights>,
     /// Packed weights and their products are in bf16.
     in_bf16: bool,
 }
@@ -80,12 +84,20 @@ pub(super) const SKINNY_RANK_MAX: usize = 64;
 
 impl Group {
     pub fn new(parts: Vec<Linear>) -> Self {
-        Self { parts, packed: Arc::default(), in_bf16: false }
+        Self { parts, packed: Arc::default(), rights: Arc::default(), in_bf16: false }
     }
 
     /// From now on packs its frozen weights in bf16.
     pub fn multiply_in_bf16(&mut self) {
         (self.packed, self.in_bf16) = (Arc::default(), true);
+    }
+
+    /// From now on packs its own weights, where they are not `base`'s, with which it shares the packed ones.
+    pub fn pack_apart_from(&mut self, base: &Self) {
+        let ids = |group: &Self| group.parts.iter().map(|part| part.weight.id()).collect::<Vec<TensorId>>();
+        if ids(self) != ids(base) {
+            self.packed = Arc::default();
+        }
     }
 
     /// The packed weights, where they are frozen: those of variables change with every step.
@@ -192,12 +204,14 @@ impl Group {
             false => None,
         };
         let bs = self.parts.iter().flat_map(|part| &part.lora).map(|lora| Values::of(&lora.b)).collect::<Result<Vec<_>>>()?;
+        let rights = self.rights.of(&self.parts, self.outputs())?;
         let (mut parts, mut from) = (Vec::with_capacity(bs.len()), 0);
         for part in &self.parts {
             for lora in &part.lora {
                 let index = parts.len();
                 let (Some(Array::Host(u)), rank) = (low.get(index), lora.b.dim(1)?) else { return elsewhere() };
-                parts.push(LowPart { u, b: &bs[index], rank, from, count: part.outputs(), scale: lora.scale });
+                let laid_out = rights.as_ref().map(|rights| &rights[index][..]);
+                parts.push(LowPart { u, b: &bs[index], rank, from, count: part.outputs(), scale: lora.scale, laid_out });
             }
             from += part.outputs();
         }

@@ -1,5 +1,7 @@
 //! Low-rank parts of a product, packed for its tiles.
 
+use std::borrow::Cow;
+
 use super::super::panels::{Extra, Lines, Panels, WIDTH, pack, panels_length};
 
 /// A low-rank part of the output: `scale * u bᵀ` on the columns `from..from + count`.
@@ -13,6 +15,8 @@ pub(crate) struct Low<'a> {
     pub from: usize,
     pub count: usize,
     pub scale: f32,
+    /// What [`Low::right`] gave, where it was kept.
+    pub laid_out: Option<&'a [f32]>,
 }
 
 /// A low-rank part of the input's gradient: `scale * du a`.
@@ -26,9 +30,12 @@ pub(crate) struct LowBack<'a> {
     pub scale: f32,
 }
 
-impl Low<'_> {
+impl<'a> Low<'a> {
     /// `bᵀ` in panels of the output's columns: those that the part touches.
-    pub(super) fn right(&self, outputs: usize) -> Vec<f32> {
+    pub fn right(&self, outputs: usize) -> Cow<'a, [f32]> {
+        if let Some(right) = self.laid_out {
+            return Cow::Borrowed(right);
+        }
         let last = self.from + self.count;
         assert!(last <= outputs && self.b.len() == self.count * self.rank, "the low-rank part does not fit the weights");
         let begin = self.from / WIDTH * WIDTH;
@@ -39,10 +46,10 @@ impl Low<'_> {
                 right[(column / WIDTH * self.rank + index) * WIDTH + column % WIDTH] = *b;
             }
         }
-        right
+        Cow::Owned(right)
     }
 
-    pub(super) fn extra<'a>(&self, left: &'a [f32], rows: usize, right: &'a [f32]) -> Extra<'a> {
+    pub(super) fn extra<'b>(&self, left: &'b [f32], rows: usize, right: &'b [f32]) -> Extra<'b> {
         Extra { length: self.rank, left: Panels { values: left, rows }, right, first: self.from, last: self.from + self.count }
     }
 }

@@ -37,6 +37,23 @@ fn both_products_agree_with_plain_loops() {
     }
 }
 
+/// Over threads each element is the same chain of multiply-adds.
+#[test]
+fn split_products_have_the_bits_of_whole_ones() {
+    for (rows, inputs, outputs) in [(1, 70, 300), (3, 1500, 129), (8, 40, 640), (33, 96, 31)] {
+        let (w, x, onto) = (noise(1, outputs * inputs), noise(2, rows * inputs), noise(3, rows * outputs));
+        let (u, b) = (noise(4, rows * 5), noise(5, (outputs - 9) * 5));
+        let low = [Low { u: &u, b: &b, rank: 5, from: 9, count: outputs - 9, scale: 0.5, laid_out: None }];
+        let rights = [low[0].right(outputs)];
+        for packed in [Packed::new(&[&w], inputs), Packed::new_bf16(&[&w], inputs)] {
+            for onto in [None, Some(onto.clone())] {
+                let whole = packed.forward(&x, rows, &low, None, onto.clone());
+                assert!(packed.forward_split(&x, rows, &low, &rights, onto) == whole, "{rows} {inputs} {outputs}");
+            }
+        }
+    }
+}
+
 #[test]
 fn low_rank_parts_and_bias_ride_along() {
     // Three maps of one input; the second begins within a panel. One rank is more than a panel wide.
@@ -58,8 +75,9 @@ fn low_rank_parts_and_bias_ride_along() {
         a_s.push(noise(seed + 3, rank * inputs));
         from += count;
     }
-    let low: Vec<Low> =
-        (0..3).map(|i| Low { u: &us[i], b: &bs[i], rank: ranks[i], from: froms[i], count: counts[i], scale: 0.5 }).collect();
+    let low: Vec<Low> = (0..3)
+        .map(|i| Low { u: &us[i], b: &bs[i], rank: ranks[i], from: froms[i], count: counts[i], scale: 0.5, laid_out: None })
+        .collect();
     let back: Vec<LowBack> = (0..3).map(|i| LowBack { du: &dus[i], a: &a_s[i], rank: ranks[i], scale: 0.25 }).collect();
     let mut y = plain(rows, outputs, inputs, |i, l| x[i * inputs + l], |l, j| w[j * inputs + l]);
     let mut dx = plain(rows, inputs, outputs, |i, l| g[i * outputs + l], |l, j| w[l * inputs + j]);
@@ -157,7 +175,7 @@ fn pairs_of_bf16_agree_with_rounded_values() {
         let (u, b, a) = (noise(4, rows * rank), noise(5, outputs * rank), noise(6, rank * inputs));
         let mut sum = plain(rows, outputs, rank, |i, l| u[i * rank + l], |l, j| b[j * rank + l]);
         sum.iter_mut().zip(&y).for_each(|(sum, y)| *sum += y);
-        let low = Low { u: &u, b: &b, rank, from: 0, count: outputs, scale: 1.0 };
+        let low = Low { u: &u, b: &b, rank, from: 0, count: outputs, scale: 1.0, laid_out: None };
         close(&packed.forward(&x, rows, &[low], None, None), &sum);
         let mut sum = plain(rows, inputs, rank, |i, l| u[i * rank + l], |l, j| a[l * inputs + j]);
         sum.iter_mut().zip(&dx).for_each(|(sum, dx)| *sum += dx);

@@ -8,13 +8,20 @@ use super::{Element, WIDTH};
 /// # Safety
 /// As `Unit::tile`: at most 6 rows, pointers valid for them, and a processor with AVX2 and FMA.
 pub(super) unsafe fn tile(rows: usize, stretches: &[Stretch], target: Target) {
+    // Few rows leave registers for all lanes: the right factor, whose reading then counts, is gone through once.
+    // SAFETY: the caller's promise.
+    unsafe {
+        match rows {
+            1 => return whole_1(stretches, target),
+            2 => return whole_2(stretches, target),
+            3 => return whole_3(stretches, target),
+            _ => {}
+        }
+    }
     for part in [0, 16] {
         // SAFETY: the caller's promise.
         unsafe {
             match rows {
-                1 => tile_1(stretches, target, part),
-                2 => tile_2(stretches, target, part),
-                3 => tile_3(stretches, target, part),
                 4 => tile_4(stretches, target, part),
                 5 => tile_5(stretches, target, part),
                 6 => tile_6(stretches, target, part),
@@ -64,12 +71,64 @@ macro_rules! tile_of {
     };
 }
 
-tile_of!(tile_1: 0 a0 b0);
-tile_of!(tile_2: 0 a0 b0, 1 a1 b1);
-tile_of!(tile_3: 0 a0 b0, 1 a1 b1, 2 a2 b2);
 tile_of!(tile_4: 0 a0 b0, 1 a1 b1, 2 a2 b2, 3 a3 b3);
 tile_of!(tile_5: 0 a0 b0, 1 a1 b1, 2 a2 b2, 3 a3 b3, 4 a4 b4);
 tile_of!(tile_6: 0 a0 b0, 1 a1 b1, 2 a2 b2, 3 a3 b3, 4 a4 b4, 5 a5 b5);
+
+/// A whole tile of few rows: all 32 lanes.
+macro_rules! whole_of {
+    ($name:ident: $($row:literal $a:ident $b:ident $c:ident $d:ident),*) => {
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn $name(stretches: &[Stretch], target: Target) {
+            $(
+                let (mut $a, mut $b) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+                let (mut $c, mut $d) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+            )*
+            for stretch in stretches {
+                let (mut left, mut right) = (stretch.left, stretch.right);
+                let (step, mut remaining) = (stretch.right_step, stretch.length);
+                while remaining > 0 {
+                    let count = remaining.min(WIDTH);
+                    for index in 0..count {
+                        // SAFETY: the caller's promise: the stretch holds all inner indices of these rows and lanes.
+                        unsafe {
+                            let (first, second) = (_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(8)));
+                            let (third, fourth) = (_mm256_loadu_ps(right.add(16)), _mm256_loadu_ps(right.add(24)));
+                            match stretch.element {
+                                Element::Single => {$(
+                                    let value = _mm256_set1_ps(*left.add($row * WIDTH + index));
+                                    $a = _mm256_fmadd_ps(value, first, $a);
+                                    $b = _mm256_fmadd_ps(value, second, $b);
+                                    $c = _mm256_fmadd_ps(value, third, $c);
+                                    $d = _mm256_fmadd_ps(value, fourth, $d);
+                                )*}
+                                Element::Pair => {$(
+                                    let value = _mm256_set1_ps(*left.add($row * WIDTH + index));
+                                    $a = widened(value, first, $a);
+                                    $b = widened(value, second, $b);
+                                    $c = widened(value, third, $c);
+                                    $d = widened(value, fourth, $d);
+                                )*}
+                            }
+                        }
+                        right = right.wrapping_add(step);
+                    }
+                    left = left.wrapping_add(stretch.left_panel);
+                    remaining -= count;
+                }
+            }
+            // SAFETY: the caller's promise.
+            unsafe {$(
+                store(target, $row, 0, $a, $b);
+                store(target, $row, 16, $c, $d);
+            )*}
+        }
+    };
+}
+
+whole_of!(whole_1: 0 a0 b0 c0 d0);
+whole_of!(whole_2: 0 a0 b0 c0 d0, 1 a1 b1 c1 d1);
+whole_of!(whole_3: 0 a0 b0 c0 d0, 1 a1 b1 c1 d1, 2 a2 b2 c2 d2);
 
 /// `sum + left right` for pairs of bf16.
 #[inline]

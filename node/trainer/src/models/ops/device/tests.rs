@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::super::{Norm, NormKind};
+use super::super::{Array, Norm, NormKind, Past, attend};
 use super::*;
 use crate::models::kernels;
 use crate::models::kernels::adamw::AdamW;
@@ -171,9 +171,15 @@ fn attention_agrees_with_the_loops() {
             close(&flat(&attention(&qkv, &sequences, &heads).unwrap()), &heads.forward(&flat(&qkv), &sequences), 1e-5);
             let expected = heads.backward(&flat(&qkv), &flat(&g), &sequences);
             close(&flat(&attention_backward(&qkv, &g, &sequences, &heads).unwrap()), &expected, 1e-5);
-            let (q, k, v) = (noise(3, &[2, 8]), noise(4, &[5, 2 * kv_heads]), noise(5, &[5, 2 * kv_heads]));
-            let expected = heads.extend(&flat(&q), &flat(&k), &flat(&v), 3);
-            close(&flat(&extend(&q, &k, &v, &heads, 3).unwrap()), &expected, 1e-5);
+            // Two of five rows of a sequence, and a first row of another, after what they keep.
+            let (first, second) = (noise(3, &[3, heads.width()]), noise(4, &[3, heads.width()]));
+            let carried_on = |of: &dyn Fn(&Tensor) -> Array, host| {
+                let [mut a, mut b] = [Past::new(host), Past::new(host)];
+                attend(&of(&first), &[3], vec![&mut a], &heads, 3).unwrap();
+                attend(&of(&second), &[2, 1], vec![&mut a, &mut b], &heads, 6).unwrap().to_vec().unwrap()
+            };
+            let expected = carried_on(&|x| Array::Host(flat(x)), true);
+            close(&carried_on(&|x| Array::Device(x.clone()), false), &expected, 1e-5);
         }
     }
 }
