@@ -11,6 +11,7 @@ mod export;
 mod fetch;
 mod founding;
 mod hint;
+mod http;
 mod interrupt;
 mod judging;
 mod key;
@@ -29,6 +30,7 @@ mod status;
 mod train;
 mod training;
 mod verify;
+mod watch;
 mod withdraw;
 
 use std::ffi::OsString;
@@ -97,6 +99,8 @@ enum Verb {
     Export(export::Args),
     /// Show what a peer is doing
     Status(status::Args),
+    /// Show what a peer is doing as it changes, in a terminal
+    Watch(watch::Args),
 }
 
 /// Runs the program on this process's arguments.
@@ -134,6 +138,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Eval(args) => eval::run(args),
         Verb::Export(args) => export::run(args),
         Verb::Status(args) => status::run(args),
+        Verb::Watch(args) => watch::run(args),
     };
     match done {
         Ok(code) => code,

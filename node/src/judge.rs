@@ -34,6 +34,8 @@ pub struct Judge {
     pub precision: Option<Precision>,
     pub threads: Option<usize>,
     pub tolerance: f64,
+    /// Whether it measures what is merged, too, for people to look at.
+    pub scores: bool,
     pub examples: Box<dyn FnOnce() -> Result<Vec<TokenizedExample>> + Send>,
 }
 
@@ -123,6 +125,19 @@ impl Bench {
         };
         let approves = approves(self.base_loss, before, with, self.tolerance);
         Ok(Tried::Measured(Measured { approves, losses, examples: self.examples.len() as u64 }))
+    }
+
+    /// The loss with the merge in `folder`, and with the base alone.
+    ///
+    /// # Errors
+    /// No merge there any more, or one that the model refuses.
+    pub fn score(&self, folder: &Path) -> Result<(f64, f64)> {
+        let update = Update::read(folder)?;
+        Ok((self.loss(&update.apply(&self.base)?)?, self.base_loss))
+    }
+
+    pub fn examples(&self) -> u64 {
+        self.examples.len() as u64
     }
 
     /// The loss with the merge of a set; `None` for that of nothing.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use super::args::PeerArgs;
+use super::http::HttpArgs;
 use super::judging::JudgingArgs;
 use super::training::TrainingArgs;
 use crate::driver::{Goal, Work};
@@ -15,6 +16,7 @@ Examples:
   mingle run --round round.json --data notes.jsonl
   mingle run --round round.json --base ./tinyllama --data a.jsonl --data b.jsonl --peer /dns4/peer.example/tcp/4001
   mingle run --round round.json                     serve what was announced before
+  mingle run --round round.json --data notes.jsonl --http      and watch it at http://127.0.0.1:7700
 
 Without --base, the base is looked for by its name beside the round file, in the current folder, in the folders of
 $MINGLE_BASES (as in PATH), and in the Hugging Face cache; only weights with the round's digest are taken.
@@ -40,10 +42,16 @@ pub struct Args {
     training: TrainingArgs,
     #[command(flatten)]
     judging: JudgingArgs,
+    /// Measure what is merged on what training holds out, for the dashboard; --http does it, too
+    #[arg(long, help_heading = "Evaluation")]
+    score_merges: bool,
+    #[command(flatten)]
+    http: HttpArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let mut peer = args.peer.open()?;
+    peer.http = args.http;
     if args.data.is_empty() && args.judging.judge_with.is_empty() {
         if args.base.is_some() {
             bail!("--base is for training, which needs --data, and for judging, which needs --judge-with");
@@ -57,7 +65,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     for path in &plan.data {
         crate::data::read_records(path)?;
     }
-    peer.judge = args.judging.judge(&peer.round, &plan)?;
+    peer.judge = args.judging.judge(&peer.round, &plan, args.score_merges || peer.http.http.is_some())?;
     let work = match plan.data.is_empty() {
         true => Work::Serve,
         false => {

@@ -3,11 +3,17 @@
 //! One adapter at a time, on a thread of its own that the loop never waits for; this member's own training goes first.
 //! There is no queue: what is still to be judged follows from the ledger, so nothing is judged twice, over a restart too.
 //! Members take turns, so that one that announces again and again does not keep the others waiting.
+//!
+//! The same thread scores what is merged, for people to look at, where this peer was asked to: always the newest merge, and
+//! no longer than half of the time.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
+use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::ledger::Admitted;
 use mingle_protocol::machine::Input;
@@ -18,10 +24,21 @@ use tokio::sync::mpsc;
 use super::{Driver, Event, Job, Phase};
 use crate::judge::{Bench, Judge, Tried};
 
-/// What is tried: an adapter, beside what is merged.
-struct Trial {
-    merged: Vec<Admitted>,
-    candidate: Admitted,
+/// What is measured.
+enum Trial {
+    /// An adapter, beside what is merged.
+    Adapter { merged: Vec<Admitted>, candidate: Admitted },
+    /// What is merged, as it was written.
+    Merge { adapters: usize, set_root: ContentHash, folder: PathBuf },
+}
+
+/// What a merge does to the data held out here, in nats a token.
+pub(super) struct Scored {
+    adapters: usize,
+    set_root: ContentHash,
+    loss: f64,
+    base_loss: f64,
+    examples: u64,
 }
 
 pub(super) struct Judging {
@@ -32,13 +49,20 @@ pub(super) struct Judging {
     busy: bool,
     /// Whose adapter was tried last.
     last: Option<MemberKey>,
+    /// Whether merges are scored, which was the last, and when the next may be.
+    scores: bool,
+    scored: Option<ContentHash>,
+    score_from: Instant,
+    score_began: Instant,
     /// Announcements that could not be tried, or to which there is no more to be said.
     passed_over: BTreeSet<RecordId>,
 }
 
 impl Judging {
     pub fn new(judge: Option<Judge>, jobs: mpsc::Sender<Job>) -> Self {
-        Self { jobs, judge, trials: None, busy: false, last: None, passed_over: BTreeSet::new() }
+        let (scores, now) = (judge.as_ref().is_some_and(|judge| judge.scores), Instant::now());
+        let (score_from, score_began, passed_over) = (now, now, BTreeSet::new());
+        Self { jobs, judge, trials: None, busy: false, last: None, scores, scored: None, score_from, score_began, passed_over }
     }
 }
 
@@ -47,15 +71,22 @@ impl<F: FnMut(&Event)> Driver<F> {
     pub(super) fn judge(&mut self) -> Result<()> {
         let able = self.judging.judge.is_some() || self.judging.trials.is_some();
         let idle = !self.judging.busy && self.phase != Phase::Training;
-        if !able || !idle || self.machine.round().manifest().verdicts.is_none() || !self.is_member() {
+        if !able || !idle {
             return Ok(());
         }
-        let Some(candidate) = self.next_to_judge()? else { return Ok(()) };
+        let asked = self.machine.round().manifest().verdicts.is_some() && self.is_member();
+        let candidate = if asked { self.next_to_judge()? } else { None };
+        let trial = match candidate {
+            Some(candidate) => {
+                self.judging.last = Some(candidate.member);
+                Some(Trial::Adapter { merged: self.machine.merge_set().to_vec(), candidate })
+            }
+            None => self.next_to_score(),
+        };
+        let Some(trial) = trial else { return Ok(()) };
         if self.judging.trials.is_none() {
             self.open_bench()?;
         }
-        let trial = Trial { merged: self.machine.merge_set().to_vec(), candidate };
-        self.judging.last = Some(trial.candidate.member);
         // The thread is gone only after it said why.
         self.judging.busy = self.judging.trials.as_ref().is_some_and(|trials| trials.try_send(trial).is_ok());
         Ok(())
@@ -77,6 +108,31 @@ impl<F: FnMut(&Event)> Driver<F> {
         Ok(None)
     }
 
+    /// What is merged now, unless it was scored already or it is too soon.
+    fn next_to_score(&mut self) -> Option<Trial> {
+        let (receipt, folder) = self.merged.as_ref()?;
+        let new = self.judging.scored != Some(receipt.set_root);
+        let now = Instant::now();
+        if !self.judging.scores || !new || now < self.judging.score_from {
+            return None;
+        }
+        (self.judging.scored, self.judging.score_began) = (Some(receipt.set_root), now);
+        Some(Trial::Merge { adapters: receipt.admitted.len(), set_root: receipt.set_root, folder: folder.clone() })
+    }
+
+    pub(super) fn scored(&mut self, scored: Result<Scored>) {
+        self.judging.busy = false;
+        let now = Instant::now();
+        self.judging.score_from = now + now.duration_since(self.judging.score_began);
+        match scored {
+            Ok(Scored { adapters, set_root, loss, base_loss, examples }) => {
+                (self.observe)(&Event::Scored { adapters, set_root, loss, base_loss, examples });
+            }
+            // The merge has moved on and taken its folder away; the one that is there now has its turn.
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "a merge could not be scored"),
+        }
+    }
+
     /// Starts the thread that loads base and data once and then tries what it is given.
     fn open_bench(&mut self) -> Result<()> {
         let Some(judge) = self.judging.judge.take() else { return Ok(()) };
@@ -93,9 +149,19 @@ impl<F: FnMut(&Event)> Driver<F> {
                     return;
                 }
             };
-            while let Ok(Trial { merged, candidate }) = given.recv() {
-                let tried = bench.measure(&merged, &candidate);
-                if jobs.blocking_send(Job::Tried(candidate, tried)).is_err() {
+            while let Ok(trial) = given.recv() {
+                let job = match trial {
+                    Trial::Adapter { merged, candidate } => {
+                        let tried = bench.measure(&merged, &candidate);
+                        Job::Tried(candidate, tried)
+                    }
+                    Trial::Merge { adapters, set_root, folder } => {
+                        let examples = bench.examples();
+                        let measured = bench.score(&folder);
+                        Job::Scored(measured.map(|(loss, base_loss)| Scored { adapters, set_root, loss, base_loss, examples }))
+                    }
+                };
+                if jobs.blocking_send(job).is_err() {
                     return;
                 }
             }
