@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::ledger::Admitted;
-use mingle_protocol::receipt::set_root;
+use mingle_protocol::receipt::{Receipt, set_root};
 use mingle_protocol::round::{Manifest, MergeRule, Round};
 use mingle_protocol::verdict::TrialLosses;
 
@@ -127,13 +127,21 @@ impl Bench {
         Ok(Tried::Measured(Measured { approves, losses, examples: self.examples.len() as u64 }))
     }
 
-    /// The loss with the merge in `folder`, and with the base alone.
+    /// The loss with a merge, and with the base alone. The merge is in `folder` as long as it is the newest; after that it is
+    /// made once more, where adapters are tried by the round's own rule.
     ///
     /// # Errors
-    /// No merge there any more, or one that the model refuses.
-    pub fn score(&self, folder: &Path) -> Result<(f64, f64)> {
-        let update = Update::read(folder)?;
-        Ok((self.loss(&update.apply(&self.base)?)?, self.base_loss))
+    /// An older merge that cannot be made any more, or one that the model refuses.
+    pub fn score(&mut self, receipt: &Receipt, folder: &Path) -> Result<(f64, f64)> {
+        let loss = match Update::read(folder) {
+            Ok(update) => self.loss(&update.apply(&self.base)?)?,
+            Err(_) if self.trial.id() == self.round.id() => {
+                let made = self.loss_with(&receipt.admitted)?.ok().flatten();
+                made.context("an adapter of the merge is gone")?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok((loss, self.base_loss))
     }
 
     pub fn examples(&self) -> u64 {

@@ -65,9 +65,9 @@ impl Page {
         }
     }
 
-    /// Whether every member that merged knows what its merge scores, as far as members know that.
+    /// Whether every member that has trained knows what each of its merges scores.
     pub fn is_scored(&self) -> bool {
-        let scored = |peer: &Followed| peer.history.merges.last().is_none_or(|merge| merge.loss.is_some());
+        let scored = |peer: &Followed| peer.history.merges.iter().all(|merge| merge.loss.is_some());
         self.peers.iter().filter(|peer| peer.history.trained.is_some()).all(scored)
     }
 

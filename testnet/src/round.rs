@@ -228,7 +228,8 @@ impl RoundPlan<'_> {
 /// Goes on showing peers that have all they came for until they also know what it is worth.
 fn watch_scores(peers: &[Peer], live: &mut LiveView) {
     let began = Instant::now();
-    let vouched = |status: &Status| status.role != "member" || status.vouching > 0;
+    let all = peers.iter().filter(|peer| peer.role == Role::Member).count();
+    let vouched = |status: &Status| status.role != "member" || status.vouching >= all;
     while live.page().is_some() && began.elapsed() < SCORE_MAX {
         let statuses: Vec<Option<Status>> = peers.iter().map(Peer::status).collect();
         live.show(&statuses);

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -94,7 +95,9 @@ impl Stream {
 
     /// The first of this name that is as wanted.
     pub fn until(&mut self, name: &str, found: impl Fn(&Value) -> bool) -> Value {
+        let began = Instant::now();
         loop {
+            assert!(began.elapsed() < PATIENCE, "waited in vain for {name}");
             let (told, value) = self.next_told();
             if told == name && found(&value) {
                 return value;

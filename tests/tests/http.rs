@@ -84,12 +84,13 @@ fn the_port_tells_what_the_peer_is_doing_as_it_changes() {
     assert_eq!(status["slots"].as_array().map(Vec::len), Some(1));
 
     let two = scene.peer(2, &address(Transport::Tcp), &["--peer", &first]);
+    // In this order: of what is new at once, the peers come first.
+    stream.until("peers", |peers| peers[0]["merged"] == 2);
     let status = stream.until("status", |status| status["merged"]["adapters"] == 2);
     let mut peers = [one, two];
     let agreed = agree(&mut peers, 2);
     assert_eq!(status["merged"]["merged_hash"], agreed.merged_hash.to_string());
     stream.until("history", |history| history["merges"].as_array().is_some_and(|merges| merges.len() == 2));
-    stream.until("peers", |peers| peers[0]["merged"] == 2);
 
     // All of what `mingle status --json` tells, under the same names.
     let asked = ask(port, "/api/status").json();

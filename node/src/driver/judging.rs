@@ -4,11 +4,11 @@
 //! There is no queue: what is still to be judged follows from the ledger, so nothing is judged twice, over a restart too.
 //! Members take turns, so that one that announces again and again does not keep the others waiting.
 //!
-//! The same thread scores what is merged, for people to look at, where this peer was asked to: always the newest merge, and
-//! no longer than half of the time.
+//! The same thread scores what is merged, for people to look at, where this peer was asked to: the newest merge first, then
+//! those it was too late for, of which so many wait; and for no longer than half of the time.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::ledger::Admitted;
 use mingle_protocol::machine::Input;
+use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{Record, RecordId, SEQUENCE_MAX, SignedRecord};
 use mingle_protocol::verdict::Verdict;
 use tokio::sync::mpsc;
@@ -24,12 +25,15 @@ use tokio::sync::mpsc;
 use super::{Driver, Event, Job, Phase};
 use crate::judge::{Bench, Judge, Tried};
 
+/// Merges that wait to be scored; of more, the oldest are not.
+const UNSCORED_MAX: usize = 32;
+
 /// What is measured.
 enum Trial {
     /// An adapter, beside what is merged.
     Adapter { merged: Vec<Admitted>, candidate: Admitted },
     /// What is merged, as it was written.
-    Merge { adapters: usize, set_root: ContentHash, folder: PathBuf },
+    Merge { receipt: Receipt, folder: PathBuf },
 }
 
 /// What a merge does to the data held out here, in nats a token.
@@ -49,9 +53,9 @@ pub(super) struct Judging {
     busy: bool,
     /// Whose adapter was tried last.
     last: Option<MemberKey>,
-    /// Whether merges are scored, which was the last, and when the next may be.
+    /// Whether merges are scored, which are to be, the newest last, and when the next may be.
     scores: bool,
-    scored: Option<ContentHash>,
+    unscored: VecDeque<(Receipt, PathBuf)>,
     score_from: Instant,
     score_began: Instant,
     /// Announcements that could not be tried, or to which there is no more to be said.
@@ -62,7 +66,16 @@ impl Judging {
     pub fn new(judge: Option<Judge>, jobs: mpsc::Sender<Job>) -> Self {
         let (scores, now) = (judge.as_ref().is_some_and(|judge| judge.scores), Instant::now());
         let (score_from, score_began, passed_over) = (now, now, BTreeSet::new());
-        Self { jobs, judge, trials: None, busy: false, last: None, scores, scored: None, score_from, score_began, passed_over }
+        Self { jobs, judge, trials: None, busy: false, last: None, scores, unscored: VecDeque::new(), score_from, score_began, passed_over }
+    }
+
+    /// There is a new merge.
+    pub fn merged(&mut self, receipt: &Receipt, folder: &Path) {
+        if self.scores {
+            self.unscored.push_back((receipt.clone(), folder.to_owned()));
+            let old = self.unscored.len().saturating_sub(UNSCORED_MAX);
+            self.unscored.drain(..old);
+        }
     }
 }
 
@@ -108,16 +121,15 @@ impl<F: FnMut(&Event)> Driver<F> {
         Ok(None)
     }
 
-    /// What is merged now, unless it was scored already or it is too soon.
+    /// The newest merge that was not scored, unless it is too soon.
     fn next_to_score(&mut self) -> Option<Trial> {
-        let (receipt, folder) = self.merged.as_ref()?;
-        let new = self.judging.scored != Some(receipt.set_root);
         let now = Instant::now();
-        if !self.judging.scores || !new || now < self.judging.score_from {
+        if now < self.judging.score_from {
             return None;
         }
-        (self.judging.scored, self.judging.score_began) = (Some(receipt.set_root), now);
-        Some(Trial::Merge { adapters: receipt.admitted.len(), set_root: receipt.set_root, folder: folder.clone() })
+        self.judging.score_began = now;
+        let (receipt, folder) = self.judging.unscored.pop_back()?;
+        Some(Trial::Merge { receipt, folder })
     }
 
     pub(super) fn scored(&mut self, scored: Result<Scored>) {
@@ -128,7 +140,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             Ok(Scored { adapters, set_root, loss, base_loss, examples }) => {
                 (self.observe)(&Event::Scored { adapters, set_root, loss, base_loss, examples });
             }
-            // The merge has moved on and taken its folder away; the one that is there now has its turn.
+            // An adapter of it is gone, and the merge with it; the one that is there now has its turn.
             Err(error) => tracing::debug!(error = format!("{error:#}"), "a merge could not be scored"),
         }
     }
@@ -155,9 +167,9 @@ impl<F: FnMut(&Event)> Driver<F> {
                         let tried = bench.measure(&merged, &candidate);
                         Job::Tried(candidate, tried)
                     }
-                    Trial::Merge { adapters, set_root, folder } => {
-                        let examples = bench.examples();
-                        let measured = bench.score(&folder);
+                    Trial::Merge { receipt, folder } => {
+                        let (adapters, set_root, examples) = (receipt.admitted.len(), receipt.set_root, bench.examples());
+                        let measured = bench.score(&receipt, &folder);
                         Job::Scored(measured.map(|(loss, base_loss)| Scored { adapters, set_root, loss, base_loss, examples }))
                     }
                 };

@@ -129,6 +129,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             Err(_) => None,
         };
         if let Some((receipt, folder)) = &merged {
+            self.judging.merged(receipt, folder);
             let status = MergedStatus::new(receipt, folder.clone(), &account);
             let MergedStatus { adapters, weight, merged_hash, set_root, folder, .. } = status;
             (self.observe)(&Event::Merged { adapters, weight, merged_hash, set_root, folder });

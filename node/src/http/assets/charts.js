@@ -126,11 +126,12 @@ export class Chart {
   }
 }
 
-// Round numbers that divide a span into about so many parts.
-function round(low, high, parts) {
-  const rough = (high - low) / parts;
+// Round numbers that divide a span into about so many parts, `least` apart or more.
+function round(low, high, parts, least = 0) {
+  const rough = Math.max((high - low) / parts, least);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((step) => step >= rough * 0.999);
+  const factors = least > 0 ? [1, 2, 5, 10] : [1, 2, 2.5, 5, 10];
+  const step = factors.map((factor) => factor * power).find((step) => step >= rough * 0.999);
   const ticks = [];
   for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-6; value += step) ticks.push(value);
   return { ticks, places: Math.max(0, Math.ceil(-Math.log10(step) - 1e-9) + (String(step / power).startsWith("2.5") ? 1 : 0)) };
@@ -143,7 +144,7 @@ function axes(svg, shown, place, width, height) {
     svg.append(drawn("line", { class: "rule", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }));
     svg.append(drawn("text", { class: "axis", x: LEFT - 8, y: y + 4, "text-anchor": "end" }, value.toFixed(rows.places)));
   }
-  const all = shown.ticks ?? round(place.left, place.right || 1, Math.max(3, Math.floor(width / 80))).ticks.map((value) => [value, String(Math.round(value * 100) / 100)]);
+  const all = shown.ticks ?? round(place.left, place.right || 1, Math.max(3, Math.floor(width / 80)), 1).ticks.map((value) => [value, String(Math.round(value))]);
   const every = Math.ceil(all.length / Math.max(2, Math.floor(width / 44)));
   all.filter((_, index) => index % every === 0).forEach(([value, text], index, ticks) => {
     const anchor = ticks.length > 1 && index === ticks.length - 1 && place.x(value) > width - RIGHT - 12 ? "end" : "middle";

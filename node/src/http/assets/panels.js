@@ -28,6 +28,7 @@ export function stateOf(slot, status) {
   if (slot.state === "out") return ["put out", "idle", "counts for nothing since founders decided so"];
   if (slot.state === "expected") {
     if (slot.member === status.member && status.phase === "training") return ["training", "busy", ""];
+    if (slot.member === status.member && status.phase === "waiting") return ["not admitted", "warn", "waits for the founders"];
     return ["not heard of", "idle", ""];
   }
   if (slot.refused) return ["refused", "bad", slot.refused];
@@ -43,7 +44,8 @@ export function stateOf(slot, status) {
 
 export function members(status) {
   const heard = new Set(status.slots.map((slot) => slot.member));
-  const expected = status.roster.filter((member) => !heard.has(member));
+  const self = status.role === "member" && !status.roster.includes(status.member) ? [status.member] : [];
+  const expected = [...status.roster, ...self].filter((member) => !heard.has(member));
   const blank = { state: "expected", weight: 0, examples: 0, size: 0, have: 0, verdicts: [] };
   const slots = [...status.slots, ...expected.map((member) => ({ ...blank, member }))];
   slots.sort((one, other) => (other.member === status.member) - (one.member === status.member));
