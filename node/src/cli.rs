@@ -12,6 +12,7 @@ mod export;
 mod fetch;
 mod founding;
 mod hint;
+mod http;
 mod interrupt;
 mod judging;
 mod key;
@@ -33,6 +34,7 @@ mod status;
 mod train;
 mod training;
 mod verify;
+mod watch;
 mod withdraw;
 
 use std::ffi::OsString;
@@ -117,6 +119,8 @@ enum Verb {
     Completions(reference::CompletionsArgs),
     /// Write a manual page for every verb
     Man(reference::ManArgs),
+    /// Show what a peer is doing as it changes, in a terminal
+    Watch(watch::Args),
 }
 
 /// Runs the program on this process's arguments.
@@ -168,6 +172,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Config(verb) => config::run(verb, &Cli::command(), &settings),
         Verb::Completions(args) => Ok(reference::completions(&args, Cli::command())),
         Verb::Man(args) => reference::man(&args, Cli::command()),
+        Verb::Watch(args) => watch::run(args),
     };
     done.unwrap_or_else(|error| failed(&error, ExitCode::FAILURE))
 }

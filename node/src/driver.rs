@@ -10,6 +10,7 @@ mod effects;
 mod event;
 mod goal;
 mod heads;
+mod history;
 mod judging;
 mod refusals;
 mod reports;
@@ -30,6 +31,7 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::{MemberKey, SecretKey};
 use mingle_protocol::ledger::{Admitted, SlotState};
 use mingle_protocol::machine::{Input, Machine};
+use mingle_protocol::merge::Account;
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{RecordId, SignedRecord, UnverifiedRecord};
 use mingle_protocol::round::Round;
@@ -41,7 +43,9 @@ use crate::network::{self, Multiaddr, Network, NetworkConfig, NetworkEvent, Netw
 use crate::store::Store;
 pub use event::{Event, TrainingStatus};
 pub use goal::{Goal, Outcome};
-use judging::Judging;
+use history::Chronicle;
+pub use history::{Happening, History, LossPoint, MergePoint, TrainedPoint};
+use judging::{Judging, Scored};
 pub(crate) use signals::Signals;
 pub use status::{LinkStatus, MergedStatus, Phase, SlotStatus, StandingStatus, Status, VerdictStatus};
 pub use vouching::FaultStatus;
@@ -68,7 +72,12 @@ pub struct Peer {
     /// What it judges others' adapters by, where the round asks for that.
     pub judge: Option<Judge>,
     pub goal: Goal,
+    /// Shows what this peer is doing, a few times a second.
+    pub show: Option<Show>,
 }
+
+/// Looks at a status and at the history with it, and must not take long.
+pub type Show = Box<dyn FnMut(&Status, &Arc<History>) + Send>;
 
 enum Job {
     Training(TrainingStatus),
@@ -76,6 +85,7 @@ enum Job {
     Averaged(Result<averaging::Report>),
     Served(Result<vouching::Stored>),
     Tried(Admitted, Result<Tried>),
+    Scored(Result<Scored>),
     /// No adapter can be tried.
     Unable(anyhow::Error),
 }
@@ -85,8 +95,14 @@ enum Job {
 /// # Errors
 /// Trouble of this machine: disk, address in use, a key that may not announce. Trouble with other peers is reported
 /// through `observe` and survived.
-pub async fn run(peer: Peer, observe: impl FnMut(&Event)) -> Result<Outcome> {
-    let mut driver = Driver::start(peer, observe)?;
+pub async fn run(peer: Peer, mut observe: impl FnMut(&Event)) -> Result<Outcome> {
+    let chronicle = Chronicle::open(peer.home.history_path());
+    let told = chronicle.clone();
+    let observe = move |event: &Event| {
+        told.record(event);
+        observe(event);
+    };
+    let mut driver = Driver::start(peer, chronicle, observe)?;
     let outcome = driver.run().await;
     driver.stop().await;
     outcome
@@ -126,18 +142,22 @@ struct Driver<F> {
     unstarted: Vec<ContentHash>,
     have: BTreeMap<ContentHash, u64>,
     merged: Option<(Receipt, PathBuf)>,
+    /// What the rule did to single members in it.
+    account: Account,
     listening: Vec<String>,
     phase: Phase,
     progress: Option<TrainingStatus>,
     role: &'static str,
     goal: Goal,
     started: Instant,
+    show: Option<Show>,
+    chronicle: Chronicle,
     observe: F,
 }
 
 impl<F: FnMut(&Event)> Driver<F> {
-    fn start(peer: Peer, mut observe: F) -> Result<Self> {
-        let Peer { home, round, key, listen, bootstrap, mdns, reach, work, judge, goal } = peer;
+    fn start(peer: Peer, chronicle: Chronicle, mut observe: F) -> Result<Self> {
+        let Peer { home, round, key, listen, bootstrap, mdns, reach, work, judge, goal, show } = peer;
         let member = key.member();
         if work.announces() {
             belonging::check_may_announce(&round, &member)?;
@@ -213,12 +233,15 @@ impl<F: FnMut(&Event)> Driver<F> {
             enough_since: None,
             have: BTreeMap::new(),
             merged: None,
+            account: Account::default(),
             listening: Vec::new(),
             phase: Phase::Following,
             progress: None,
             role,
             goal,
             started: Instant::now(),
+            show,
+            chronicle,
             observe,
         };
         for (adapter, size) in driver.store.blobs()? {
@@ -313,6 +336,7 @@ impl<F: FnMut(&Event)> Driver<F> {
     /// Ends the training with a checkpoint and the network with a farewell.
     async fn stop(mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.chronicle.keep(true);
         if let Some(training) = self.training.take() {
             let deadline = Instant::now() + TRAINING_STOP;
             while !training.is_finished() && Instant::now() < deadline {

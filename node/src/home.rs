@@ -13,6 +13,7 @@
 //!     merged/current/      the merged adapter with its receipt, a PEFT directory
 //!     evidence/            contradictions among members: two signed attestations each
 //!     status.json          what `mingle status` shows
+//!     history.json         curves and what happened lately, for the dashboard
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -178,5 +179,9 @@ impl RoundHome {
 
     pub fn status_path(&self) -> PathBuf {
         self.0.join("status.json")
+    }
+
+    pub fn history_path(&self) -> PathBuf {
+        self.0.join("history.json")
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::ledger::Admitted;
-use mingle_protocol::receipt::set_root;
+use mingle_protocol::receipt::{Receipt, set_root};
 use mingle_protocol::round::{Manifest, MergeRule, Round};
 use mingle_protocol::verdict::TrialLosses;
 
@@ -36,6 +36,8 @@ pub struct Judge {
     pub tolerance: f64,
     /// The adapter that the round starts from, if any.
     pub start: Box<dyn FnOnce() -> Result<Option<Update>> + Send>,
+    /// Whether it measures what is merged, too, for people to look at.
+    pub scores: bool,
     pub examples: Box<dyn FnOnce() -> Result<Vec<TokenizedExample>> + Send>,
 }
 
@@ -129,6 +131,27 @@ impl Bench {
         };
         let approves = approves(self.base_loss, before, with, self.tolerance);
         Ok(Tried::Measured(Measured { approves, losses, examples: self.examples.len() as u64 }))
+    }
+
+    /// The loss with a merge, and with the base alone. The merge is in `folder` as long as it is the newest; after that it is
+    /// made once more, where adapters are tried by the round's own rule.
+    ///
+    /// # Errors
+    /// An older merge that cannot be made any more, or one that the model refuses.
+    pub fn score(&mut self, receipt: &Receipt, folder: &Path) -> Result<(f64, f64)> {
+        let loss = match Update::read(folder) {
+            Ok(update) => self.loss(&update.apply(&self.base)?)?,
+            Err(_) if self.trial.id() == self.round.id() => {
+                let made = self.loss_with(&receipt.admitted)?.ok().flatten();
+                made.context("an adapter of the merge is gone")?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok((loss, self.base_loss))
+    }
+
+    pub fn examples(&self) -> u64 {
+        self.examples.len() as u64
     }
 
     /// The loss with the merge of a set; `None` for that of nothing.

@@ -9,6 +9,7 @@ pub mod console;
 pub mod contribution;
 pub mod driver;
 pub mod home;
+pub mod http;
 pub mod judge;
 pub mod merged;
 pub mod merger;

@@ -5,6 +5,7 @@ pub mod base;
 pub mod corpus;
 pub mod live;
 pub mod options;
+pub mod page;
 pub mod peer;
 pub mod pretrain;
 pub mod report;

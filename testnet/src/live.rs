@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use mingle::driver::{Phase, Status};
 
+use crate::page::Page;
 use crate::peer::Peer;
 
 /// Without a terminal a summary is printed this often.
@@ -20,6 +21,7 @@ pub struct LiveView {
     title: String,
     started: Instant,
     last_line: Instant,
+    page: Option<Page>,
 }
 
 impl Default for LiveView {
@@ -33,11 +35,21 @@ impl Default for LiveView {
             title: String::new(),
             started: now,
             last_line: now,
+            page: None,
         }
     }
 }
 
 impl LiveView {
+    /// One that shows the peers on a page, too.
+    pub fn with_page(page: Option<Page>) -> Self {
+        Self { page, ..Self::default() }
+    }
+
+    pub fn page(&self) -> Option<&Page> {
+        self.page.as_ref()
+    }
+
     /// Starts a round's view.
     pub fn begin(&mut self, title: &str, peers: &[Peer]) {
         self.title = title.into();
@@ -45,6 +57,9 @@ impl LiveView {
         self.last_line = Instant::now();
         self.names = peers.iter().map(|peer| peer.name.clone()).collect();
         self.say(&format!("{title}: {} peers", peers.len()));
+        if let Some(page) = &mut self.page {
+            page.begin(title, peers);
+        }
         if self.terminal {
             let style = ProgressStyle::with_template("  {prefix:10} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
             let row = |name: &String| self.group.add(ProgressBar::new(1).with_style(style.clone()).with_prefix(name.clone()));
@@ -53,6 +68,9 @@ impl LiveView {
     }
 
     pub fn show(&mut self, statuses: &[Option<Status>]) {
+        if let Some(page) = &mut self.page {
+            page.show(statuses);
+        }
         if self.terminal {
             for (row, status) in self.rows.iter().zip(statuses) {
                 row.set_message(status.as_ref().map_or_else(|| "starting".into(), describe));

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use mingle_testnet::live::LiveView;
 use mingle_testnet::options::{Options, Verb};
+use mingle_testnet::page::Page;
 use mingle_testnet::peer::{PEER_VERB, Program};
 use mingle_testnet::report::Report;
 
@@ -36,10 +38,18 @@ fn run(options: Options) -> Result<bool> {
         return Ok(true);
     }
     let folder = tempfile::Builder::new().prefix("mingle-testnet-").tempdir().context("cannot make a temporary folder")?;
-    let outcome = mingle_testnet::run::run(&options, &Program::this()?, folder.path());
+    let page = options.http.map(Page::open).transpose()?;
+    if let Some(page) = &page {
+        eprintln!("all peers on one page: {}", page.url());
+    }
+    let mut live = LiveView::with_page(page);
+    let outcome = mingle_testnet::run::run_shown(&options, &Program::this()?, folder.path(), &mut live);
     if let Ok(report) = &outcome {
         print!("{}", report.table());
         write_results(&options, report, folder.path())?;
+        if let Some(page) = live.page() {
+            page.stay()?;
+        }
     }
     if options.keep {
         eprintln!("the peers' homes and logs are kept in {}", folder.keep().display());

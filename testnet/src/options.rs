@@ -1,5 +1,6 @@
 //! What the testnet can be asked.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -14,6 +15,7 @@ Examples:
   mingle-testnet --members 6 --readers 2 --split domain
   mingle-testnet --method subspace --rounds 0
   mingle-testnet --base ./small-llama --data gsm8k_train.jsonl --examples 0
+  mingle-testnet --http                           all peers on one page, at http://127.0.0.1:7700
   mingle-testnet attacks                          merge rules against attackers
   mingle-testnet --json report.json --report ./report
 
@@ -91,6 +93,9 @@ pub struct Options {
     /// File for the results as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Show all peers on one page, in a browser; it stays at the end until Ctrl-C [address without a value: 127.0.0.1:7700]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = mingle::http::DEFAULT_ADDRESS, value_parser = mingle::http::address)]
+    pub http: Option<SocketAddr>,
     /// Keep the peers' homes and logs
     #[arg(long)]
     pub keep: bool,

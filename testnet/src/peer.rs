@@ -113,6 +113,11 @@ impl Peer {
         Ok(Self { role, name: name.into(), home, child, log, status })
     }
 
+    /// Where it keeps its curves.
+    pub fn history_path(&self) -> PathBuf {
+        self.status.with_file_name("history.json")
+    }
+
     pub fn status(&self) -> Option<Status> {
         Status::read(&self.status).ok()
     }

@@ -10,11 +10,14 @@ use mingle_protocol::round::Round;
 
 use crate::live::LiveView;
 use crate::options::Options;
+use crate::page::Page;
 use crate::peer::{Peer, Program, Role};
 use crate::setting::Setting;
 
 /// After all adapters are known everywhere, hashes agree within this or something is wrong.
 const SETTLE_MAX: Duration = Duration::from_secs(120);
+/// With a page, peers are looked at for so long after the round, until their merges are scored and vouched for.
+const SCORE_MAX: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What one peer holds at the end of a round.
@@ -88,6 +91,8 @@ impl RoundPlan<'_> {
         }
         live.begin(&self.name, &peers);
         let results = self.wait(&mut peers, live)?;
+        let seconds = started.elapsed().as_secs_f64();
+        watch_scores(&peers, live);
         live.end();
         for peer in &mut peers {
             peer.stop();
@@ -95,7 +100,7 @@ impl RoundPlan<'_> {
         let members = &peers[..self.options.members as usize];
         let merged = members[0].home.round(round.id()).merged_current();
         let own = members.iter().map(|peer| peer.home.round(round.id()).adapter()).collect();
-        Ok(RoundResult { round, file, peers: results, seconds: started.elapsed().as_secs_f64(), merged, own })
+        Ok(RoundResult { round, file, peers: results, seconds, merged, own })
     }
 
     fn make_round_file(&self) -> Result<PathBuf> {
@@ -155,6 +160,9 @@ impl RoundPlan<'_> {
             arguments.extend([*flag, text]);
         }
         arguments.extend(["--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"]);
+        if options.http.is_some() {
+            arguments.push("--score-merges");
+        }
         if let Some(bootstrap) = bootstrap {
             arguments.extend(["--peer", bootstrap]);
         }
@@ -214,6 +222,21 @@ impl RoundPlan<'_> {
             }
             std::thread::sleep(LOOK_EVERY);
         }
+    }
+}
+
+/// Goes on showing peers that have all they came for until they also know what it is worth.
+fn watch_scores(peers: &[Peer], live: &mut LiveView) {
+    let began = Instant::now();
+    let all = peers.iter().filter(|peer| peer.role == Role::Member).count();
+    let vouched = |status: &Status| status.role != "member" || status.vouching >= all;
+    while live.page().is_some() && began.elapsed() < SCORE_MAX {
+        let statuses: Vec<Option<Status>> = peers.iter().map(Peer::status).collect();
+        live.show(&statuses);
+        if statuses.iter().flatten().all(vouched) && live.page().is_some_and(Page::is_scored) {
+            return;
+        }
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 

@@ -20,9 +20,16 @@ use crate::setting::Setting;
 /// # Errors
 /// A peer that fails or data that cannot be used. Unequal hashes are no error here: the report says so.
 pub fn run(options: &Options, program: &Program, folder: &Path) -> Result<Report> {
+    run_shown(options, program, folder, &mut LiveView::default())
+}
+
+/// As [`run`], shown by `live`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_shown(options: &Options, program: &Program, folder: &Path, live: &mut LiveView) -> Result<Report> {
     let started = Instant::now();
     let setting = Setting::prepare(options, &folder.join("setting"))?;
-    let mut live = LiveView::default();
     let mut seconds = Seconds::default();
 
     let plan = RoundPlan {
@@ -36,15 +43,15 @@ pub fn run(options: &Options, program: &Program, folder: &Path) -> Result<Report
         parent: None,
         training_seed: options.seed,
     };
-    let one_round = plan.run(&mut live)?;
+    let one_round = plan.run(live)?;
     seconds.one_round = one_round.seconds;
 
     let rounds = options.rounds.min(options.epochs());
-    let multi_round = if rounds > 1 { Some(run_chain(options, &setting, program, folder, rounds, &mut live)?) } else { None };
+    let multi_round = if rounds > 1 { Some(run_chain(options, &setting, program, folder, rounds, live)?) } else { None };
     seconds.multi_round = multi_round.as_ref().map_or(0.0, |chain| chain.seconds);
 
     let centralised =
-        if options.no_centralised { None } else { Some(train_in_one_place(options, &setting, program, folder, &one_round, &mut live)?) };
+        if options.no_centralised { None } else { Some(train_in_one_place(options, &setting, program, folder, &one_round, live)?) };
     seconds.centralised = centralised.as_ref().map_or(0.0, |(_, seconds)| *seconds);
 
     let measuring = Instant::now();

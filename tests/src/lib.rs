@@ -6,6 +6,7 @@
 pub mod adapters;
 pub mod base;
 pub mod desk;
+pub mod http;
 #[cfg(target_os = "linux")]
 pub mod lab;
 pub mod peer;

@@ -7,11 +7,12 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use mingle_protocol::round::{MergeRule, Round, RoundFile};
 
+use super::http::HttpArgs;
 use super::source;
 use crate::bases::{self, Places};
 use crate::contribution::check_base;
 use crate::data::Template;
-use crate::driver::{self, Goal, Outcome, Peer, Work};
+use crate::driver::{self, Event, Goal, Outcome, Peer, Work};
 use crate::home::{self, Home};
 use crate::judge::Judge;
 use crate::network::web::{Identity, Web};
@@ -263,6 +264,8 @@ pub struct OpenedPeer {
     pub home: Home,
     /// What it judges others' adapters by.
     pub judge: Option<Judge>,
+    /// Where it shows what it is doing.
+    pub http: HttpArgs,
     file: RoundFile,
     network: NetworkArgs,
     output: OutputArgs,
@@ -274,7 +277,7 @@ impl PeerArgs {
         let mut network = self.network.clone();
         let file = source::read_signed(&self.round, &home, &network)?;
         network.peers = peers_of(&self.round, &file, &network)?;
-        Ok(OpenedPeer { round: file.round.clone(), home, judge: None, file, network, output: self.output })
+        Ok(OpenedPeer { round: file.round.clone(), home, judge: None, http: HttpArgs::default(), file, network, output: self.output })
     }
 }
 
@@ -293,16 +296,21 @@ impl OpenedPeer {
 
     /// Runs until the goal is reached or the peer is stopped.
     pub fn run(self, work: Work, mut goal: Goal) -> Result<Outcome> {
-        let Self { round, home, judge, file, network, output } = self;
+        let Self { round, home, judge, http, file, network, output } = self;
+        let shown = http.open()?;
         let (key, created) = home.key_or_create()?;
         let mut console = crate::console::Console::new(output.json, output.quiet);
         if created && !output.json && !output.quiet {
             console.line(&format!("made a key for this home: {}", home.key_path().display()));
         }
+        if let Some(shown) = &shown {
+            console.show(&Event::Shown { url: shown.server.url() });
+        }
+        let (_server, show) = shown.map(|shown| (shown.server, shown.show)).unzip();
         home.round(round.id()).keep(&file)?;
         goal.offline = network.offline;
         let (listen, reach, bootstrap, mdns) = (network.listen(), network.reach()?, network.peers, network.mdns);
-        let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, reach, work, judge, goal };
+        let peer = Peer { home: home.round(round.id()), round, key, listen, bootstrap, mdns, reach, work, judge, goal, show };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
         runtime.block_on(driver::run(peer, |event| console.show(event)))

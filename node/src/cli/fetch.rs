@@ -12,6 +12,7 @@ use mingle_protocol::round::Round;
 
 use super::EXIT_UNREACHED;
 use super::args::{PeerArgs, seconds};
+use super::http::HttpArgs;
 use crate::driver::{Goal, Work};
 use crate::files;
 
@@ -52,13 +53,16 @@ pub struct Args {
     out: PathBuf,
     #[command(flatten)]
     peer: PeerArgs,
+    #[command(flatten)]
+    http: HttpArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
     if args.out.exists() {
         bail!("{} exists already; choose another directory to write", args.out.display());
     }
-    let peer = args.peer.open()?;
+    let mut peer = args.peer.open()?;
+    peer.http = args.http;
     if args.peer.network.peers.is_empty() && !args.peer.network.mdns && !args.peer.network.offline {
         eprintln!("hint: without --peer or --mdns this waits until somebody dials it");
     }

@@ -7,6 +7,7 @@ use mingle_serve::AccessError;
 
 use crate::bases::NotFound;
 use crate::data::DataError;
+use crate::http::HttpError;
 use crate::models::ModelError;
 use crate::models::device::DeviceError;
 use crate::network::NetworkError;
@@ -39,6 +40,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         }
         if let Some(GetRoundError::Unreached(_)) = cause.downcast_ref() {
             return found("ask who sent the link whether that peer runs and can be dialled from here, or for the round file itself");
+        }
+        if let Some(error) = cause.downcast_ref::<HttpError>() {
+            return Some(http_hint(error).to_owned());
         }
         if let Some(error) = cause.downcast_ref::<WebError>() {
             return Some(web_hint(error).to_owned());
@@ -128,6 +132,17 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         ("holds a base with digest", "every member must use the same base weights; compare with `mingle round show`"),
     ];
     advice.iter().find(|(part, _)| text.contains(part)).map(|(_, advice)| (*advice).to_owned())
+}
+
+fn http_hint(error: &HttpError) -> &'static str {
+    match error {
+        HttpError::NoToken { .. } => {
+            "make a token (`openssl rand -hex 32 > http-token`) and give it with --http-token-file or $MINGLE_HTTP_TOKEN; or stay at 127.0.0.1"
+        }
+        HttpError::Token { .. } => "`openssl rand -hex 32` makes a good one",
+        HttpError::Unreadable { .. } => "see whether the file is there and whether this user may read it",
+        HttpError::Listen { .. } => "another program may use this port; give another address to --http, or port 0 for any",
+    }
 }
 
 fn web_hint(error: &WebError) -> &'static str {

@@ -12,8 +12,8 @@ use crate::judge::{self, Judge, TOLERANCE};
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct JudgingArgs {
-    /// Data to judge others' adapters by, in a round with verdicts; may be given several times [default: what training holds
-    /// out]
+    /// Data to judge others' adapters by, in a round with verdicts, and to score merges by; may be given several times [default:
+    /// what training holds out]
     #[arg(long, help_heading = "Verdicts", value_name = "FILE")]
     pub judge_with: Vec<PathBuf>,
     /// How much more than at the round's start, or with what is merged, the loss may be with an adapter that is approved
@@ -28,13 +28,13 @@ fn fraction(text: &str) -> Result<f64, String> {
 
 impl JudgingArgs {
     /// A judge with base, device and layout of `plan`: by the files that were given, else by what the plan holds out of its
-    /// data. None where there is neither, or the round asks for no verdicts.
+    /// data. None where there is neither, or where neither the round asks for verdicts nor `scores` for scores.
     ///
     /// # Errors
     /// Files that are of no use: said now, not after joining.
-    pub fn judge(&self, round: &Round, home: &Home, plan: &TrainingPlan) -> Result<Option<Judge>> {
+    pub fn judge(&self, round: &Round, home: &Home, plan: &TrainingPlan, scores: bool) -> Result<Option<Judge>> {
         let manifest = round.manifest();
-        let asked = manifest.verdicts.is_some();
+        let asked = manifest.verdicts.is_some() || scores;
         ensure!(asked || self.judge_with.is_empty(), "round \"{}\" asks for no verdicts, so --judge-with is of no use", manifest.name);
         for path in &self.judge_with {
             data::read_records(path, &plan.fields)?;
@@ -58,6 +58,7 @@ impl JudgingArgs {
             threads: plan.settings.threads.or_else(half),
             tolerance: self.verdict_tolerance,
             start: Box::new(move || start_of(&of_round, &home, from.as_deref())),
+            scores,
             examples: Box::new(examples),
         }))
     }

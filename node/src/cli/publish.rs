@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::args::{PeerArgs, base_named};
+use super::http::HttpArgs;
 use super::judging::JudgingArgs;
 use crate::contribution::{TrainingPlan, from_directory};
 use crate::driver::{Goal, Work};
@@ -34,14 +35,17 @@ pub struct Args {
     base: Option<PathBuf>,
     #[command(flatten)]
     judging: JudgingArgs,
+    #[command(flatten)]
+    http: HttpArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let mut peer = args.peer.open()?;
+    peer.http = args.http;
     let prepared = from_directory(&args.directory, &peer.round, &peer.home, args.examples)?;
     if !args.judging.judge_with.is_empty() {
         let plan = TrainingPlan::of_base(peer.base(args.base, &args.peer.round)?);
-        peer.judge = args.judging.judge(&peer.round, &peer.home, &plan)?;
+        peer.judge = args.judging.judge(&peer.round, &peer.home, &plan, false)?;
     }
     peer.run(Work::Publish(prepared), Goal::default())?;
     Ok(ExitCode::SUCCESS)

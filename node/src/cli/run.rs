@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 
 use super::args::{PeerArgs, base_named};
+use super::http::HttpArgs;
 use super::judging::JudgingArgs;
 use super::serve::{ADDRESS, ServingArgs, teller};
 use super::training::TrainingArgs;
@@ -19,6 +20,7 @@ Examples:
   mingle run --round round.json --base ./tinyllama --data a.jsonl --data b.jsonl --peer /dns4/peer.example/tcp/4001
   mingle run --round round.json                     serve what was announced before
   mingle run --round round.json --data notes.jsonl --serve        and answer from the merge as it comes
+  mingle run --round round.json --data notes.jsonl --http      and watch it at http://127.0.0.1:7700
 
 Without --base, the base is looked for by its name beside the round file, in the current folder, in the folders of
 $MINGLE_BASES (as in PATH), and in the Hugging Face cache; only weights with the round's digest are taken.
@@ -50,10 +52,16 @@ pub struct Args {
     training: TrainingArgs,
     #[command(flatten)]
     judging: JudgingArgs,
+    /// Measure what is merged on what training holds out, for the dashboard; --http does it, too
+    #[arg(long, help_heading = "Evaluation")]
+    score_merges: bool,
+    #[command(flatten)]
+    http: HttpArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let mut peer = args.peer.open()?;
+    peer.http = args.http;
     if args.data.is_empty() && args.judging.judge_with.is_empty() && args.serve.is_none() {
         if args.base.is_some() {
             bail!("--base is for training, which needs --data, for judging, which needs --judge-with, and for --serve");
@@ -67,7 +75,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     for path in &plan.data {
         crate::data::read_records(path, &plan.fields)?;
     }
-    peer.judge = args.judging.judge(&peer.round, &peer.home, &plan)?;
+    peer.judge = args.judging.judge(&peer.round, &peer.home, &plan, args.score_merges || peer.http.http.is_some())?;
     if let Some(listen) = args.serve {
         let over = Over::Round(peer.home.round(peer.round.id()));
         let serving = args.serving.open(listen, plan.base.clone(), over, &args.training.compute)?;

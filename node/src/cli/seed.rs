@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 
 use super::args::{PeerArgs, ReachArg};
+use super::http::HttpArgs;
 use crate::driver::{Goal, Work};
 use crate::network::Multiaddr;
 
@@ -40,10 +41,12 @@ pub struct Args {
     tls_key: Option<PathBuf>,
     #[command(flatten)]
     peer: PeerArgs,
+    #[command(flatten)]
+    http: HttpArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Args { ws, wss, tls_cert, tls_key, mut peer } = args;
+    let Args { ws, wss, tls_cert, tls_key, mut peer, http } = args;
     ensure!(ws.is_none() || ws != wss, "--ws and --wss cannot listen on the same port");
     let network = &mut peer.network;
     network.reach.reach = ReachArg::Public;
@@ -59,7 +62,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
     }
     network.tls.identity = tls_cert.zip(tls_key);
-    peer.open()?.run(Work::Seed, Goal::default())?;
+    let mut peer = peer.open()?;
+    peer.http = http;
+    peer.run(Work::Seed, Goal::default())?;
     Ok(ExitCode::SUCCESS)
 }
 

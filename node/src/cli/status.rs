@@ -1,6 +1,6 @@
 //! `mingle status`: what a peer is doing, from the file it leaves in its home.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -29,15 +29,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let home = args.home.open()?;
-    let path = match &args.round {
-        Some(file) => home.round(read_round(file, &home)?.id()).status_path(),
-        None => {
-            let rounds = home.rounds();
-            rounds.first().with_context(|| format!("no peer has run in {}", home.folder().display()))?.status_path()
-        }
-    };
-    let status = Status::read(&path)?;
+    let status = Status::read(&status_path(args.round.as_deref(), &args.home)?)?;
     if args.json {
         let mut value = serde_json::to_value(&status)?;
         value["live"] = status.is_live().into();
@@ -46,6 +38,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     show(&status);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the peer of a round leaves its status; of the round that was active last, where none is named.
+pub fn status_path(round: Option<&Path>, home: &HomeArgs) -> Result<PathBuf> {
+    let home = home.open()?;
+    match round {
+        Some(file) => Ok(home.round(read_round(file, &home)?.id()).status_path()),
+        None => {
+            let rounds = home.rounds();
+            Ok(rounds.first().with_context(|| format!("no peer has run in {}", home.folder().display()))?.status_path())
+        }
+    }
 }
 
 fn reached(status: &Status) -> String {

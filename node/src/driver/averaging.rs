@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use mingle_protocol::ledger::Admitted;
-use mingle_protocol::merge::MergeError;
+use mingle_protocol::merge::{Account, MergeError, MergeRule};
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::SignedRecord;
 use mingle_protocol::round::Round;
@@ -27,6 +27,8 @@ pub struct Report {
     pub unusable: Vec<Unusable>,
     /// The merged adapter and where it is, or why there is none.
     pub merged: Result<(Receipt, PathBuf), MergeError>,
+    /// What the rule did to single members.
+    pub account: Account,
 }
 
 /// Starts the thread; it ends when the order's sender is dropped.
@@ -48,8 +50,12 @@ fn follow(merger: &mut Merger, round: &Round, folder: &std::path::Path, order: &
     let unusable = merger.step(&order.set)?;
     if let Err(lacking) = merger.check_enough() {
         merged::unpublish(folder)?;
-        return Ok(Report { unusable, merged: Err(lacking) });
+        return Ok(Report { unusable, merged: Err(lacking), account: Account::default() });
     }
     let merged = merged::publish(folder, round, merger, &order.records)?;
-    Ok(Report { unusable, merged: Ok(merged) })
+    // The receipt says it, of which only a rule that treats members unlike has any.
+    let manifest = round.manifest();
+    let unlike = manifest.clip_millionths.is_some() || matches!(manifest.rule, MergeRule::MultiKrum { .. });
+    let account = if unlike { merged::Proof::read(&merged.1)?.account } else { Account::default() };
+    Ok(Report { unusable, merged: Ok(merged), account })
 }

@@ -211,7 +211,8 @@ impl<F: FnMut(&Event)> Driver<F> {
             training: self.progress.clone(),
             slots: status::slots(ledger, receipt, &self.have, self.machine.refused()),
             standings: ledger.standing_records().filter_map(SignedRecord::standing).map(Into::into).collect(),
-            merged: self.merged.as_ref().map(|(receipt, folder)| MergedStatus::new(receipt, folder.clone())),
+            roster: status::roster(manifest, ledger),
+            merged: self.merged.as_ref().map(|(receipt, folder)| MergedStatus::new(receipt, folder.clone(), &self.account)),
             rule: receipt.map_or_else(|| rule::pinned(manifest), |receipt| rule::among(manifest, receipt.admitted.len())),
             vouching: receipt.map_or(0, |receipt| self.machine.vouching(receipt.set_root, receipt.merged)),
             faults: self.vouching.faults.clone(),
@@ -224,6 +225,10 @@ impl<F: FnMut(&Event)> Driver<F> {
         // A status is for looking at: a full disk must not stop the peer for its sake.
         if let Err(error) = status.write(&self.home.status_path()) {
             tracing::warn!(%error, "cannot write the status");
+        }
+        let history = self.chronicle.keep(false);
+        if let Some(show) = &mut self.show {
+            show(&status, &history);
         }
     }
 }

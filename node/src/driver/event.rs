@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::network::{Link, Reachability};
 
 /// How far a training is.
-#[derive(Clone, Debug, PartialEq, Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct TrainingStatus {
     /// Optimiser steps done, of `steps` in all.
     pub step: u64,
@@ -53,6 +53,10 @@ pub enum Event {
     },
     Listening {
         address: String,
+    },
+    /// The HTTP port is open.
+    Shown {
+        url: String,
     },
     Connected {
         peer: String,
@@ -148,6 +152,14 @@ pub enum Event {
         set_root: ContentHash,
         folder: PathBuf,
     },
+    /// What the merge does to data held out here: its loss and that of the base alone, in nats a token.
+    Scored {
+        adapters: usize,
+        set_root: ContentHash,
+        loss: f64,
+        base_loss: f64,
+        examples: u64,
+    },
     /// Adapters are here, but the round's rule needs more: there is no merge yet.
     TooFew {
         rule: &'static str,
@@ -231,6 +243,7 @@ impl fmt::Display for Event {
             Self::Started { role, member, round, name, home } => {
                 write!(f, "{role} {} in round \"{name}\" ({}), home {}", member.short(), round.get(..8).unwrap_or(round), home.display())
             }
+            Self::Shown { url } => write!(f, "dashboard: {url}"),
             Self::Listening { address } => write!(f, "listening on {address}"),
             Self::Connected { peer, neighbours } => write!(f, "connected to {peer} ({neighbours} neighbours)"),
             Self::Disconnected { peer, neighbours } => write!(f, "lost {peer} ({neighbours} neighbours)"),
@@ -291,6 +304,9 @@ impl fmt::Display for Event {
             Self::Merged { adapters, weight, merged_hash, set_root, .. } => {
                 let (hash, root) = (merged_hash.short(), set_root.short());
                 write!(f, "merged {adapters} adapters (total weight {weight}): merged hash {hash}, set root {root}")
+            }
+            Self::Scored { adapters, loss, base_loss, examples, .. } => {
+                write!(f, "held-out loss {loss:.4} with the merge of {adapters} adapters, {base_loss:.4} without any ({examples} examples)")
             }
             Self::TooFew { rule, have, needs } => {
                 write!(f, "no merge yet: the rule {rule} needs {needs} adapters, and {have} are here")

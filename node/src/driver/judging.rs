@@ -3,14 +3,21 @@
 //! One adapter at a time, on a thread of its own that the loop never waits for; this member's own training goes first.
 //! There is no queue: what is still to be judged follows from the ledger, so nothing is judged twice, over a restart too.
 //! Members take turns, so that one that announces again and again does not keep the others waiting.
+//!
+//! The same thread scores what is merged, for people to look at, where this peer was asked to: the newest merge first, then
+//! those it was too late for, of which so many wait; and for no longer than half of the time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
+use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::ledger::Admitted;
 use mingle_protocol::machine::Input;
+use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{Record, RecordId, SEQUENCE_MAX, SignedRecord};
 use mingle_protocol::verdict::Verdict;
 use tokio::sync::mpsc;
@@ -18,10 +25,24 @@ use tokio::sync::mpsc;
 use super::{Driver, Event, Job, Phase};
 use crate::judge::{Bench, Judge, Tried};
 
-/// What is tried: an adapter, beside what is merged.
-struct Trial {
-    merged: Vec<Admitted>,
-    candidate: Admitted,
+/// Merges that wait to be scored; of more, the oldest are not.
+const UNSCORED_MAX: usize = 32;
+
+/// What is measured.
+enum Trial {
+    /// An adapter, beside what is merged.
+    Adapter { merged: Vec<Admitted>, candidate: Admitted },
+    /// What is merged, as it was written.
+    Merge { receipt: Receipt, folder: PathBuf },
+}
+
+/// What a merge does to the data held out here, in nats a token.
+pub(super) struct Scored {
+    adapters: usize,
+    set_root: ContentHash,
+    loss: f64,
+    base_loss: f64,
+    examples: u64,
 }
 
 pub(super) struct Judging {
@@ -32,13 +53,29 @@ pub(super) struct Judging {
     busy: bool,
     /// Whose adapter was tried last.
     last: Option<MemberKey>,
+    /// Whether merges are scored, which are to be, the newest last, and when the next may be.
+    scores: bool,
+    unscored: VecDeque<(Receipt, PathBuf)>,
+    score_from: Instant,
+    score_began: Instant,
     /// Announcements that could not be tried, or to which there is no more to be said.
     passed_over: BTreeSet<RecordId>,
 }
 
 impl Judging {
     pub fn new(judge: Option<Judge>, jobs: mpsc::Sender<Job>) -> Self {
-        Self { jobs, judge, trials: None, busy: false, last: None, passed_over: BTreeSet::new() }
+        let (scores, now) = (judge.as_ref().is_some_and(|judge| judge.scores), Instant::now());
+        let (score_from, score_began, passed_over) = (now, now, BTreeSet::new());
+        Self { jobs, judge, trials: None, busy: false, last: None, scores, unscored: VecDeque::new(), score_from, score_began, passed_over }
+    }
+
+    /// There is a new merge.
+    pub fn merged(&mut self, receipt: &Receipt, folder: &Path) {
+        if self.scores {
+            self.unscored.push_back((receipt.clone(), folder.to_owned()));
+            let old = self.unscored.len().saturating_sub(UNSCORED_MAX);
+            self.unscored.drain(..old);
+        }
     }
 }
 
@@ -47,15 +84,22 @@ impl<F: FnMut(&Event)> Driver<F> {
     pub(super) fn judge(&mut self) -> Result<()> {
         let able = self.judging.judge.is_some() || self.judging.trials.is_some();
         let idle = !self.judging.busy && self.phase != Phase::Training;
-        if !able || !idle || self.machine.round().manifest().verdicts.is_none() || !self.is_member() {
+        if !able || !idle {
             return Ok(());
         }
-        let Some(candidate) = self.next_to_judge()? else { return Ok(()) };
+        let asked = self.machine.round().manifest().verdicts.is_some() && self.is_member();
+        let candidate = if asked { self.next_to_judge()? } else { None };
+        let trial = match candidate {
+            Some(candidate) => {
+                self.judging.last = Some(candidate.member);
+                Some(Trial::Adapter { merged: self.machine.merge_set().to_vec(), candidate })
+            }
+            None => self.next_to_score(),
+        };
+        let Some(trial) = trial else { return Ok(()) };
         if self.judging.trials.is_none() {
             self.open_bench()?;
         }
-        let trial = Trial { merged: self.machine.merge_set().to_vec(), candidate };
-        self.judging.last = Some(trial.candidate.member);
         // The thread is gone only after it said why.
         self.judging.busy = self.judging.trials.as_ref().is_some_and(|trials| trials.try_send(trial).is_ok());
         Ok(())
@@ -77,6 +121,30 @@ impl<F: FnMut(&Event)> Driver<F> {
         Ok(None)
     }
 
+    /// The newest merge that was not scored, unless it is too soon.
+    fn next_to_score(&mut self) -> Option<Trial> {
+        let now = Instant::now();
+        if now < self.judging.score_from {
+            return None;
+        }
+        self.judging.score_began = now;
+        let (receipt, folder) = self.judging.unscored.pop_back()?;
+        Some(Trial::Merge { receipt, folder })
+    }
+
+    pub(super) fn scored(&mut self, scored: Result<Scored>) {
+        self.judging.busy = false;
+        let now = Instant::now();
+        self.judging.score_from = now + now.duration_since(self.judging.score_began);
+        match scored {
+            Ok(Scored { adapters, set_root, loss, base_loss, examples }) => {
+                (self.observe)(&Event::Scored { adapters, set_root, loss, base_loss, examples });
+            }
+            // An adapter of it is gone, and the merge with it; the one that is there now has its turn.
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "a merge could not be scored"),
+        }
+    }
+
     /// Starts the thread that loads base and data once and then tries what it is given.
     fn open_bench(&mut self) -> Result<()> {
         let Some(judge) = self.judging.judge.take() else { return Ok(()) };
@@ -93,9 +161,19 @@ impl<F: FnMut(&Event)> Driver<F> {
                     return;
                 }
             };
-            while let Ok(Trial { merged, candidate }) = given.recv() {
-                let tried = bench.measure(&merged, &candidate);
-                if jobs.blocking_send(Job::Tried(candidate, tried)).is_err() {
+            while let Ok(trial) = given.recv() {
+                let job = match trial {
+                    Trial::Adapter { merged, candidate } => {
+                        let tried = bench.measure(&merged, &candidate);
+                        Job::Tried(candidate, tried)
+                    }
+                    Trial::Merge { receipt, folder } => {
+                        let (adapters, set_root, examples) = (receipt.admitted.len(), receipt.set_root, bench.examples());
+                        let measured = bench.score(&receipt, &folder);
+                        Job::Scored(measured.map(|(loss, base_loss)| Scored { adapters, set_root, loss, base_loss, examples }))
+                    }
+                };
+                if jobs.blocking_send(job).is_err() {
                     return;
                 }
             }

@@ -107,6 +107,10 @@ impl<F: FnMut(&Event)> Driver<F> {
             Job::Averaged(report) => self.averaged(report),
             Job::Served(stored) => self.served(stored),
             Job::Tried(candidate, tried) => self.tried(&candidate, tried),
+            Job::Scored(scored) => {
+                self.scored(scored);
+                Ok(())
+            }
             Job::Unable(why) => {
                 self.unable_to_judge(&why);
                 Ok(())
@@ -115,7 +119,7 @@ impl<F: FnMut(&Event)> Driver<F> {
     }
 
     pub(super) fn averaged(&mut self, report: Result<averaging::Report>) -> Result<()> {
-        let averaging::Report { unusable, merged } = report.context("merging failed")?;
+        let averaging::Report { unusable, merged, account } = report.context("merging failed")?;
         let merged = match merged {
             Ok(merged) => Some(merged),
             Err(MergeError::TooFew { rule, have, needs }) => {
@@ -125,11 +129,12 @@ impl<F: FnMut(&Event)> Driver<F> {
             Err(_) => None,
         };
         if let Some((receipt, folder)) = &merged {
-            let status = MergedStatus::new(receipt, folder.clone());
-            let MergedStatus { adapters, weight, merged_hash, set_root, folder } = status;
+            self.judging.merged(receipt, folder);
+            let status = MergedStatus::new(receipt, folder.clone(), &account);
+            let MergedStatus { adapters, weight, merged_hash, set_root, folder, .. } = status;
             (self.observe)(&Event::Merged { adapters, weight, merged_hash, set_root, folder });
         }
-        self.merged = merged;
+        (self.merged, self.account) = (merged, account);
         self.vouching.changed();
         self.unusable(unusable)?;
         self.collect_garbage()?;

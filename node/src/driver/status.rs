@@ -1,18 +1,21 @@
 //! `status.json`: what a peer is doing, for `mingle status` and the testnet. Written a few times a second, never read
 //! back by the peer itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use mingle_protocol::hash::ContentHash;
-use mingle_protocol::identity::MemberKey;
+use mingle_protocol::identity::{MemberKey, Roster};
 use mingle_protocol::ledger::{Admitted, Ledger, SlotState};
+use mingle_protocol::merge::Account;
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::{Privacy, SignedRecord};
+use mingle_protocol::round::Manifest;
 use mingle_protocol::standing::{Standing, StandingChange};
 use mingle_protocol::verdict::Verdict;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::event::{TrainingStatus, nats};
 use super::transfers::{TransferStatus, UploadStatus};
@@ -24,12 +27,15 @@ use crate::network::{self, Link, Traffic};
 pub const STALE_MS: u128 = 5_000;
 
 /// What `status.json` holds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Milliseconds since 1970.
+    #[schema(value_type = u64)]
     pub updated_unix_ms: u128,
     pub process: u32,
+    /// `member`, `reader`, `seed` or `founder`.
     pub role: String,
+    #[schema(value_type = String)]
     pub member: MemberKey,
     pub peer: String,
     pub round: String,
@@ -51,6 +57,10 @@ pub struct Status {
     /// What founders have changed about who belongs.
     #[serde(default)]
     pub standings: Vec<StandingStatus>,
+    /// Who may announce, where the round says who; heard of or not.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub roster: Vec<MemberKey>,
     pub merged: Option<MergedStatus>,
     /// How adapters become one, and what that stands with those that are merged; in words.
     #[serde(default)]
@@ -72,11 +82,12 @@ pub struct Status {
     /// What was sent of files since the start, by peer.
     #[serde(default)]
     pub uploads: Vec<UploadStatus>,
+    #[schema(value_type = String)]
     pub home: PathBuf,
 }
 
 /// What a connected peer has done since it connected, and gossip's score of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ConductStatus {
     pub peer: String,
     pub score: f64,
@@ -102,7 +113,7 @@ impl From<network::PeerStatus> for ConductStatus {
 }
 
 /// Bytes since the start, as the network counts them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TrafficStatus {
     /// All that is not a blob.
     pub control_in: u64,
@@ -119,7 +130,7 @@ impl From<Traffic> for TrafficStatus {
 }
 
 /// How one neighbour is connected.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LinkStatus {
     pub peer: String,
     pub address: String,
@@ -144,7 +155,7 @@ impl From<&Link> for LinkStatus {
 }
 
 /// What the peer itself is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     Training,
@@ -158,12 +169,14 @@ pub enum Phase {
 }
 
 /// One member as this peer sees it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SlotStatus {
+    #[schema(value_type = String)]
     pub member: MemberKey,
     /// `adapter`, `withdrawn` or `conflict`; `reader` or `out` where the key is no member now, and counts for nothing.
     pub state: String,
     pub sequence: u64,
+    #[schema(value_type = Option<String>)]
     pub adapter: Option<ContentHash>,
     pub weight: u64,
     pub examples: u64,
@@ -191,8 +204,9 @@ impl SlotStatus {
 }
 
 /// One member's verdict, with its held-out losses in nats a token.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VerdictStatus {
+    #[schema(value_type = String)]
     pub judge: MemberKey,
     pub approves: bool,
     pub base_loss: f64,
@@ -216,11 +230,15 @@ impl From<&Verdict> for VerdictStatus {
 }
 
 /// A change of who belongs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StandingStatus {
+    #[schema(value_type = String)]
     pub key: MemberKey,
+    /// `member`, `reader` or `out`.
+    #[schema(value_type = String)]
     pub standing: Standing,
     pub sequence: u64,
+    #[schema(value_type = Vec<String>)]
     pub approved_by: Vec<MemberKey>,
 }
 
@@ -232,18 +250,37 @@ impl From<&StandingChange> for StandingStatus {
 }
 
 /// The merged adapter at hand.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MergedStatus {
     pub adapters: usize,
     pub weight: u64,
+    #[schema(value_type = String)]
     pub merged_hash: ContentHash,
+    #[schema(value_type = String)]
     pub set_root: ContentHash,
+    #[schema(value_type = String)]
     pub folder: PathBuf,
+    /// Members whose update was scaled down to the round's largest norm.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub clipped: Vec<MemberKey>,
+    /// Members whom the rule left out.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub left_out: Vec<MemberKey>,
 }
 
 impl MergedStatus {
-    pub fn new(receipt: &Receipt, folder: PathBuf) -> Self {
-        Self { adapters: receipt.admitted.len(), weight: receipt.weight(), merged_hash: receipt.merged, set_root: receipt.set_root, folder }
+    pub fn new(receipt: &Receipt, folder: PathBuf, account: &Account) -> Self {
+        Self {
+            adapters: receipt.admitted.len(),
+            weight: receipt.weight(),
+            merged_hash: receipt.merged,
+            set_root: receipt.set_root,
+            folder,
+            clipped: account.clipped.keys().copied().collect(),
+            left_out: account.left_out.iter().copied().collect(),
+        }
     }
 }
 
@@ -269,6 +306,14 @@ impl Status {
 
 pub fn unix_ms() -> u128 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis())
+}
+
+/// Who is a member now, by the round file and by what founders changed; nobody by name where anybody may join.
+pub fn roster(manifest: &Manifest, ledger: &Ledger) -> Vec<MemberKey> {
+    let Roster::Members(listed) = &manifest.roster else { return Vec::new() };
+    let changed = ledger.standing_records().filter_map(|record| Some(record.standing()?.subject));
+    let keys: BTreeSet<MemberKey> = listed.iter().copied().chain(changed).collect();
+    keys.into_iter().filter(|key| ledger.standing(key) == Some(Standing::Member)).collect()
 }
 
 /// The ledger's slots with what this peer has of their adapters.

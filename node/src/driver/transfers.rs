@@ -2,12 +2,14 @@
 
 use mingle_protocol::hash::ContentHash;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::network::{ProviderState, ProviderStatus, Transfer, Upload};
 
 /// One file on its way here.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TransferStatus {
+    #[schema(value_type = String)]
     pub adapter: ContentHash,
     pub size: u64,
     /// Verified bytes at hand.
@@ -16,7 +18,7 @@ pub struct TransferStatus {
 }
 
 /// What one peer brings of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ProviderRow {
     pub peer: String,
     pub bytes: u64,
@@ -26,7 +28,7 @@ pub struct ProviderRow {
 }
 
 /// What one peer was sent of all files.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct UploadStatus {
     pub peer: String,
     pub bytes: u64,

@@ -13,6 +13,7 @@ use mingle_protocol::attestation::{Attestation, Fault, SignedAttestation};
 use mingle_protocol::hash::{ContentHash, encode_hex};
 use mingle_protocol::identity::MemberKey;
 use mingle_protocol::machine::{Input, Vouched};
+use mingle_protocol::merge::Account;
 use mingle_protocol::receipt::Receipt;
 use mingle_protocol::record::RecordId;
 use mingle_protocol::round::Round;
@@ -41,12 +42,16 @@ const SERVED_KEY: &str = "served";
 const BELIEVED_KEY: &str = "believed";
 
 /// What one contradiction was about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FaultStatus {
+    #[schema(value_type = String)]
     pub set_root: ContentHash,
+    #[schema(value_type = Vec<String>)]
     pub members: [MemberKey; 2],
+    #[schema(value_type = Vec<String>)]
     pub merged: [ContentHash; 2],
     /// Both signed attestations, in hex.
+    #[schema(value_type = Vec<String>)]
     pub attestations: [String; 2],
 }
 
@@ -219,7 +224,7 @@ impl<F: FnMut(&Event)> Driver<F> {
             Ok((receipt, folder)) => {
                 let (adapters, members) = (receipt.admitted.len(), vouched.attestations.len());
                 let Receipt { set_root, merged: merged_hash, .. } = receipt;
-                self.merged = Some((receipt, folder));
+                (self.merged, self.account) = (Some((receipt, folder)), Account::default());
                 let layers = slice.map(|slice| slice.layers().clone());
                 (self.observe)(&Event::Believed { adapters, members, merged_hash, set_root, layers });
             }
