@@ -15,13 +15,12 @@ Examples:
   mingle withdraw --round round.json --peer /ip4/10.0.0.7/tcp/4001 --timeout 60
 
 Every peer that hears of it takes the adapter out of its merge, exactly: what is left is what it would be without it.
-Copies that others have made stay with them. It runs until it is stopped, so that peers hear of it; the record then lives
-on with them.";
+Copies that others have made stay with them. It ends once a peer has heard of it: the record lives on with them.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Stop after so many seconds [default: run until stopped]
+    /// Stop after so many seconds, heard or not [default: wait for a peer that hears it]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
     #[command(flatten)]
@@ -29,7 +28,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let goal = Goal { deadline: args.timeout, ..Goal::default() };
+    let goal = Goal { deadline: args.timeout, withdrawn: true, ..Goal::default() };
     let outcome = args.peer.open()?.run(Work::Withdraw, goal)?;
     if outcome.withdrawn {
         return Ok(ExitCode::SUCCESS);

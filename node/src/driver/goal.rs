@@ -10,7 +10,7 @@ use super::{Driver, Event, Phase};
 
 /// With enough adapters merged, those still missing are waited for no longer than this.
 const SETTLE_MAX: Duration = Duration::from_secs(120);
-/// After the first neighbour has what a founder says, others have so long to come and hear it too.
+/// After the first neighbour has what somebody came to say, others have so long to come and hear it too.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// When a run ends by itself. Without a goal it runs until it is stopped.
@@ -20,6 +20,8 @@ pub struct Goal {
     pub adapters: Option<usize>,
     /// At the latest after this.
     pub deadline: Option<Duration>,
+    /// As soon as this member stands withdrawn and a neighbour knows.
+    pub withdrawn: bool,
     /// As soon as this member's own work is done and all that is in its home is merged.
     pub offline: bool,
 }
@@ -50,7 +52,7 @@ impl<F: FnMut(&Event)> Driver<F> {
         if self.goal.offline {
             return self.finished_alone(held);
         }
-        if self.telling {
+        if self.telling || self.goal.withdrawn {
             return self.told();
         }
         let wanted = self.goal.adapters?;
@@ -72,9 +74,10 @@ impl<F: FnMut(&Event)> Driver<F> {
         done.then(|| self.outcome(held >= self.goal.adapters.unwrap_or_default()))
     }
 
-    /// A founder's errand ends when a neighbour has compared with it, and so has all it came to say.
+    /// An errand ends when a neighbour has compared with it, and so has all it came to say.
     fn told(&mut self) -> Option<Outcome> {
-        if !self.machine.has_compared() {
+        let said = !self.goal.withdrawn || matches!(self.own_slot(), Some(SlotState::Withdrawn));
+        if !said || !self.machine.has_compared() {
             return None;
         }
         let since = *self.enough_since.get_or_insert_with(Instant::now);
