@@ -244,13 +244,13 @@ mod tests {
     use crate::shelf::{Kind, Shelf};
     use crate::speech::testing;
 
-    /// The same base under two names, the other with its head turned: it says something else.
+    /// The same base under two names, the other with its last norm turned: it says something else.
     fn shelf() -> (tempfile::TempDir, Shelf) {
         let (folder, base) = testing::base();
         let shelf = Shelf::default();
         shelf.put(Kind::Base, "base", base.decoder());
-        let table = base.parameter("model.embed_tokens.weight").unwrap();
-        let replaced = [("model.embed_tokens.weight".to_owned(), (table * -0.7).unwrap())].into();
+        let norm = base.parameter("model.norm.weight").unwrap();
+        let replaced = [("model.norm.weight".to_owned(), (norm * -1.0).unwrap())].into();
         let parts = mingle_trainer::models::Attached { replaced, ..Default::default() };
         shelf.put(Kind::Merged, "turned", base.prepared(base.attach(&parts).unwrap()));
         (folder, shelf)

@@ -80,8 +80,8 @@ mod tests {
     fn only_what_may_become_a_stop_is_held_back() {
         let mut finder = Stops::new(&["</answer>".to_owned()]);
         assert_eq!(finder.push("yes</ans"), ("yes".to_owned(), false));
-        assert_eq!(finder.push("e"), (String::new(), false));
-        assert_eq!(finder.push(" <"), ("</anse ".to_owned(), false));
+        assert_eq!(finder.push("w"), (String::new(), false));
+        assert_eq!(finder.push(" <"), ("</answ ".to_owned(), false));
         assert_eq!(finder.rest(), "<");
     }
 }
