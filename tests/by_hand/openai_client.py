@@ -3,8 +3,7 @@ eight threads at once.
 
 Run by hand in an environment with `openai`:
 
-    cargo run --release -p mingle-testnet -- --help        # builds; or: cargo build --release --workspace --bins
-    mingle serve --base ./base
+    mingle serve --base testnet/base
     python tests/by_hand/openai_client.py [--url http://127.0.0.1:8080/v1]
 
 Last run with openai 3.57.0.

@@ -142,7 +142,7 @@ impl Frame {
             Form::Chat => {
                 let one = |text: &str, logprob: f32| {
                     // What is no whole character by itself has bytes that its text does not tell.
-                    let bytes = (!text.contains('\u{fffd}')).then(|| text.as_bytes());
+                    let bytes = (!text.contains('\u{fffd}')).then_some(text.as_bytes());
                     json!({ "token": text, "logprob": logprob, "bytes": bytes })
                 };
                 let all = tokens.iter().map(|told| {
