@@ -56,7 +56,8 @@ impl Page {
             self.last_read = Some(Instant::now());
         }
         for (peer, status) in self.peers.iter_mut().zip(statuses) {
-            let Some(status) = status else { continue };
+            // Peers are shown in their order: who comes later waits for the first word of who comes before.
+            let Some(status) = status else { return };
             if due && let Some(history) = read(&peer.history_path) {
                 peer.history = Arc::new(history);
             }
