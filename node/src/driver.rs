@@ -47,7 +47,7 @@ use history::Chronicle;
 pub use history::{Happening, History, LossPoint, MergePoint, TrainedPoint};
 use judging::{Judging, Scored};
 pub(crate) use signals::Signals;
-pub use status::{LinkStatus, MergedStatus, Phase, SlotStatus, StandingStatus, Status, VerdictStatus};
+pub use status::{LinkStatus, MergedStatus, Phase, PrivacyStatus, SlotStatus, StandingStatus, Status, VerdictStatus};
 pub use vouching::FaultStatus;
 use vouching::Vouching;
 pub use work::{Prepared, Training, TrainingDesk, Work};

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use mingle::driver::PrivacyStatus;
 use mingle::merged::Proof;
 use mingle_protocol::hash::{decode_hex, encode_hex};
-use mingle_protocol::record::{Privacy, UnverifiedRecord};
+use mingle_protocol::record::UnverifiedRecord;
 use mingle_protocol::round::Round;
 use mingle_tests::adapters::key;
 use mingle_tests::base::{write_base, write_data};
@@ -30,7 +31,7 @@ fn member(desk: &Desk, round: &Round, number: u8, listen: &str, first: &str, set
     peer
 }
 
-fn promise_of(peer: &Peer, number: u8) -> Option<Privacy> {
+fn promise_of(peer: &Peer, number: u8) -> Option<PrivacyStatus> {
     peer.slots().into_iter().find(|slot| slot.member == key(number).member()).expect("a slot").privacy
 }
 
@@ -50,9 +51,8 @@ fn a_promise_of_privacy_goes_with_the_announcement_into_every_merge() {
     // Both know of both; the other's word is as its author signed it.
     for peer in &peers {
         let promise = promise_of(peer, 1).expect("a promise");
-        assert!((1..=8_000_000).contains(&promise.epsilon_millionths), "{promise:?}");
-        assert_eq!((promise.delta_trillionths, promise.clip_millionths), (100_000_000, 500_000), "{promise:?}");
-        assert!(promise.noise_millionths > 0, "{promise:?}");
+        assert!(promise.epsilon > 0.0 && promise.epsilon <= 8.0 && promise.noise > 0.0, "{promise:?}");
+        assert_eq!((promise.delta, promise.clip), (1e-4, 0.5), "{promise:?}");
         assert_eq!(promise_of(peer, 2), None);
     }
     let merged: PathBuf = peers[1].merged().expect("a merge").folder;

@@ -88,7 +88,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     files::write(&folder.join(peft::CONFIG), format!("{:#}\n", config.to_json()).as_bytes())?;
     files::replace_folder(&folder, &args.out)?;
     let (adapters, weight) = (sources.len(), sources.iter().fold(0_u64, |sum, source| sum.saturating_add(source.weight)));
-    let name = |index: usize| folders.get(index).map(|folder| PathBuf::from(folder)).unwrap_or_default();
+    let name = |index: usize| folders.get(index).map(PathBuf::from).unwrap_or_default();
     let place = |key: &MemberKey| key.0.first_chunk().map_or(0, |index| u64::from_be_bytes(*index) as usize);
     let clipped: BTreeMap<PathBuf, f64> = made.account.clipped.iter().map(|(key, clip)| (name(place(key)), clip.value())).collect();
     let left_out: Vec<PathBuf> = made.account.left_out.iter().map(|key| name(place(key))).collect();

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use mingle_serve::{Access, ChatLayout, Limits, Token};
 
-use super::args::{HomeArgs, OutputArgs};
+use super::args::{HomeArgs, OutputArgs, base_named};
 use super::source;
 use super::training::ComputeArgs;
 use crate::bases::{self, Places};
@@ -32,8 +32,8 @@ Other addresses than this machine's own need a token, in --token-file or $MINGLE
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Hugging Face directory of the base [default: with --round, looked for by its name as `mingle run` does]
-    #[arg(long, value_name = "DIR", required_unless_present = "round")]
+    /// Hugging Face directory of the base, or its name in the Hugging Face cache [default: with --round, looked for as `mingle run` does]
+    #[arg(long, value_name = "DIR|NAME", required_unless_present = "round", value_parser = base_named)]
     base: Option<PathBuf>,
     /// PEFT directory of an adapter
     #[arg(long, value_name = "DIR", conflicts_with = "round")]

@@ -98,7 +98,7 @@ fn show(status: &Status) {
         let adapter = slot.adapter.map(|adapter| adapter.short()).unwrap_or_default();
         println!("           {}  adapter {adapter:8}  weight {:6}  {note}", slot.member.short(), slot.weight);
         if let Some(privacy) = slot.privacy {
-            println!("             promises its examples {}", promised(privacy));
+            println!("             promises its examples {}", promised(privacy.epsilon, privacy.delta));
         }
         show_verdicts(slot);
     }

@@ -188,7 +188,7 @@ pub struct SlotStatus {
     pub refused: Option<String>,
     /// What its member promises of the privacy of its examples.
     #[serde(default)]
-    pub privacy: Option<Privacy>,
+    pub privacy: Option<PrivacyStatus>,
     /// Approvals that the adapter needs before it counts, where the round asks for any.
     #[serde(default)]
     pub approvals_needed: usize,
@@ -200,6 +200,29 @@ pub struct SlotStatus {
 impl SlotStatus {
     pub fn approvals(&self) -> usize {
         self.verdicts.iter().filter(|verdict| verdict.approves).count()
+    }
+}
+
+/// What a member promises each of its examples: a word that nobody else can check.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PrivacyStatus {
+    pub epsilon: f64,
+    pub delta: f64,
+    /// Largest length of one example's gradient, and the noise's standard deviation in such lengths.
+    pub clip: f64,
+    pub noise: f64,
+}
+
+impl From<Privacy> for PrivacyStatus {
+    fn from(said: Privacy) -> Self {
+        let Privacy { epsilon_millionths, delta_trillionths, clip_millionths, noise_millionths } = said;
+        let millionths = |number: u64| number as f64 / 1e6;
+        Self {
+            epsilon: millionths(epsilon_millionths),
+            delta: delta_trillionths as f64 / 1e12,
+            clip: millionths(clip_millionths),
+            noise: millionths(noise_millionths),
+        }
     }
 }
 
@@ -357,7 +380,7 @@ pub fn slots(
                 have: have.get(&said.adapter).copied().unwrap_or(0),
                 merged: merged.is_some_and(|receipt| receipt.admitted.iter().any(|e| e.member == member && e.adapter == said.adapter)),
                 refused: refused.get(&said.adapter).cloned(),
-                privacy: said.privacy,
+                privacy: said.privacy.map(Into::into),
                 verdicts: candidates.get(&member).map(&verdicts).unwrap_or_default(),
                 ..vacant
             },

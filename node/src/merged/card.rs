@@ -1,10 +1,11 @@
 //! The text that people find with a merged adapter: what it was made of, and what its members say of it.
 
 use mingle_protocol::hash::decode_hex;
-use mingle_protocol::record::{Privacy, UnverifiedRecord};
+use mingle_protocol::record::UnverifiedRecord;
 use mingle_protocol::round::Round;
 
 use super::Proof;
+use crate::driver::PrivacyStatus;
 use crate::{rule, slice};
 
 /// The text a person finds with the merged adapter.
@@ -43,8 +44,7 @@ pub(crate) fn facts(round: &Round, proof: &Proof) -> String {
 }
 
 /// A promise in words.
-pub(crate) fn promised(privacy: Privacy) -> String {
-    let (epsilon, delta) = (privacy.epsilon_millionths as f64 / 1e6, privacy.delta_trillionths as f64 / 1e12);
+pub(crate) fn promised(epsilon: f64, delta: f64) -> String {
     format!("({epsilon:.2}, {delta:.0e})-differential privacy")
 }
 
@@ -53,7 +53,8 @@ pub(crate) fn promises(round: &Round, proof: &Proof) -> Vec<String> {
     let promise = |text: &String| {
         let record = UnverifiedRecord(&decode_hex(text)?).verify(round).ok()?;
         let said = record.announcement()?;
-        Some(format!("`{}` promises each of its examples {}.", said.member, promised(said.privacy?)))
+        let PrivacyStatus { epsilon, delta, .. } = said.privacy?.into();
+        Some(format!("`{}` promises each of its examples {}.", said.member, promised(epsilon, delta)))
     };
     proof.records.iter().filter_map(promise).collect()
 }
