@@ -165,7 +165,7 @@ impl Scene {
 /// Questions that clients ask, each over and over.
 fn questions() -> Vec<Value> {
     let asked = |index: usize| {
-        let sampling = json!({ "temperature": if index % 2 == 0 { 0.0 } else { 0.8 }, "seed": index, "max_tokens": 16 + 2 * index, "ignore_eos": true });
+        let sampling = json!({ "temperature": if index.is_multiple_of(2) { 0.0 } else { 0.8 }, "seed": index, "max_tokens": 16 + 2 * index, "ignore_eos": true });
         chat(["Give the triage code.", "Where is the ship?", "What is for dinner?", "Who wrote it?"][index % 4], &sampling)
     };
     (0..8).map(asked).collect()
