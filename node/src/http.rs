@@ -8,7 +8,6 @@
 mod api;
 mod assets;
 mod board;
-mod connections;
 mod events;
 mod gate;
 mod metrics;
@@ -17,18 +16,24 @@ mod options;
 use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::Router;
+use mingle_serve::Bounded;
 use tokio::sync::oneshot;
 
 pub use board::{Board, PeerSummary};
-use connections::Bounded;
 use gate::Gate;
 pub use options::{HttpError, Options, TOKEN_VARIABLE, Token, address};
 
 /// Where the port is opened when nothing else is said.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:7700";
+
+/// Open at once. A browser opens six.
+const CONNECTIONS_MAX: usize = 64;
+/// Heartbeats of a stream are more frequent, unless the client takes nothing.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// An open port; dropped, it is closed.
 pub struct Server {
@@ -54,7 +59,7 @@ impl Server {
         let (stop, stopped) = oneshot::channel::<()>();
         let serve = async move {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            let served = axum::serve(Bounded::new(listener), router(board, Arc::new(gate))).into_future();
+            let served = axum::serve(Bounded::new(listener, CONNECTIONS_MAX, SILENCE_MAX), router(board, Arc::new(gate))).into_future();
             tokio::select! {
                 served = served => served,
                 _ = stopped => Ok(()),

@@ -20,7 +20,6 @@ use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
 use axum::{Json, Router, body::Bytes};
 use futures::stream::{self, StreamExt};
 use serde_json::{Value, json};
@@ -28,6 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::Server;
 use crate::access::Access;
+use crate::connections::Bounded;
 use crate::engine::Engine;
 use crate::refusal::Refusal;
 use crate::shelf::Shelf;
@@ -56,12 +56,14 @@ impl Desk {
     }
 }
 
+/// Open at once: far more than there are places for answers, for clients keep theirs open.
+const CONNECTIONS_MAX: usize = 512;
+/// An answer that is not streamed is silent until it is whole.
+const SILENCE_MAX: Duration = Duration::from_secs(900);
+
 pub(crate) async fn run(server: Server, listener: TcpListener, stopped: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
     let desk = Desk::new(server)?;
-    // A token goes out when it is there.
-    let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(|connection| {
-        let _ = connection.set_nodelay(true);
-    });
+    let listener = Bounded::new(tokio::net::TcpListener::from_std(listener)?, CONNECTIONS_MAX, SILENCE_MAX);
     let (stopping, told) = oneshot::channel();
     let stopped = async move {
         stopped.await;

@@ -12,6 +12,7 @@ mod access;
 mod api;
 mod calendar;
 mod chat_template;
+mod connections;
 mod engine;
 mod refusal;
 mod sampling;
@@ -25,6 +26,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 pub use access::{Access, AccessError, Token};
+pub use connections::Bounded;
 pub use engine::Limits;
 pub use shelf::{Kind, Model, Shelf};
 pub use speech::{ChatLayout, Speech, SpeechError};

@@ -14,13 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Open at once; more wait in the system's queue. A browser opens six.
-const CONNECTIONS_MAX: usize = 64;
-/// A connection over which nothing went in either direction for so long is closed. Heartbeats of a stream are more frequent,
-/// unless the client takes nothing.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
-
-/// Accepts no more than [`CONNECTIONS_MAX`] at once.
+/// Accepts so many connections at once; more wait in the system's queue.
 pub struct Bounded {
     listener: TcpListener,
     places: Arc<Semaphore>,
@@ -28,8 +22,9 @@ pub struct Bounded {
 }
 
 impl Bounded {
-    pub fn new(listener: TcpListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)), silence: SILENCE_MAX }
+    /// A connection over which nothing went in either direction for as long as `silence` is closed.
+    pub fn new(listener: TcpListener, connections_max: usize, silence: Duration) -> Self {
+        Self { listener, places: Arc::new(Semaphore::new(connections_max)), silence }
     }
 }
 
@@ -100,8 +95,7 @@ mod tests {
     use super::*;
 
     async fn bounded(places: usize, silence: Duration) -> Bounded {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        Bounded { listener, places: Arc::new(Semaphore::new(places)), silence }
+        Bounded::new(TcpListener::bind("127.0.0.1:0").await.expect("a port"), places, silence)
     }
 
     #[tokio::test]
