@@ -131,11 +131,12 @@ pub fn main() -> ExitCode {
 /// Runs the program on given arguments, the first being its name.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let settings = match Settings::read(&Cli::command(), &arguments) {
+    let command = Cli::command();
+    let settings = match Settings::read(&command, &arguments) {
         Ok(settings) => settings,
         Err(error) => return failed(&error, ExitCode::from(2)),
     };
-    let parsed = settings.apply(Cli::command()).try_get_matches_from(&arguments).and_then(|found| Cli::from_arg_matches(&found));
+    let parsed = settings.apply(command).try_get_matches_from(&arguments).and_then(|found| Cli::from_arg_matches(&found));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use mingle::merger::{Source, merge_files};
 use mingle::{merged, peft};
 use mingle_protocol::adapter::{Dtype, LoraShape, Module, canonical_header};
 use mingle_protocol::hash::ContentHash;
 use mingle_protocol::identity::{MemberKey, Roster, SecretKey};
+use mingle_protocol::merge::{MergeError, Plan};
 use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Round, VERSION, WeightRule};
 
 use crate::Dice;
@@ -54,6 +56,17 @@ pub fn file_of(round: &Round, mut element: impl FnMut(u64) -> f32) -> Vec<u8> {
         file.extend_from_slice(&element(index).to_le_bytes());
     }
     file
+}
+
+/// The hash of what a round's rule makes of these adapters, in the order in which they are given.
+pub fn merged_hash(plan: &Plan, sources: &[Source]) -> ContentHash {
+    let mut merged = Vec::new();
+    merge_files(plan, sources, |piece| {
+        merged.extend_from_slice(piece);
+        Ok::<(), MergeError>(())
+    })
+    .expect("a merge");
+    ContentHash::of(&merged)
 }
 
 /// Writes a PEFT directory with this adapter file.

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_mingle-peer");
 const TOKEN: &str = "a-token-of-some-length";
 /// Regenerates docs/openapi.json.
-const WRITE: &str = "MINGLE_WRITE_OPENAPI";
+const WRITE: &str = "MINGLE_WRITE_SNAPSHOTS";
 
 struct Scene {
     folder: TempDir,

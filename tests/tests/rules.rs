@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use mingle::merger::{Source, merge_files};
+use mingle::merger::Source;
 use mingle_protocol::hash::{ContentHash, encode_hex};
-use mingle_protocol::merge::{MergeError, MergeRule, Plan};
+use mingle_protocol::merge::{MergeRule, Plan};
 use mingle_protocol::round::{Manifest, Round, WeightRule};
 use mingle_tests::adapters::key;
 use mingle_tests::peer::{Transport, address, bytes_of};
@@ -66,13 +66,7 @@ impl Scene {
             Source::read(&plan, key(*number).member(), weight(*number), &file).expect("a whole adapter")
         };
         let sources: Vec<Source> = numbers.iter().rev().map(source).collect();
-        let mut merged = Vec::new();
-        merge_files(&plan, &sources, |piece| {
-            merged.extend_from_slice(piece);
-            Ok::<(), MergeError>(())
-        })
-        .expect("a merge");
-        ContentHash::of(&merged)
+        adapters::merged_hash(&plan, &sources)
     }
 }
 

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use mingle::driver::SlotStatus;
 use mingle::home::Home;
 use mingle::merged::{Proof, RECEIPT_FILE};
-use mingle::merger::{Source, merge_files};
+use mingle::merger::Source;
 use mingle_protocol::hash::{ContentHash, encode_hex};
 use mingle_protocol::identity::MemberKey;
-use mingle_protocol::merge::{MergeError, Plan};
+use mingle_protocol::merge::Plan;
 use mingle_protocol::round::Round;
 use mingle_testnet::tasks::{Split, make_tasks, write_jsonl};
 use mingle_tests::adapters::key;
@@ -116,13 +116,7 @@ fn expected(scene: &Scene, peers: &[Peer]) -> ContentHash {
         Source::read(&plan, member(number), weight, &file).expect("a whole adapter")
     };
     let sources: Vec<Source> = (1..=HONEST).rev().map(source).collect();
-    let mut merged = Vec::new();
-    merge_files(&plan, &sources, |piece| {
-        merged.extend_from_slice(piece);
-        Ok::<(), MergeError>(())
-    })
-    .expect("a merge");
-    ContentHash::of(&merged)
+    adapters::merged_hash(&plan, &sources)
 }
 
 #[test]

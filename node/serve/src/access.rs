@@ -110,8 +110,8 @@ fn name_of(authority: &str) -> &str {
     }
 }
 
-/// Names that no name server can lead here.
-fn is_this_machine(host: &str) -> bool {
+/// Names of this machine that no name server can lead elsewhere.
+pub fn is_this_machine(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }

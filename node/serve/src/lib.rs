@@ -25,7 +25,7 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
-pub use access::{Access, AccessError, Token};
+pub use access::{Access, AccessError, Token, is_this_machine};
 pub use connections::Bounded;
 pub use engine::Limits;
 pub use shelf::{Kind, Model, Shelf};

@@ -3,7 +3,7 @@
 //! A page of another site can make a browser ask this port, and by its own name server even under that site's name. So
 //! without a token only requests to a name of this machine are answered (the `Host`), and none that another origin made.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -11,6 +11,7 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use mingle_serve::is_this_machine;
 
 use super::options::{HttpError, Token};
 
@@ -94,12 +95,6 @@ fn authority(request: &Request) -> Option<Authority> {
     let host = hosts.next()?.to_str().ok()?.parse().ok()?;
     let absolute = request.uri().authority().is_none_or(|asked| *asked == host);
     (hosts.next().is_none() && absolute).then_some(host)
-}
-
-/// A name that no name server can lead elsewhere.
-fn is_this_machine(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
