@@ -1,8 +1,10 @@
 //! Finding a round's base on this machine: by its name in the places where people keep models, and by its digest.
 //!
-//! A name only says where to look: what is found is the round's base when its digest is, and no other is taken.
+//! A name only says where to look: what is found is the round's base when its digest is, and no other is taken. What is
+//! nowhere here and has a hub's name is fetched from there, and checked alike.
 
 mod digests;
+pub mod hub;
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -11,6 +13,7 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::round::BaseModel;
 
 pub use digests::Digests;
+use hub::{Fetching, Hub, HubError};
 
 use crate::models::ModelError;
 
@@ -100,15 +103,23 @@ fn snapshots(hub: &Path, name: &str) -> Vec<PathBuf> {
     if found.is_empty() { vec![hub.join(folder).join("snapshots")] } else { found }
 }
 
-/// A base as people name one on a command line: a directory, or the name of a model that is on this machine, such as
-/// `org/model` in the Hugging Face cache. What is found nowhere is given back as it is, to be named by whoever reads it.
-pub fn named(given: &str) -> PathBuf {
-    let directory = PathBuf::from(given);
-    if directory.exists() {
-        return directory;
+/// A base as people name one on a command line: a directory, or the name of a model such as `org/model`, which is in the
+/// Hugging Face cache or is fetched into it. What is neither is given back as it is, to be named by whoever reads it.
+///
+/// # Errors
+/// Why the hub does not give it.
+pub fn named(given: &Path, tell: &mut dyn FnMut(Fetching<'_>)) -> Result<PathBuf, HubError> {
+    let places = Places::of_process(None);
+    let name = given.to_str().unwrap_or_default();
+    if given.exists() {
+        return Ok(given.to_owned());
     }
-    let found = Places::of_process(None).candidates(given).into_iter().find(|place| place.join("config.json").is_file());
-    found.unwrap_or(directory)
+    let found = places.candidates(name).into_iter().find(|place| place.join("config.json").is_file());
+    match (found, places.hubs.first()) {
+        (Some(found), _) => Ok(found),
+        (None, Some(cache)) if hub::is_name(name) => Hub::of_process(cache, name)?.fetch(name, tell),
+        _ => Ok(given.to_owned()),
+    }
 }
 
 /// What people call the base in a directory: of a hub's snapshot the model's name, else the directory's own.
@@ -126,6 +137,8 @@ pub enum Absent {
     /// Something that is no base.
     Unreadable(ModelError),
     Other(ContentHash),
+    /// A hub that did not give it.
+    Hub(HubError),
 }
 
 impl fmt::Display for Absent {
@@ -134,6 +147,7 @@ impl fmt::Display for Absent {
             Self::Nothing => f.write_str("nothing there"),
             Self::Unreadable(error) => error.fmt(f),
             Self::Other(digest) => write!(f, "another base, of digest {}", digest.short()),
+            Self::Hub(error) => error.fmt(f),
         }
     }
 }
@@ -171,6 +185,34 @@ pub fn find(base: &BaseModel, places: &Places, digests: &Digests) -> Result<Path
         looked.push((candidate, absent));
     }
     Err(NotFound { name: base.name.clone(), digest: base.digest, looked })
+}
+
+/// As [`find`]; a base that is nowhere here is fetched from the hub, where its name is one of a hub.
+///
+/// # Errors
+/// Every place that was looked at, the hub among them.
+pub fn find_or_fetch(
+    base: &BaseModel,
+    places: &Places,
+    digests: &Digests,
+    tell: &mut dyn FnMut(Fetching<'_>),
+) -> Result<PathBuf, NotFound> {
+    let (mut missing, cache) = match (find(base, places, digests), places.hubs.first()) {
+        (Err(missing), Some(cache)) if hub::is_name(&base.name) => (missing, cache),
+        (found, _) => return found,
+    };
+    let fetched = Hub::of_process(cache, &base.name).and_then(|hub| hub.fetch(&base.name, tell));
+    let (place, absent) = match fetched {
+        Err(error) => (PathBuf::from(format!("the hub's {}", base.name)), Absent::Hub(error)),
+        Ok(folder) => match digests.digest(&folder) {
+            Ok(digest) if digest == base.digest => return Ok(folder),
+            Ok(digest) => (folder, Absent::Other(digest)),
+            Err(error) => (folder, Absent::Unreadable(error)),
+        },
+    };
+    missing.looked.retain(|(looked, _)| *looked != place);
+    missing.looked.push((place, absent));
+    Err(missing)
 }
 
 #[cfg(test)]

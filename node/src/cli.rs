@@ -4,6 +4,7 @@
 //! wrong; 3 stopped or out of time before the goal was reached; 4 a verification found something false.
 
 mod args;
+mod base;
 mod bundle;
 mod config;
 mod current;

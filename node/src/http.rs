@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 
 pub use board::{Board, PeerSummary};
 use gate::Gate;
-pub use options::{HttpError, Options, TOKEN_VARIABLE, Token, address};
+pub use options::{HttpError, Options, TOKEN_VARIABLE, address};
 
 /// Where the port is opened when nothing else is said.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:7700";

@@ -7,6 +7,7 @@ pub mod card;
 pub mod cli;
 pub mod console;
 pub mod contribution;
+pub mod disk;
 pub mod driver;
 pub mod home;
 pub mod http;

@@ -4,18 +4,20 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use crate::program::{Said, run};
+use crate::program::{Said, run_in};
 
 /// A folder to work in, with a home. `DIR` stands for it in command lines and in what the program says.
 pub struct Desk {
     folder: TempDir,
     program: &'static str,
+    /// What the program's environment has beside the usual.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Desk {
     /// An empty one, for this program.
     pub fn new(program: &'static str) -> Self {
-        Self { folder: TempDir::new().expect("a temporary folder"), program }
+        Self { folder: TempDir::new().expect("a temporary folder"), program, environment: Vec::new() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -25,7 +27,8 @@ impl Desk {
     /// Runs a command line, split at spaces.
     pub fn run(&self, line: &str) -> Said {
         let folder = self.folder.path().to_string_lossy().into_owned();
-        let said = run(self.program, &self.path("home"), line.split(' ').map(|word| word.replace("DIR", &folder)));
+        let arguments = line.split(' ').map(|word| word.replace("DIR", &folder));
+        let said = run_in(self.program, &self.path("home"), &self.environment, arguments);
         Said { out: said.out.replace(&folder, "DIR"), err: said.err.replace(&folder, "DIR"), ..said }
     }
 

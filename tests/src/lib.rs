@@ -7,6 +7,7 @@ pub mod adapters;
 pub mod base;
 pub mod desk;
 pub mod http;
+pub mod hub;
 #[cfg(target_os = "linux")]
 pub mod lab;
 pub mod peer;

@@ -14,6 +14,16 @@ pub struct Said {
 
 /// Runs the program to its end, with a home of its own unless the arguments name one.
 pub fn run<A: AsRef<OsStr>>(program: &str, home: &Path, arguments: impl IntoIterator<Item = A>) -> Said {
+    run_in(program, home, &[], arguments)
+}
+
+/// As [`run`], with more in its environment.
+pub fn run_in<A: AsRef<OsStr>>(
+    program: &str,
+    home: &Path,
+    environment: &[(String, String)],
+    arguments: impl IntoIterator<Item = A>,
+) -> Said {
     let output = Command::new(program)
         .args(arguments)
         .env("MINGLE_HOME", home)
@@ -21,6 +31,9 @@ pub fn run<A: AsRef<OsStr>>(program: &str, home: &Path, arguments: impl IntoIter
         // Models that this machine has for other reasons are not for tests.
         .env("HF_HUB_CACHE", home.join("hub"))
         .env_remove("MINGLE_BASES")
+        // No test asks anything beyond this machine.
+        .env("HF_HUB_OFFLINE", "1")
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .output()
         .expect("the program can be started");

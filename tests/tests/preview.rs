@@ -52,8 +52,9 @@ fn a_base_is_found_by_its_name_and_a_wrong_one_is_told_with_what_to_do() {
     desk.run(&format!("train --base org/small {dry}")).wrong(
         1,
         &[
-            "error: org/small/config.json: No such file or directory (os error 2)",
-            "hint: --base is a Hugging Face directory, or a model in the Hugging Face cache (`hf download org/model`) by its name",
+            "error: --base org/small is no directory here and no model in the Hugging Face cache: the hub is not asked for \"org/small\", since \
+             HF_HUB_OFFLINE is set",
+            "hint: give the directory of the base, fetch it once without HF_HUB_OFFLINE, or bring it with `hf download`",
         ],
     );
 }

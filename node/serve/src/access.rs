@@ -2,65 +2,18 @@
 //! whoever has the token.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 
 use axum::http::header;
 use axum::http::request::Parts;
 
 use crate::refusal::Refusal;
-
-/// Shorter ones can be guessed.
-const TOKEN_MIN: usize = 16;
+use crate::token::Token;
 
 /// Why nobody can be let in.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
     #[error("other machines can reach {address}, so a token is needed there")]
     Open { address: SocketAddr },
-    #[error("the token in {place} has {found} characters, but needs {TOKEN_MIN}, all visible ASCII")]
-    Token { place: String, found: usize },
-    #[error("cannot read the token in {path}: {error}")]
-    File { path: String, error: std::io::Error },
-}
-
-/// A secret that requests carry.
-#[derive(Clone)]
-pub struct Token(String);
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str("Token")
-    }
-}
-
-impl Token {
-    /// # Errors
-    /// One that is too short, or cannot stand in a header. `place` says where it was found.
-    pub fn new(text: &str, place: &str) -> Result<Self, AccessError> {
-        let text = text.trim();
-        match text.len() >= TOKEN_MIN && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            true => Ok(Self(text.to_owned())),
-            false => Err(AccessError::Token { place: place.to_owned(), found: text.chars().count() }),
-        }
-    }
-
-    /// The token that a file holds.
-    ///
-    /// # Errors
-    /// As [`Token::new`], and a file that cannot be read.
-    pub fn read(path: &Path) -> Result<Self, AccessError> {
-        let name = path.display().to_string();
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::new(&text, &name),
-            Err(error) => Err(AccessError::File { path: name, error }),
-        }
-    }
-
-    /// Takes as long for every text of the same length.
-    fn is(&self, other: &str) -> bool {
-        let differences = self.0.bytes().zip(other.bytes()).fold(0, |sum, (a, b)| sum | (a ^ b));
-        self.0.len() == other.len() && differences == 0
-    }
 }
 
 /// The rule of one server.
@@ -157,16 +110,10 @@ mod tests {
     }
 
     #[test]
-    fn addresses_for_others_need_a_token_and_tokens_some_length() {
+    fn addresses_for_others_need_a_token() {
         let everywhere = ([0, 0, 0, 0], 80).into();
         assert!(matches!(Access::new(everywhere, None), Err(AccessError::Open { .. })));
         assert!(Access::new(everywhere, Some(Token::new(SECRET, "x").unwrap())).unwrap().needs_token());
         assert!(Access::new("[::1]:80".parse().unwrap(), None).is_ok());
-        assert!(Token::new("short", "x").is_err() && Token::new("0123456789 abcdef", "x").is_err());
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("token");
-        assert!(Token::read(&path).is_err());
-        std::fs::write(&path, format!("{SECRET}\n")).unwrap();
-        assert!(Token::read(&path).unwrap().is(SECRET));
     }
 }

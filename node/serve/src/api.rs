@@ -88,7 +88,7 @@ pub(crate) fn routes(desk: Arc<Desk>) -> Router {
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat))
         .fallback(no_route)
-        .method_not_allowed_fallback(no_route)
+        .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(desk.clone(), gate))
         .with_state(desk)
@@ -104,6 +104,10 @@ async fn gate(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Re
 
 async fn no_route(method: Method, uri: Uri) -> Refusal {
     Refusal::no_route(method.as_str(), uri.path())
+}
+
+async fn no_method(method: Method, uri: Uri) -> Refusal {
+    Refusal::no_method(method.as_str(), uri.path())
 }
 
 async fn health(State(desk): State<Arc<Desk>>) -> Response {

@@ -19,17 +19,19 @@ mod sampling;
 mod shelf;
 mod speech;
 mod stops;
+mod token;
 mod unfolding;
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
-pub use access::{Access, AccessError, Token, is_this_machine};
+pub use access::{Access, AccessError, is_this_machine};
 pub use connections::Bounded;
 pub use engine::Limits;
 pub use shelf::{Kind, Model, Shelf};
 pub use speech::{ChatLayout, Speech, SpeechError};
+pub use token::{Token, TokenError};
 
 /// All that a server needs.
 pub struct Server {

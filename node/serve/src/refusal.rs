@@ -59,6 +59,10 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, Some("unknown_url"), format!("there is no {method} {path} here"))
     }
 
+    pub fn no_method(method: &str, path: &str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, None, format!("{path} is not to be asked by {method}"))
+    }
+
     pub fn unauthorised() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), "a token is needed: Authorization: Bearer TOKEN")
     }

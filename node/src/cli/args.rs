@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use mingle_protocol::round::{MergeRule, Round, RoundFile};
 
+use super::base::{self, BaseArg};
 use super::http::HttpArgs;
 use super::source;
-use crate::bases::{self, Places};
 use crate::contribution::check_base;
 use crate::data::Template;
 use crate::driver::{self, Event, Goal, Outcome, Peer, Work};
@@ -36,11 +36,6 @@ impl HomeArgs {
             }
         }
     }
-}
-
-/// A base: its directory, or a name under which it lies on this machine.
-pub fn base_named(text: &str) -> Result<PathBuf, String> {
-    Ok(bases::named(text))
 }
 
 /// A peer's address; of what people write instead, the form that was meant is told.
@@ -283,13 +278,13 @@ impl PeerArgs {
 
 impl OpenedPeer {
     /// The round's base: in the directory that was given, or looked for by its name.
-    pub fn base(&self, given: Option<PathBuf>, round: &Path) -> Result<PathBuf> {
+    pub fn base(&self, given: Option<&BaseArg>, round: &Path) -> Result<PathBuf> {
         let digests = self.home.digests();
-        match given {
+        match given.map(BaseArg::directory).transpose()? {
             Some(base) => check_base(&base, &self.round, &digests).map(|()| base),
             None => {
                 let beside = Some(round).filter(|round| !source::is_link(round));
-                Ok(bases::find(&self.round.manifest().base, &Places::of_process(beside), &digests)?)
+                base::of_round(&self.round.manifest().base, beside, &digests, self.network.offline)
             }
         }
     }

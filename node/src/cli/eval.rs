@@ -9,7 +9,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::args::{TemplateArg, base_named};
+use super::args::TemplateArg;
+use super::base::BaseArg;
 use super::training::ComputeArgs;
 use crate::data::{self, ChoiceForm, Field, FieldMap, Record, TokenizedExample, Tokens};
 use crate::evaluate::{
@@ -49,9 +50,9 @@ enum Task {
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Hugging Face directory of the base, or its name in the Hugging Face cache
-    #[arg(long, value_name = "DIR|NAME", value_parser = base_named)]
-    base: PathBuf,
+    /// Hugging Face directory of the base, or the name of a model (`org/model`): from the Hugging Face cache, else from the hub
+    #[arg(long, value_name = "DIR|NAME")]
+    base: BaseArg,
     /// PEFT directory of an adapter
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
@@ -93,8 +94,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let base = BaseModel::load_on(&args.base, &args.compute.device.open()?, args.compute.precision)?;
-    let tokens = Tokens::read(&args.base, base.config())?;
+    let folder = args.base.directory()?;
+    let base = BaseModel::load_on(&folder, &args.compute.device.open()?, args.compute.precision)?;
+    let tokens = Tokens::read(&folder, base.config())?;
     let decoder = match &args.adapter {
         Some(folder) => peft::Update::read(folder)?.apply(&base)?,
         None => base.decoder(),
@@ -108,7 +110,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     bar.finish_and_clear();
     match args.json {
         true => {
-            let mut all = json!({ "base": args.base, "adapter": args.adapter, "data": args.data });
+            let mut all = json!({ "base": folder, "adapter": args.adapter, "data": args.data });
             if let (Some(all), Value::Object(found)) = (all.as_object_mut(), measured) {
                 all.extend(found);
             }

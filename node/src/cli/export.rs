@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::args::base_named;
+use super::base::BaseArg;
 use crate::card::Origin;
 use crate::files;
 use crate::merger::hash_of;
@@ -32,8 +32,8 @@ pub struct Args {
     #[arg(long, value_name = "R", conflicts_with = "base", value_parser = clap::value_parser!(u32).range(1..))]
     rank: Option<u32>,
     /// Hugging Face directory of the base, to merge the adapter into
-    #[arg(long, value_name = "DIR|NAME", value_parser = base_named)]
-    base: Option<PathBuf>,
+    #[arg(long, value_name = "DIR|NAME")]
+    base: Option<BaseArg>,
     /// Most bytes of a file of weights, such as 5GB or 500MB [default: the files of the base, or 5GB]
     #[arg(long, value_name = "SIZE", requires = "base", value_parser = bytes)]
     shard_size: Option<u64>,
@@ -68,7 +68,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         bail!("{} exists already; choose another directory to write", args.out.display());
     }
     match &args.base {
-        Some(base) => as_model(&args, base),
+        Some(base) => as_model(&args, &base.directory()?),
         None => as_plain(&args),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -3,9 +3,10 @@
 use mingle_protocol::adapter::LayersError;
 use mingle_protocol::link::LinkError;
 use mingle_protocol::round::RoundError;
-use mingle_serve::AccessError;
+use mingle_serve::{AccessError, TokenError};
 
 use crate::bases::NotFound;
+use crate::bases::hub::HubError;
 use crate::data::DataError;
 use crate::http::HttpError;
 use crate::models::ModelError;
@@ -38,11 +39,17 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(NotFound { .. }) = cause.downcast_ref() {
             return found("give its directory with --base, put it into one of these places, or list the folder it is in in MINGLE_BASES");
         }
+        if let Some(error) = cause.downcast_ref::<HubError>() {
+            return Some(hub_hint(error).to_owned());
+        }
         if let Some(GetRoundError::Unreached(_)) = cause.downcast_ref() {
             return found("ask who sent the link whether that peer runs and can be dialled from here, or for the round file itself");
         }
         if let Some(error) = cause.downcast_ref::<HttpError>() {
             return Some(http_hint(error).to_owned());
+        }
+        if let Some(error) = cause.downcast_ref::<TokenError>() {
+            return found(token_hint(error));
         }
         if let Some(error) = cause.downcast_ref::<WebError>() {
             return Some(web_hint(error).to_owned());
@@ -53,7 +60,7 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(LayersError::Unknown { there, .. }) = cause.downcast_ref() {
             return Some(format!("the layers there are: {there}"));
         }
-        if let Some(AccessError::Open { .. } | AccessError::Token { .. }) = cause.downcast_ref() {
+        if let Some(AccessError::Open { .. }) = cause.downcast_ref() {
             return found("make one, such as by `openssl rand -hex 24 > token`, and give it with --token-file token, or in $MINGLE_TOKEN");
         }
         if let Some(NetworkError::Listen { .. }) = cause.downcast_ref() {
@@ -99,7 +106,7 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         && !path.exists()
     {
         return Some(
-            "--base is a Hugging Face directory, or a model in the Hugging Face cache (`hf download org/model`) by its name".to_owned(),
+            "--base is a Hugging Face directory, or the name of a model (org/model) in the Hugging Face cache or on the hub".to_owned(),
         );
     }
     let text = sentence(error);
@@ -134,14 +141,37 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     advice.iter().find(|(part, _)| text.contains(part)).map(|(_, advice)| (*advice).to_owned())
 }
 
+fn hub_hint(error: &HubError) -> &'static str {
+    match error {
+        HubError::Offline { .. } => "give the directory of the base, fetch it once without HF_HUB_OFFLINE, or bring it with `hf download`",
+        HubError::NotThere { .. } => "see how the name is spelled (org/model); a private model needs $HF_TOKEN of an account that may read it",
+        HubError::Refused { .. } => "its page on the hub says how access is granted; then give the account's token in $HF_TOKEN",
+        HubError::NoBase { .. } => "a base is a directory with config.json, tokenizer.json and weights as safetensors; transformers' `save_pretrained` writes one",
+        HubError::Unreached { .. } | HubError::Busy { .. } | HubError::Answer { .. } => {
+            "the same command goes on where it was; proxies are those of $HTTPS_PROXY, certificates those of the system or $SSL_CERT_FILE. Or \
+             fetch the model elsewhere and give its directory"
+        }
+        HubError::Damaged { .. } => "the same command fetches that file anew",
+        HubError::Disk { .. } => "make room, or name another cache in $HF_HOME",
+        HubError::Write { .. } => "see whether this account may write there, or name another cache in $HF_HOME",
+        HubError::Token(_) => "copy it again from the account's settings on the hub",
+    }
+}
+
 fn http_hint(error: &HttpError) -> &'static str {
     match error {
         HttpError::NoToken { .. } => {
             "make a token (`openssl rand -hex 32 > http-token`) and give it with --http-token-file or $MINGLE_HTTP_TOKEN; or stay at 127.0.0.1"
         }
-        HttpError::Token { .. } => "`openssl rand -hex 32` makes a good one",
-        HttpError::Unreadable { .. } => "see whether the file is there and whether this user may read it",
+        HttpError::Token(error) => token_hint(error),
         HttpError::Listen { .. } => "another program may use this port; give another address to --http, or port 0 for any",
+    }
+}
+
+fn token_hint(error: &TokenError) -> &'static str {
+    match error {
+        TokenError::Unfit { .. } => "`openssl rand -hex 32` makes a good one",
+        TokenError::File { .. } => "see whether the file is there and whether this user may read it",
     }
 }
 

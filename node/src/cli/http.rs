@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
+use mingle_serve::Token;
 
 use crate::driver::Show;
-use crate::http::{self, Board, DEFAULT_ADDRESS, Options, Server, Token};
+use crate::http::{self, Board, DEFAULT_ADDRESS, HttpError, Options, Server, TOKEN_VARIABLE};
 
 /// Where a peer shows what it is doing.
 #[derive(Args, Clone, Debug, Default)]
@@ -35,7 +36,7 @@ impl HttpArgs {
     pub fn open(&self) -> Result<Option<Shown>> {
         let Some(address) = self.http else { return Ok(None) };
         let board = Arc::new(Board::default());
-        let token = Token::find(self.http_token_file.as_deref())?;
+        let token = Token::find(self.http_token_file.as_deref(), TOKEN_VARIABLE).map_err(HttpError::Token)?;
         let server = Server::start(Options { address, token }, board.clone())?;
         let show: Show = Box::new(move |status, history| {
             let id = status.member.short();

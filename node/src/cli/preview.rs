@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::args::{TemplateArg, base_named};
+use super::args::TemplateArg;
+use super::base::BaseArg;
 use crate::data::{self, Field, FieldMap, Record, TokenizedExample, Tokens};
 use crate::models::ModelConfig;
 
@@ -22,8 +23,8 @@ What is given is what the model reads; what is learned is what it is trained to 
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Hugging Face directory of the base: of it the tokenizer and the configuration are read
-    #[arg(long, value_name = "DIR|NAME", value_parser = base_named)]
-    base: PathBuf,
+    #[arg(long, value_name = "DIR|NAME")]
+    base: BaseArg,
     /// Data: JSON lines, .csv, .parquet or (with classes) .tsv
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -52,7 +53,8 @@ struct Run {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let records = data::read_records(&args.data, &FieldMap(args.map.clone()))?;
-    let tokens = Tokens::read(&args.base, &ModelConfig::read(&args.base)?)?;
+    let base = args.base.directory()?;
+    let tokens = Tokens::read(&base, &ModelConfig::read(&base)?)?;
     let mut shown = Vec::new();
     for (index, record) in records.iter().take(args.count).enumerate() {
         let whole = tokens.example(record, args.template.into(), usize::MAX)?;

@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::args::{HomeArgs, NetworkArgs, base_named, peers_of, seconds};
+use super::args::{HomeArgs, NetworkArgs, peers_of, seconds};
+use super::base::BaseArg;
 use super::source;
 use super::training::TrainingArgs;
 use crate::bases::Places;
@@ -33,8 +34,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     data: Vec<PathBuf>,
     /// Hugging Face directory of the round's base [default: found by its name]
-    #[arg(long, value_name = "DIR|NAME", value_parser = base_named)]
-    base: Option<PathBuf>,
+    #[arg(long, value_name = "DIR|NAME")]
+    base: Option<BaseArg>,
     /// Longest wait for other peers, in seconds
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     timeout: Duration,
@@ -122,8 +123,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
     };
     show(vec![here::round(&file), here::key(round, &key, !args.data.is_empty())]);
-    let (base, digests) = (args.base.as_deref(), home.digests());
-    show(here::training(round, &Places::of_process(Some(&args.round)), base, &digests, &args.data, &args.training));
+    let (base, digests) = (args.base.as_ref().map(BaseArg::directory).transpose()?, home.digests());
+    show(here::training(round, &Places::of_process(Some(&args.round)), base.as_deref(), &digests, &args.data, &args.training));
     show(vec![here::disk(round, home.folder()), here::gpu(args.training.compute.device), here::udp()]);
     let mut network = args.network.clone();
     network.peers = peers_of(&args.round, &file, &network)?;

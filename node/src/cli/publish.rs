@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::args::{PeerArgs, base_named};
+use super::args::PeerArgs;
+use super::base::BaseArg;
 use super::http::HttpArgs;
 use super::judging::JudgingArgs;
 use crate::contribution::{TrainingPlan, from_directory};
@@ -31,8 +32,8 @@ pub struct Args {
     #[command(flatten)]
     peer: PeerArgs,
     /// Hugging Face directory of the round's base, for judging [default: looked for by its name]
-    #[arg(long, help_heading = "Verdicts", value_name = "DIR|NAME", requires = "judge_with", value_parser = base_named)]
-    base: Option<PathBuf>,
+    #[arg(long, help_heading = "Verdicts", value_name = "DIR|NAME", requires = "judge_with")]
+    base: Option<BaseArg>,
     #[command(flatten)]
     judging: JudgingArgs,
     #[command(flatten)]
@@ -44,7 +45,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     peer.http = args.http;
     let prepared = from_directory(&args.directory, &peer.round, &peer.home, args.examples)?;
     if !args.judging.judge_with.is_empty() {
-        let plan = TrainingPlan::of_base(peer.base(args.base, &args.peer.round)?);
+        let plan = TrainingPlan::of_base(peer.base(args.base.as_ref(), &args.peer.round)?);
         peer.judge = args.judging.judge(&peer.round, &peer.home, &plan, false)?;
     }
     peer.run(Work::Publish(prepared), Goal::default())?;

@@ -13,7 +13,8 @@ use mingle_protocol::round::{AdapterKind, BaseModel, Manifest, MergeRule, Parent
 use mingle_protocol::standing::Readers;
 use mingle_protocol::verdict::{JUDGED_MEMBERS_MAX, VerdictRule};
 
-use super::args::{HomeArgs, RuleArgs, base_named};
+use super::args::{HomeArgs, RuleArgs};
+use super::base::BaseArg;
 use super::founding::{Founding, FoundingArgs};
 use super::link::{self, GetArgs, LinkArgs};
 use super::method::{MethodArg, MethodArgs};
@@ -70,9 +71,9 @@ pub struct NewArgs {
     /// Name for people
     #[arg(long, default_value = "round")]
     name: String,
-    /// Hugging Face directory of the base model, or its name in the Hugging Face cache
-    #[arg(long, value_name = "DIR|NAME", required_unless_present = "parent", value_parser = base_named)]
-    base: Option<PathBuf>,
+    /// Hugging Face directory of the base model, or the name of a model (`org/model`): from the Hugging Face cache, else from the hub
+    #[arg(long, value_name = "DIR|NAME", required_unless_present = "parent")]
+    base: Option<BaseArg>,
     /// Name of the base, as PEFT will look it up [default: the directory's name]
     #[arg(long, value_name = "NAME")]
     base_name: Option<String>,
@@ -202,24 +203,28 @@ fn sign(args: &SignArgs) -> Result<ExitCode> {
     show(&file, args.json)
 }
 
+fn base_of(args: &NewArgs) -> Result<PathBuf> {
+    args.base.as_ref().context("--base is needed")?.directory()
+}
+
 fn base_model(args: &NewArgs) -> Result<BaseModel> {
-    let folder = args.base.as_deref().context("--base is needed")?;
-    let name = args.base_name.clone().or_else(|| name_of(folder)).context("--base-name is needed for this base directory")?;
-    Ok(BaseModel { name, digest: base_digest(folder)? })
+    let folder = base_of(args)?;
+    let name = args.base_name.clone().or_else(|| name_of(&folder)).context("--base-name is needed for this base directory")?;
+    Ok(BaseModel { name, digest: base_digest(&folder)? })
 }
 
 fn kind(args: &NewArgs) -> Result<AdapterKind> {
-    let folder = args.base.as_deref().context("--base is needed")?;
-    let modules = models::ModelConfig::read(folder)?.modules(&args.method.targets)?;
+    let folder = base_of(args)?;
+    let modules = models::ModelConfig::read(&folder)?.modules(&args.method.targets)?;
     let tensor = |(name, tensor): (String, candle_core::Tensor)| {
         Tensor::new(name, tensor.dims().iter().map(|dimension| *dimension as u64).collect::<Vec<_>>())
     };
     let (mut saved, mut weights) = (Vec::new(), Vec::new());
     // Only what is trained whole needs more than the configuration.
     if args.method.method() == MethodArg::Full {
-        weights = models::BaseModel::load(folder, &Device::Cpu)?.decoder().weights().into_iter().map(tensor).collect();
+        weights = models::BaseModel::load(&folder, &Device::Cpu)?.decoder().weights().into_iter().map(tensor).collect();
     } else if !args.method.save_modules.is_empty() {
-        let base = models::BaseModel::load(folder, &Device::Cpu)?;
+        let base = models::BaseModel::load(&folder, &Device::Cpu)?;
         saved = tensors_of(&base, &args.method.save_modules)?.into_iter().map(tensor).collect();
     }
     let seed = match args.seed {

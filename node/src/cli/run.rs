@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-use super::args::{PeerArgs, base_named};
+use super::args::PeerArgs;
+use super::base::BaseArg;
 use super::http::HttpArgs;
 use super::judging::JudgingArgs;
 use super::serve::{ADDRESS, ServingArgs, teller};
@@ -23,7 +24,8 @@ Examples:
   mingle run --round round.json --data notes.jsonl --http      and watch it at http://127.0.0.1:7700
 
 Without --base, the base is looked for by its name beside the round file, in the current folder, in the folders of
-$MINGLE_BASES (as in PATH), and in the Hugging Face cache; only weights with the round's digest are taken.
+$MINGLE_BASES (as in PATH), and in the Hugging Face cache; where it is in none and has a name like org/model, it is fetched from the
+hub (with $HF_TOKEN; not with --offline or HF_HUB_OFFLINE=1). Only weights with the round's digest are taken.
 Where the round has verdicts, others' adapters are judged by --judge-with, else by what is held out of --data.
 Data is JSON lines, .csv or .parquet: instruction/input/output, question/answer, messages, text, or for a classifier text/label (also
 .tsv). Other columns are named by --map; `mingle preview` shows what the model is given.
@@ -33,8 +35,8 @@ It runs until it is stopped (Ctrl-C); killed at any point, it goes on where it w
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Hugging Face directory of the round's base [default: looked for by its name, see below]
-    #[arg(long, value_name = "DIR|NAME", value_parser = base_named)]
-    base: Option<PathBuf>,
+    #[arg(long, value_name = "DIR|NAME")]
+    base: Option<BaseArg>,
     /// Private training data: JSON lines, .csv, .parquet or (with classes) .tsv; may be given several times
     #[arg(long, value_name = "FILE")]
     data: Vec<PathBuf>,
@@ -70,7 +72,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // What is wrong with base or data is said now, not after joining.
-    let base = peer.base(args.base, &args.peer.round)?;
+    let base = peer.base(args.base.as_ref(), &args.peer.round)?;
     let plan = args.training.plan(base, args.data, args.start_from);
     for path in &plan.data {
         crate::data::read_records(path, &plan.fields)?;

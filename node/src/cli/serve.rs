@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use mingle_serve::{Access, ChatLayout, Limits, Token};
 
-use super::args::{HomeArgs, OutputArgs, base_named};
+use super::args::{HomeArgs, OutputArgs};
+use super::base::{self, BaseArg};
 use super::source;
 use super::training::ComputeArgs;
-use crate::bases::{self, Places};
 use crate::contribution::check_base;
 use crate::driver::Signals;
 use crate::serving::{Over, Serving, Told};
@@ -32,9 +32,9 @@ Other addresses than this machine's own need a token, in --token-file or $MINGLE
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Hugging Face directory of the base, or its name in the Hugging Face cache [default: with --round, looked for as `mingle run` does]
-    #[arg(long, value_name = "DIR|NAME", required_unless_present = "round", value_parser = base_named)]
-    base: Option<PathBuf>,
+    /// Hugging Face directory of the base, or the name of a model (`org/model`): from the Hugging Face cache, else from the hub [default: with --round, looked for as `mingle run` does]
+    #[arg(long, value_name = "DIR|NAME", required_unless_present = "round")]
+    base: Option<BaseArg>,
     /// PEFT directory of an adapter
     #[arg(long, value_name = "DIR", conflicts_with = "round")]
     adapter: Option<PathBuf>,
@@ -77,11 +77,7 @@ impl ServingArgs {
     /// # Errors
     /// An address or a token that cannot be used.
     pub fn open(&self, listen: SocketAddr, base: PathBuf, over: Over, compute: &ComputeArgs) -> Result<Serving> {
-        let token = match (&self.token_file, std::env::var("MINGLE_TOKEN")) {
-            (Some(path), _) => Some(Token::read(path)?),
-            (None, Ok(text)) if !text.is_empty() => Some(Token::new(&text, "$MINGLE_TOKEN")?),
-            (None, _) => None,
-        };
+        let token = Token::find(self.token_file.as_deref(), "MINGLE_TOKEN")?;
         let access = Access::new(listen, token)?;
         if self.streams == 0 {
             bail!("--streams 0 would answer nobody");
@@ -95,9 +91,9 @@ impl ServingArgs {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let (base, over) = match &args.round {
-        Some(round) => of_round(round, args.base, &args.home)?,
+        Some(round) => of_round(round, args.base.as_ref(), &args.home)?,
         None => {
-            let base = args.base.context("--base is needed, or --round")?;
+            let base = args.base.context("--base is needed, or --round")?.directory()?;
             (base, args.adapter.map_or(Over::Nothing, Over::Adapter))
         }
     };
@@ -123,16 +119,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// The round's base, and what its peer in this home makes.
-fn of_round(round: &Path, base: Option<PathBuf>, home: &HomeArgs) -> Result<(PathBuf, Over)> {
+fn of_round(round: &Path, given: Option<&BaseArg>, home: &HomeArgs) -> Result<(PathBuf, Over)> {
     let home = home.open()?;
     let file = source::read_round(round, &home)?;
     let digests = home.digests();
-    let base = match base {
+    let base = match given.map(BaseArg::directory).transpose()? {
         Some(base) => check_base(&base, &file, &digests).map(|()| base)?,
-        None => {
-            let beside = Some(round).filter(|round| !source::is_link(round));
-            bases::find(&file.manifest().base, &Places::of_process(beside), &digests)?
-        }
+        None => base::of_round(&file.manifest().base, Some(round).filter(|round| !source::is_link(round)), &digests, false)?,
     };
     Ok((base, Over::Round(home.round(file.id()))))
 }

@@ -8,7 +8,8 @@ use mingle_protocol::number::{Spread, seeded};
 use serde_json::json;
 
 use super::EXIT_UNREACHED;
-use super::args::{HomeArgs, OutputArgs, base_named};
+use super::args::{HomeArgs, OutputArgs};
+use super::base::BaseArg;
 use super::interrupt::Interrupt;
 use super::method::{MethodArgs, PatternArgs};
 use super::source::read_round;
@@ -42,9 +43,9 @@ const THE_ROUNDS: [&str; 10] =
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Hugging Face directory of the base, or its name in the Hugging Face cache
-    #[arg(long, value_name = "DIR|NAME", value_parser = base_named)]
-    base: PathBuf,
+    /// Hugging Face directory of the base, or the name of a model (`org/model`): from the Hugging Face cache, else from the hub
+    #[arg(long, value_name = "DIR|NAME")]
+    base: BaseArg,
     /// Training data: JSON lines, .csv, .parquet or (with classes) .tsv; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
@@ -78,13 +79,14 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     let home = args.home.open()?;
     let round = args.round.as_deref().map(|round| read_round(round, &home)).transpose()?;
-    let mut plan = args.training.plan(args.base.clone(), args.data, args.start_from);
+    let origin = args.base.directory()?;
+    let mut plan = args.training.plan(origin.clone(), args.data, args.start_from);
     args.method.set(&mut plan.settings);
     args.patterns.set(&mut plan.settings.low_rank);
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&plan.settings.seed.to_le_bytes());
     if let Some(round) = &round {
-        check_base(&args.base, round, &home.digests())?;
+        check_base(&origin, round, &home.digests())?;
         plan = plan.for_round(round);
         seed = round.kind().low_rank().map_or(seed, |shape| shape.seed);
     }
@@ -121,7 +123,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             return Ok(ExitCode::from(EXIT_UNREACHED));
         }
     };
-    let name = name_of(&args.base);
+    let name = name_of(&origin);
     name_base(&mut trained.adapter, round.as_ref().map(|round| round.manifest().base.name.clone()).or(name));
     let folder = files::unfinished_folder(&out)?;
     match (&trained.adapter, &round) {

@@ -11,9 +11,9 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use mingle_serve::is_this_machine;
+use mingle_serve::{Token, is_this_machine};
 
-use super::options::{HttpError, Token};
+use super::options::HttpError;
 
 /// What a page from here may do: nothing but with what comes from here.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn check(token: bool, path: &str, headers: &[(&str, &str)]) -> Result<(), Refusal> {
-        let token = token.then(|| Token::find_in("0123456789abcdef").expect("a token"));
+        let token = token.then(|| Token::new("0123456789abcdef", "a test").expect("a token"));
         let gate = Gate::new(([127, 0, 0, 1], 1).into(), token).expect("a gate");
         let mut request = Request::get(path);
         for (name, value) in headers {

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::access::Token;
+use crate::token::Token;
 use crate::engine::Limits;
 use crate::shelf::Kind;
 use crate::speech::{ChatLayout, testing};
@@ -109,7 +109,7 @@ async fn models_are_listed_and_found_by_name() {
     let asked = json!({ "model": "gpt-4", "prompt": "x" });
     server.post("/v1/completions", asked).await.refused(404, "model_not_found".into(), "there is base");
     server.get("/v1/files").await.refused(404, "unknown_url".into(), "no GET /v1/files");
-    server.get("/v1/completions").await.refused(404, "unknown_url".into(), "no GET /v1/completions");
+    server.get("/v1/completions").await.refused(405, serde_json::Value::Null, "/v1/completions is not to be asked by GET");
     server.shelf.remove(Kind::Base);
     server.post("/v1/completions", json!({ "prompt": "x" })).await.refused(404, "model_not_found".into(), "none is there yet");
 }

@@ -130,7 +130,7 @@ pub fn disk(round: &Round, home: &Path) -> Check {
     // Our own and the merged one are files of their own beside the store.
     let least = adapter.saturating_mul(1 + COPIES);
     let most = adapter.saturating_mul(members.saturating_add(1 + COPIES));
-    let Some(free) = free_bytes(home) else { return Check::skip("disk", "the system does not tell how much is free") };
+    let Some(free) = crate::disk::free_bytes(home) else { return Check::skip("disk", "the system does not tell how much is free") };
     let fact = format!(
         "{} free at {}; an adapter takes up to {}, all {members} members' and the merge {}",
         size(free),
@@ -143,20 +143,6 @@ pub fn disk(round: &Round, home: &Path) -> Check {
         free if free < most => Check::warn("disk", fact, "if all members announce, it does not do: make room, or give another --home"),
         _ => Check::ok("disk", fact),
     }
-}
-
-/// Bytes this account may still write to the file system that the folder is, or will be, on.
-#[cfg(unix)]
-fn free_bytes(folder: &Path) -> Option<u64> {
-    let folder = std::path::absolute(folder).ok()?;
-    let there = folder.ancestors().find(|folder| folder.exists())?;
-    let found = rustix::fs::statvfs(there).ok()?;
-    found.f_bavail.checked_mul(found.f_frsize)
-}
-
-#[cfg(not(unix))]
-fn free_bytes(_: &Path) -> Option<u64> {
-    None
 }
 
 /// What a training would compute on.
@@ -195,8 +181,8 @@ mod tests {
     #[test]
     #[cfg(unix)]
     fn a_folder_to_be_made_is_on_the_disk_of_its_parent() {
-        let there = free_bytes(&std::env::temp_dir()).unwrap();
-        let missing = free_bytes(&std::env::temp_dir().join("mingle-probe/not/there")).unwrap();
+        let there = crate::disk::free_bytes(&std::env::temp_dir()).unwrap();
+        let missing = crate::disk::free_bytes(&std::env::temp_dir().join("mingle-probe/not/there")).unwrap();
         assert!(there > 0 && missing > 0);
         assert!(read(&[], &FieldMap::default()).level == Level::Skip);
         let gone = read(&["not/there.jsonl".into()], &FieldMap::default());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use candle_core::{DType, Device, Tensor, Var};
 use mingle_protocol::hash::ContentHash;
@@ -44,7 +45,16 @@ pub struct Attached {
 #[derive(Clone)]
 pub struct BaseModel {
     dir: PathBuf,
-    decoder: Decoder,
+    decoder: Arc<Decoder>,
+}
+
+/// Bases that this process holds: training, judging and answering at once take their memory once.
+static HELD: Mutex<Vec<Held>> = Mutex::new(Vec::new());
+
+struct Held {
+    dir: PathBuf,
+    precision: Option<Precision>,
+    decoder: Weak<Decoder>,
 }
 
 impl BaseModel {
@@ -56,13 +66,30 @@ impl BaseModel {
         Self::load_at(dir, &Placement::on(device))
     }
 
-    /// Reads a base for computing on `device` in `precision`, by default the device's own.
+    /// Reads a base for computing on `device` in `precision`, by default the device's own. On the CPU what another part of
+    /// this process still holds is shared; an opened GPU is a device of its own, whose tensors do not mix with another's.
     ///
     /// # Errors
     /// As [`BaseModel::load`], and a precision that the device does not compute in.
     pub fn load_on(dir: &Path, device: &OpenedDevice, precision: Option<Precision>) -> Result<Self, ModelError> {
-        let base = Self::load_at(dir, &device.placement(precision)?)?;
-        Ok(if device.device.is_cpu() && precision == Some(Precision::Bf16) { base.multiply_in_bf16() } else { base })
+        let placement = device.placement(precision)?;
+        if !device.device.is_cpu() {
+            return Self::load_at(dir, &placement);
+        }
+        let place = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        // Held while the base is read: whoever else wants it waits for it instead of reading it, too.
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|base| base.decoder.strong_count() > 0);
+        let known = held.iter().find(|base| base.dir == place && base.precision == precision).and_then(|base| base.decoder.upgrade());
+        if let Some(decoder) = known {
+            return Ok(Self { dir: dir.into(), decoder });
+        }
+        let mut base = Self::load_at(dir, &placement)?;
+        if precision == Some(Precision::Bf16) {
+            base = base.multiply_in_bf16();
+        }
+        held.push(Held { dir: place, precision, decoder: Arc::downgrade(&base.decoder) });
+        Ok(base)
     }
 
     /// The same on any device, in the placement's dtype.
@@ -75,13 +102,13 @@ impl BaseModel {
         let weights = Weights::open(dir)?;
         let mut read = |name: &str, dims: &[usize]| Ok(weights.find(name, dims, device)?.to_dtype(*dtype)?);
         let decoder = Decoder { host: *host, dtype: *dtype, ..Decoder::build(config, device, &mut read)? };
-        Ok(Self { dir: dir.into(), decoder })
+        Ok(Self { dir: dir.into(), decoder: Arc::new(decoder) })
     }
 
     /// On the CPU: keeps a copy of the frozen matrices in bf16 and multiplies them with activations rounded to bf16, summed in
     /// f32. Low-rank parts, gradients and everything else stay in f32. Only where [`super::has_bf16_products`] is it faster.
     pub fn multiply_in_bf16(mut self) -> Self {
-        self.decoder.multiply_in_bf16();
+        Arc::make_mut(&mut self.decoder).multiply_in_bf16();
         self
     }
 
@@ -96,7 +123,7 @@ impl BaseModel {
             Ok(tensor?.to_dtype(*dtype)?)
         };
         let decoder = Decoder { host: *host, dtype: *dtype, ..Decoder::build(config, device, &mut draw)? };
-        Ok(Self { dir: PathBuf::new(), decoder })
+        Ok(Self { dir: PathBuf::new(), decoder: Arc::new(decoder) })
     }
 
     /// The directory it was loaded from: `tokenizer.json` lies there.
@@ -114,7 +141,7 @@ impl BaseModel {
 
     /// The base as it is, without an adapter.
     pub fn decoder(&self) -> Decoder {
-        self.decoder.clone()
+        Decoder::clone(&self.decoder)
     }
 
     /// The linear modules that `targets` choose, sorted by name.
@@ -130,7 +157,7 @@ impl BaseModel {
     /// # Errors
     /// Modules and tensors this base does not have, and shapes that do not fit.
     pub fn attach(&self, parts: &Attached) -> Result<Decoder, ModelError> {
-        let mut decoder = self.decoder.clone();
+        let mut decoder = self.decoder();
         for (name, parts) in &parts.lora {
             let unknown = || ModelError::AdapterModule { name: name.clone() };
             let linear = decoder.linear_mut(name).ok_or_else(unknown)?;
@@ -162,14 +189,14 @@ impl BaseModel {
     /// A model made of this base, ready for many passes: weights that took the place of the base's are laid out for their
     /// products as well, which takes their memory once more.
     pub fn prepared(&self, mut decoder: Decoder) -> Decoder {
-        let mut base = self.decoder.clone();
+        let mut base = self.decoder();
         decoder.groups_mut().zip(base.groups_mut()).for_each(|(own, base)| own.pack_apart_from(base));
         decoder
     }
 
     /// The value of a parameter by tensor name.
     pub fn parameter(&self, name: &str) -> Option<Tensor> {
-        self.decoder.clone().parameter_mut(name).cloned()
+        self.decoder().parameter_mut(name).cloned()
     }
 
     /// A model whose every weight is a variable, starting from this base; with the variables by tensor name.
@@ -225,5 +252,30 @@ impl Decoder {
         }
         let path = dir.join("model.safetensors");
         files::replace(&path, &to_bf16_safetensors(&tensors)?, files::PUBLIC).map_err(|error| ModelError::file(&path, error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::device::DeviceChoice;
+    use crate::train::random_decoder;
+
+    #[test]
+    fn a_base_that_is_held_is_not_read_again_and_one_that_is_let_go_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = crate::data::tokens::tests::config(32);
+        random_decoder(config, 3, &Device::Cpu).unwrap().0.save(folder.path()).unwrap();
+        let cpu = DeviceChoice::Cpu.open().unwrap();
+        let load = |precision| BaseModel::load_on(folder.path(), &cpu, precision).unwrap();
+        let one = load(None);
+        // Read anew, a tensor would have another name of its own.
+        let id = |base: &BaseModel| base.parameter("model.embed_tokens.weight").unwrap().id();
+        assert_eq!(id(&one), id(&load(None)));
+        assert_ne!(id(&one), id(&load(Some(Precision::F32))), "asked for otherwise");
+        let (before, kept) = (id(&one), one.decoder());
+        drop(one);
+        assert_ne!(before, id(&load(None)), "nobody held it as a base");
+        drop(kept);
     }
 }
