@@ -23,6 +23,7 @@ mod method;
 mod next;
 mod preview;
 mod probe;
+mod progress;
 mod publish;
 mod reference;
 mod roster;

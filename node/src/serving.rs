@@ -22,6 +22,8 @@ use crate::models::BaseModel;
 use crate::models::device::{DeviceChoice, Precision};
 use crate::peft::{self, DIFFERENCE, Update};
 
+/// Where a server answers when nothing else is asked for.
+pub const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 /// How often directories are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 

@@ -1,7 +1,8 @@
 //! The `mingle-testnet` program. Started with the hidden verb `peer` it is `mingle` itself, so one build is enough.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Child, ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -47,14 +48,28 @@ fn run(options: Options) -> Result<bool> {
     if let Ok(report) = &outcome {
         print!("{}", report.table());
         write_results(&options, report, folder.path())?;
+        let mut answering = options.serve.map(|address| answer(&options, address, folder.path())).transpose()?;
         if let Some(page) = live.page() {
             page.stay()?;
+        }
+        if let Some(server) = &mut answering {
+            // Ctrl-C reaches it as well.
+            server.wait()?;
         }
     }
     if options.keep {
         eprintln!("the peers' homes and logs are kept in {}", folder.keep().display());
     }
     Ok(outcome?.hash_equal)
+}
+
+/// Goes on answering from what the members merged, now that they have stopped.
+fn answer(options: &Options, address: SocketAddr, folder: &Path) -> Result<Child> {
+    let base = mingle_testnet::setting::base_in(options, &folder.join("setting"));
+    let paths = [folder.join("one-round/one-round.json"), base, folder.join("one-round/member-1")];
+    let [round, base, home] = paths.map(|path| path.to_string_lossy().into_owned());
+    let address = address.to_string();
+    Program::this()?.start(&["serve", "--round", &round, "--base", &base, "--home", &home, "--listen", &address])
 }
 
 fn write_results(options: &Options, report: &Report, folder: &Path) -> Result<()> {

@@ -16,6 +16,7 @@ Examples:
   mingle-testnet --method subspace --rounds 0
   mingle-testnet --base ./small-llama --data gsm8k_train.jsonl --examples 0
   mingle-testnet --http                           all peers on one page, at http://127.0.0.1:7700
+  mingle-testnet --http --serve                   and chat with what they merge, at http://127.0.0.1:8080/v1
   mingle-testnet attacks                          merge rules against attackers
   mingle-testnet --json report.json --report ./report
 
@@ -96,6 +97,9 @@ pub struct Options {
     /// Show all peers on one page, in a browser; it stays at the end until Ctrl-C [address without a value: 127.0.0.1:7700]
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = mingle::http::DEFAULT_ADDRESS, value_parser = mingle::http::address)]
     pub http: Option<SocketAddr>,
+    /// Answer from the first member's merge as it comes, behind OpenAI's API, and go on after the comparison until Ctrl-C
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = mingle::serving::DEFAULT_ADDRESS)]
+    pub serve: Option<SocketAddr>,
     /// Keep the peers' homes and logs
     #[arg(long)]
     pub keep: bool,

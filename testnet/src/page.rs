@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use mingle::driver::{History, Status};
-use mingle::http::{Board, Options, Server, Token};
+use mingle::http::{Board, Options, Server, TOKEN_VARIABLE, Token};
 
 use crate::peer::Peer;
 
@@ -34,7 +34,7 @@ impl Page {
     /// The port cannot be opened, or other machines could look without a token.
     pub fn open(address: SocketAddr) -> Result<Self> {
         let board = Arc::new(Board::default());
-        let server = Server::start(Options { address, token: Token::find(None)? }, board.clone())?;
+        let server = Server::start(Options { address, token: Token::find(None, TOKEN_VARIABLE)? }, board.clone())?;
         Ok(Self { server, board, title: String::new(), peers: Vec::new(), last_read: None })
     }
 

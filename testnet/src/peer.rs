@@ -47,6 +47,14 @@ impl Program {
         Ok(())
     }
 
+    /// Starts a verb that goes on until it is stopped, and speaks for itself.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(&self, arguments: &[&str]) -> Result<Child> {
+        Command::new(&self.executable).args(&self.prefix).args(arguments).stdin(Stdio::null()).spawn().context("cannot start mingle")
+    }
+
     /// Trains on one file in a process of its own, with what the options say of a training.
     ///
     /// # Errors

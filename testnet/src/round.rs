@@ -166,6 +166,11 @@ impl RoundPlan<'_> {
         if let Some(bootstrap) = bootstrap {
             arguments.extend(["--peer", bootstrap]);
         }
+        // One of them answers.
+        let serve = options.serve.filter(|_| member == 0).map(|address| address.to_string());
+        if let Some(serve) = &serve {
+            arguments.extend(["--serve", serve]);
+        }
         let name = format!("member {}", member + 1);
         let home = Home::new(self.folder.join(format!("member-{}", member + 1)));
         Peer::start(self.program, Role::Member, &name, home, round.id(), &arguments)

@@ -33,12 +33,12 @@ impl Setting {
     /// Data that cannot be read, or too little of it.
     pub fn prepare(options: &Options, folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
-        let (base, base_name) = match &options.base {
-            Some(base) => (base.clone(), name_of(base)),
+        let base = base_in(options, folder);
+        let base_name = match options.base {
+            Some(_) => name_of(&base),
             None => {
-                let base = folder.join("base");
                 base::write_to(&base)?;
-                (base, "mingle-testnet-base".into())
+                "mingle-testnet-base".into()
             }
         };
         let (shards, held_out, origin) = if options.data.is_empty() { embedded(options)? } else { given(options)? };
@@ -53,6 +53,11 @@ impl Setting {
             shards.iter().enumerate().map(|(index, lines)| write(&format!("shard-{}.jsonl", index + 1), lines)).collect::<Result<_>>()?;
         Ok(Self { base, base_name, shards, all, held_out, origin })
     }
+}
+
+/// Where the base of a run in this folder lies.
+pub fn base_in(options: &Options, folder: &Path) -> PathBuf {
+    options.base.clone().unwrap_or_else(|| folder.join("base"))
 }
 
 fn name_of(folder: &Path) -> String {

@@ -4,12 +4,14 @@
 //! break connections, send wrong bytes and ask for a token.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use futures_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, crypto};
 use sha2::{Digest, Sha256};
 
 /// The commit that all its files are of.
@@ -39,7 +41,7 @@ pub struct Asked {
 }
 
 pub struct TestHub {
-    port: u16,
+    url: String,
     pub manners: Arc<Mutex<Manners>>,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
@@ -47,21 +49,44 @@ pub struct TestHub {
 impl TestHub {
     /// Answers for `org/tiny` with the files of this folder until the test ends.
     pub fn of(folder: &Path) -> Self {
+        Self::start(folder, None)
+    }
+
+    /// The same behind TLS, as the hub itself, with the certificate of these names and its key.
+    pub fn with_tls(folder: &Path, certificate: CertificateDer<'static>, key: PrivateKeyDer<'static>) -> Self {
+        let config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider())).with_safe_default_protocol_versions();
+        let config = config.expect("versions").with_no_client_auth().with_single_cert(vec![certificate], key).expect("a key that fits");
+        Self::start(folder, Some(Arc::new(config)))
+    }
+
+    fn start(folder: &Path, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let hub = Self { port, manners: Arc::default(), asked: Arc::default() };
+        // By another name than that of its store.
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let hub = Self { url: format!("{scheme}://127.0.0.1:{port}"), manners: Arc::default(), asked: Arc::default() };
         let (folder, manners, asked) = (folder.to_owned(), hub.manners.clone(), hub.asked.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (folder, manners, asked) = (folder.clone(), manners.clone(), asked.clone());
-                std::thread::spawn(move || serve(stream, port, &folder, &manners, &asked));
+                let (folder, manners, asked, tls) = (folder.clone(), manners.clone(), asked.clone(), tls.clone());
+                let store = format!("{scheme}://localhost:{port}/store");
+                std::thread::spawn(move || {
+                    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+                    match tls {
+                        None => serve(stream, &store, &folder, &manners, &asked),
+                        Some(tls) => {
+                            let session = ServerConnection::new(tls).expect("a session");
+                            serve(StreamOwned::new(session, stream), &store, &folder, &manners, &asked);
+                        }
+                    }
+                });
             }
         });
         hub
     }
 
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        self.url.clone()
     }
 
     /// What was asked since it was last looked at.
@@ -81,8 +106,7 @@ fn files(folder: &Path) -> Vec<String> {
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-fn serve(stream: TcpStream, port: u16, folder: &Path, manners: &Mutex<Manners>, asked: &Mutex<Vec<Asked>>) {
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+fn serve<S: Read + Write>(stream: S, store: &str, folder: &Path, manners: &Mutex<Manners>, asked: &Mutex<Vec<Asked>>) {
     let mut reader = BufReader::new(stream);
     loop {
         let mut lines = Vec::new();
@@ -106,12 +130,12 @@ fn serve(stream: TcpStream, port: u16, folder: &Path, manners: &Mutex<Manners>, 
         asked.lock().expect("no panic").push(Asked { line: format!("{method} {path}"), range: range.clone(), token: token.clone() });
         let manners = manners.lock().expect("no panic").clone();
         let mut answer = Answer { stream: reader.get_mut(), body: method == "GET" };
-        let store = path.strip_prefix("/store/").filter(|_| host.starts_with("localhost"));
+        let stored = path.strip_prefix("/store/").filter(|_| host.starts_with("localhost"));
         let file = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
-        let whole = match (store, file) {
+        let whole = match (stored, file) {
             (Some(file), _) => answer.store(&folder.join(file), &range, &manners),
             _ if manners.token.as_ref().is_some_and(|wanted| token != format!("Bearer {wanted}")) => answer.say("401 Unauthorized", &[], b""),
-            (None, Some(file)) => answer.file(&folder.join(file), file, port),
+            (None, Some(file)) => answer.file(&folder.join(file), &format!("{store}/{file}")),
             _ if manners.renamed && path.starts_with("/api/models/org/tiny/") => {
                 answer.say("307 Temporary Redirect", &[("location", &path.replace("org/tiny", "org/moved"))], b"")
             }
@@ -128,28 +152,27 @@ fn serve(stream: TcpStream, port: u16, folder: &Path, manners: &Mutex<Manners>, 
     }
 }
 
-struct Answer<'a> {
-    stream: &'a mut TcpStream,
+struct Answer<'a, S> {
+    stream: &'a mut S,
     body: bool,
 }
 
-impl Answer<'_> {
+impl<S: Write> Answer<'_, S> {
     /// Whether the connection is still of use.
     fn say(&mut self, status: &str, headers: &[(&str, &str)], body: &[u8]) -> bool {
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
         let body = if self.body { body } else { b"" };
-        self.stream.write_all(head.as_bytes()).is_ok() && self.stream.write_all(body).is_ok()
+        self.stream.write_all(head.as_bytes()).and_then(|()| self.stream.write_all(body)).and_then(|()| self.stream.flush()).is_ok()
     }
 
-    fn file(&mut self, path: &Path, file: &str, port: u16) -> bool {
+    fn file(&mut self, path: &Path, place: &str) -> bool {
         let Ok(bytes) = std::fs::read(path) else { return self.say("404 Not Found", &[("x-error-code", "EntryNotFound")], b"") };
         let (tag, size) = (format!("\"{}\"", tag(&bytes)), bytes.len().to_string());
         if bytes.len() < LARGE {
             return self.say("200 OK", &[("etag", &tag), ("x-repo-commit", COMMIT)], &bytes);
         }
-        let place = format!("http://localhost:{port}/store/{file}");
-        let headers = [("x-linked-etag", &*tag), ("x-linked-size", &size), ("x-repo-commit", COMMIT), ("location", &place)];
+        let headers = [("x-linked-etag", &*tag), ("x-linked-size", &size), ("x-repo-commit", COMMIT), ("location", place)];
         self.say("302 Found", &headers, b"Found. Redirecting")
     }
 
@@ -167,7 +190,7 @@ impl Answer<'_> {
             Some(most) => {
                 let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
                 let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n", rest.len());
-                let _ = self.stream.write_all(head.as_bytes()).and_then(|()| self.stream.write_all(&rest[..most]));
+                let _ = self.stream.write_all(head.as_bytes()).and_then(|()| self.stream.write_all(&rest[..most])).and_then(|()| self.stream.flush());
                 false
             }
             None => self.say(status, &headers, rest),

@@ -23,6 +23,13 @@ fn scene() -> (TestHub, Desk) {
     (hub, desk)
 }
 
+/// A model in one file.
+fn whole(desk: &Desk) -> std::path::PathBuf {
+    base::write_base(&desk.path("whole"), 1);
+    base::write_data(&desk.path("data.jsonl"), 2, 1);
+    desk.path("whole")
+}
+
 fn preview(desk: &Desk) -> Said {
     desk.run("preview --base org/tiny --data DIR/data.jsonl --count 1")
 }
@@ -118,6 +125,22 @@ fn a_token_is_shown_to_the_hub_alone_and_who_has_none_is_told() {
     let (store, others): (Vec<_>, Vec<_>) = asked.iter().partition(|asked| asked.line.contains("/store/"));
     assert!(!store.is_empty() && store.iter().all(|asked| asked.token.is_empty()), "{store:?}");
     assert!(others.iter().all(|asked| asked.token == "Bearer hf_secret"), "{others:?}");
+}
+
+#[test]
+fn a_hub_behind_tls_is_believed_by_the_systems_certificates_and_those_of_an_institution() {
+    let mut desk = Desk::new(PROGRAM);
+    let folder = whole(&desk);
+    let own = rcgen::generate_simple_self_signed(["localhost".into(), "127.0.0.1".into()]).expect("a certificate");
+    let key = own.key_pair.serialize_der().try_into().expect("a key");
+    let hub = TestHub::with_tls(&folder, own.cert.der().clone(), key);
+    desk.write("ca.pem", &own.cert.pem());
+    desk.environment = vec![("HF_HUB_OFFLINE".into(), "0".into()), ("HF_ENDPOINT".into(), hub.url())];
+    let said = preview(&desk);
+    assert!(said.code == 1 && said.err.contains("UnknownIssuer"), "{said:?}");
+    desk.environment.push(("SSL_CERT_FILE".into(), desk.path("ca.pem").display().to_string()));
+    preview(&desk).right();
+    assert!(hub.asked().iter().any(|asked| asked.line == "GET /store/model.safetensors"));
 }
 
 #[test]

@@ -10,7 +10,6 @@ use mingle_protocol::round::{MergeRule, Round, RoundFile};
 use super::base::{self, BaseArg};
 use super::http::HttpArgs;
 use super::source;
-use crate::contribution::check_base;
 use crate::data::Template;
 use crate::driver::{self, Event, Goal, Outcome, Peer, Work};
 use crate::home::{self, Home};
@@ -279,14 +278,7 @@ impl PeerArgs {
 impl OpenedPeer {
     /// The round's base: in the directory that was given, or looked for by its name.
     pub fn base(&self, given: Option<&BaseArg>, round: &Path) -> Result<PathBuf> {
-        let digests = self.home.digests();
-        match given.map(BaseArg::directory).transpose()? {
-            Some(base) => check_base(&base, &self.round, &digests).map(|()| base),
-            None => {
-                let beside = Some(round).filter(|round| !source::is_link(round));
-                base::of_round(&self.round.manifest().base, beside, &digests, self.network.offline)
-            }
-        }
+        base::of_round(given, &self.round, round, &self.home.digests(), self.network.offline)
     }
 
     /// Runs until the goal is reached or the peer is stopped.

@@ -1,20 +1,25 @@
 //! A base as people name one: a directory, a model in the Hugging Face cache, or one that the hub has.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use mingle_protocol::round::BaseModel;
+use indicatif::ProgressBar;
+use mingle_protocol::round::Round;
 
+use super::progress::{self, Working};
+use super::source;
 use crate::bases::hub::Fetching;
 use crate::bases::{self, Digests, Places};
+use crate::contribution::check_base;
 use crate::train::estimate::size;
 
 /// Without a terminal, progress becomes a line this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// What takes its time with a large base.
+pub const CHECKING: &str = "checking the base's weights";
 
 /// What `--base` was given.
 #[derive(Clone, Debug)]
@@ -39,17 +44,24 @@ impl BaseArg {
     }
 }
 
-/// The base of a round: on this machine, or fetched from the hub unless no connection is to be opened.
+/// The base of a round: the one that was given, else one on this machine that has its digest, else, unless no connection is to
+/// be opened, the hub's.
 ///
 /// # Errors
-/// Every place that was looked at.
-pub fn of_round(base: &BaseModel, round: Option<&Path>, digests: &Digests, offline: bool) -> Result<PathBuf> {
-    let places = Places::of_process(round);
-    if offline {
-        return Ok(bases::find(base, &places, digests)?);
+/// Other weights than the round's, or every place that was looked at.
+pub fn of_round(given: Option<&BaseArg>, round: &Round, source: &Path, digests: &Digests, offline: bool) -> Result<PathBuf> {
+    if let Some(given) = given {
+        let base = given.directory()?;
+        let _checking = progress::working(true, CHECKING);
+        return check_base(&base, round, digests).map(|()| base);
     }
-    let mut download = Download::new(base.name.clone());
-    let found = bases::find_or_fetch(base, &places, digests, &mut |told| download.tell(told));
+    let base = &round.manifest().base;
+    let places = Places::of_process(Some(source).filter(|source| !source::is_link(source)));
+    let mut download = Download { checking: Some(progress::working(true, CHECKING)), ..Download::new(base.name.clone()) };
+    let found = match offline {
+        true => bases::find(base, &places, digests),
+        false => bases::find_or_fetch(base, &places, digests, &mut |told| download.tell(told)),
+    };
     download.end(found.is_ok());
     Ok(found?)
 }
@@ -57,6 +69,8 @@ pub fn of_round(base: &BaseModel, round: Option<&Path>, digests: &Digests, offli
 /// A fetch from the hub as people see it.
 struct Download {
     name: String,
+    /// What was done before it.
+    checking: Option<Working>,
     bar: ProgressBar,
     bytes: u64,
     said: Option<Instant>,
@@ -64,15 +78,11 @@ struct Download {
 
 impl Download {
     fn new(name: String) -> Self {
-        let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(None, target);
-        if let Ok(style) = ProgressStyle::with_template("{msg:28!} [{bar:32}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}") {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        Self { name, bar, bytes: 0, said: None }
+        Self { name, checking: None, bar: progress::bytes(true), bytes: 0, said: None }
     }
 
     fn tell(&mut self, told: Fetching<'_>) {
+        self.checking = None;
         match told {
             Fetching::Begins { files: 0, .. } => {}
             Fetching::Begins { files, bytes } => {
@@ -99,7 +109,8 @@ impl Download {
         self.bar.suspend(|| eprintln!("{text}"));
     }
 
-    fn end(&self, whole: bool) {
+    fn end(mut self, whole: bool) {
+        self.checking = None;
         self.bar.finish_and_clear();
         if whole && self.said.is_some() {
             self.line(&format!("{} is in the Hugging Face cache", self.name));

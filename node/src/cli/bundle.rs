@@ -5,12 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mingle_protocol::round::{Round, RoundFile};
 
-use super::EXIT_FALSE;
 use super::args::{HomeArgs, OutputArgs};
-use super::source;
+use super::{EXIT_FALSE, progress, source};
 use crate::bundle::{self, Bundle, BundleError, Imported, Refusals, Selection};
 use crate::files;
 use crate::home::Home;
@@ -128,7 +126,7 @@ fn export(args: &ExportArgs) -> Result<ExitCode> {
     };
     let merged = round_home.merged_current();
     ensure!(!args.merged || merged.exists(), "{} has no merged adapter of this round yet", home.folder().display());
-    let bar = bar(args.output);
+    let bar = progress::bytes(!(args.output.json || args.output.quiet));
     let merged = args.merged.then_some(merged.as_path());
     let told = |done, all| {
         bar.set_length(all);
@@ -170,7 +168,7 @@ fn import(args: &ImportArgs) -> Result<ExitCode> {
     if !round_home.round_file().exists() {
         round_home.keep(&file)?;
     }
-    let bar = bar(args.output);
+    let bar = progress::bytes(!(args.output.json || args.output.quiet));
     let told = |done, all| {
         bar.set_length(all);
         bar.set_position(done);
@@ -312,13 +310,4 @@ fn show(args: &ShowArgs) -> Result<ExitCode> {
         println!("the file ends {} bytes early", bundle.missing());
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn bar(output: OutputArgs) -> ProgressBar {
-    let target = if output.json || output.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let bar = ProgressBar::with_draw_target(None, target);
-    if let Ok(style) = ProgressStyle::with_template("[{bar:40}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
 }

@@ -1,16 +1,15 @@
 //! `mingle eval`: how good a base is on data, alone or with an adapter.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::TemplateArg;
 use super::base::BaseArg;
+use super::progress;
 use super::training::ComputeArgs;
 use crate::data::{self, ChoiceForm, Field, FieldMap, Record, TokenizedExample, Tokens};
 use crate::evaluate::{
@@ -95,13 +94,15 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let folder = args.base.directory()?;
+    let loading = progress::working(!args.json, "loading the base");
     let base = BaseModel::load_on(&folder, &args.compute.device.open()?, args.compute.precision)?;
     let tokens = Tokens::read(&folder, base.config())?;
     let decoder = match &args.adapter {
         Some(folder) => peft::Update::read(folder)?.apply(&base)?,
         None => base.decoder(),
     };
-    let bar = progress_bar(args.json);
+    drop(loading);
+    let bar = progress::count(!args.json);
     let report = |done: usize, total: usize| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
@@ -119,16 +120,6 @@ pub fn run(args: Args) -> Result<ExitCode> {
         false => print_sentences(&measured),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// On standard error, where a person sits in front of it.
-fn progress_bar(json: bool) -> ProgressBar {
-    let shown = !json && std::io::stderr().is_terminal();
-    let bar = ProgressBar::with_draw_target(None, if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
-    if let Ok(style) = ProgressStyle::with_template("[{bar:32}] {pos}/{len}, {eta} left") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
 }
 
 /// The task's results, by name.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::base::BaseArg;
+use super::progress;
 use crate::card::Origin;
 use crate::files;
 use crate::merger::hash_of;
@@ -81,10 +82,12 @@ fn as_model(args: &Args, base: &Path) -> Result<()> {
     let hash = hash_of(&file.context("there is no file of weights")?)?;
     let folder = files::unfinished_folder(&args.out)?;
     let refused = || format!("{} cannot be merged into {}", args.adapter.display(), base.display());
+    let writing = progress::working(!args.json, "writing the model");
     peft::export(base, &trained, &folder, args.shard_size.map_or(Split::AsBase, Split::Bytes)).with_context(refused)?;
     let made = format!("`mingle export` merged what was trained (its file: BLAKE3 `{hash}`) into the base's weights.");
     origin.write(&folder, "transformers", &title(args), &made)?;
     files::replace_folder(&folder, &args.out)?;
+    drop(writing);
     match args.json {
         true => println!("{}", json!({ "event": "written", "out": args.out })),
         false => println!("wrote {}", args.out.display()),
@@ -99,7 +102,9 @@ fn as_plain(args: &Args) -> Result<()> {
     };
     let origin = Origin::read(&args.adapter, adapter.config.base.as_deref(), None)?;
     let rank = args.rank.map_or_else(|| adapter.rank_max(), |rank| rank as usize);
+    let cutting = progress::working(!args.json, format!("finding the nearest adapter of rank {rank}"));
     let (plain, modules) = peft::truncate(&adapter, rank)?;
+    drop(cutting);
     let share = Truncated::share(&modules);
     let folder = files::unfinished_folder(&args.out)?;
     peft::write(&folder, &plain)?;

@@ -10,6 +10,7 @@ use mingle_protocol::identity::MemberKey;
 use mingle_protocol::merge::{MergeRule, Plan};
 
 use super::args::RuleArgs;
+use super::progress;
 use crate::files;
 use crate::merged::write_tensors;
 use crate::merger::{Source, merge_files};
@@ -82,11 +83,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
         source.key.0[..8].copy_from_slice(&(index as u64).to_be_bytes());
     }
     let folder = files::unfinished_folder(&args.out)?;
+    let merging = progress::working(!args.json, format!("merging {} adapters", sources.len()));
     let (merged, made) = write_tensors(&folder.join(peft::WEIGHTS), |sink| merge_files(&plan, &sources, sink))
         .inspect_err(|_| _ = std::fs::remove_dir_all(&folder))?;
     let config = if rule == MergeRule::Stack { stacked(config, made.tensors.rank()) } else { config };
     files::write(&folder.join(peft::CONFIG), format!("{:#}\n", config.to_json()).as_bytes())?;
     files::replace_folder(&folder, &args.out)?;
+    drop(merging);
     let (adapters, weight) = (sources.len(), sources.iter().fold(0_u64, |sum, source| sum.saturating_add(source.weight)));
     let name = |index: usize| folders.get(index).map(PathBuf::from).unwrap_or_default();
     let place = |key: &MemberKey| key.0.first_chunk().map_or(0, |index| u64::from_be_bytes(*index) as usize);

@@ -19,7 +19,7 @@ use super::founding::{Founding, FoundingArgs};
 use super::link::{self, GetArgs, LinkArgs};
 use super::method::{MethodArg, MethodArgs};
 use super::next::{NextArgs, next};
-use super::source;
+use super::{progress, source};
 use crate::bases::name_of;
 use crate::merged::{CheckedProof, Proof};
 use crate::models::{self, base_digest};
@@ -210,6 +210,7 @@ fn base_of(args: &NewArgs) -> Result<PathBuf> {
 fn base_model(args: &NewArgs) -> Result<BaseModel> {
     let folder = base_of(args)?;
     let name = args.base_name.clone().or_else(|| name_of(&folder)).context("--base-name is needed for this base directory")?;
+    let _digesting = progress::working(!args.json, "digesting the base's weights");
     Ok(BaseModel { name, digest: base_digest(&folder)? })
 }
 

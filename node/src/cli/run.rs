@@ -10,10 +10,10 @@ use super::args::PeerArgs;
 use super::base::BaseArg;
 use super::http::HttpArgs;
 use super::judging::JudgingArgs;
-use super::serve::{ADDRESS, ServingArgs, teller};
+use super::serve::{ServingArgs, teller};
 use super::training::TrainingArgs;
 use crate::driver::{Goal, Work};
-use crate::serving::{Over, Told};
+use crate::serving::{DEFAULT_ADDRESS, Over, Told};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     start_from: Option<PathBuf>,
     /// Also answer from the merge as it comes, behind OpenAI's API, at this address (see `mingle serve`)
-    #[arg(long, help_heading = "Serving", value_name = "ADDRESS", num_args = 0..=1, default_missing_value = ADDRESS)]
+    #[arg(long, help_heading = "Serving", value_name = "ADDRESS", num_args = 0..=1, default_missing_value = DEFAULT_ADDRESS)]
     serve: Option<SocketAddr>,
     #[command(flatten)]
     serving: ServingArgs,

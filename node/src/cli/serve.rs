@@ -11,12 +11,10 @@ use super::args::{HomeArgs, OutputArgs};
 use super::base::{self, BaseArg};
 use super::source;
 use super::training::ComputeArgs;
-use crate::contribution::check_base;
 use crate::driver::Signals;
-use crate::serving::{Over, Serving, Told};
+use crate::serving::{DEFAULT_ADDRESS, Over, Serving, Told};
 
 /// Where it answers unless told otherwise.
-pub const ADDRESS: &str = "127.0.0.1:8080";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,7 +40,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE|LINK")]
     round: Option<PathBuf>,
     /// Address and port to answer at; port 0 takes any
-    #[arg(long, value_name = "ADDRESS", default_value = ADDRESS)]
+    #[arg(long, value_name = "ADDRESS", default_value = DEFAULT_ADDRESS)]
     listen: SocketAddr,
     #[command(flatten)]
     serving: ServingArgs,
@@ -122,11 +120,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn of_round(round: &Path, given: Option<&BaseArg>, home: &HomeArgs) -> Result<(PathBuf, Over)> {
     let home = home.open()?;
     let file = source::read_round(round, &home)?;
-    let digests = home.digests();
-    let base = match given.map(BaseArg::directory).transpose()? {
-        Some(base) => check_base(&base, &file, &digests).map(|()| base)?,
-        None => base::of_round(&file.manifest().base, Some(round).filter(|round| !source::is_link(round)), &digests, false)?,
-    };
+    let base = base::of_round(given, &file, round, &home.digests(), false)?;
     Ok((base, Over::Round(home.round(file.id()))))
 }
 

@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::EXIT_UNREACHED;
 use super::args::{HomeArgs, OutputArgs};
-use super::base::BaseArg;
+use super::base::{self, BaseArg};
+use super::progress;
 use super::interrupt::Interrupt;
 use super::method::{MethodArgs, PatternArgs};
 use super::source::read_round;
@@ -86,6 +87,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&plan.settings.seed.to_le_bytes());
     if let Some(round) = &round {
+        let _checking = progress::working(!args.output.json, base::CHECKING);
         check_base(&origin, round, &home.digests())?;
         plan = plan.for_round(round);
         seed = round.kind().low_rank().map_or(seed, |shape| shape.seed);

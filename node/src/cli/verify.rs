@@ -8,9 +8,9 @@ use mingle_protocol::hash::ContentHash;
 use mingle_protocol::merge::{MergeError, Plan};
 use serde_json::json;
 
-use super::EXIT_FALSE;
 use super::args::HomeArgs;
 use super::hint::sentence;
+use super::{EXIT_FALSE, progress};
 use crate::merged::{CheckedProof, Proof, promises};
 use crate::merger::{Source, hash_of, merge_files};
 use crate::rule;
@@ -51,7 +51,10 @@ enum Recomputed {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let proof = Proof::read(&args.directory)?;
-    let (checked, recomputed) = match examine(&args, &proof) {
+    let merging = progress::working(!args.json, format!("merging {} adapters again", proof.receipt.admitted.len()));
+    let examined = examine(&args, &proof);
+    drop(merging);
+    let (checked, recomputed) = match examined {
         Ok(found) => found,
         Err(error) => {
             if args.json {

@@ -63,6 +63,7 @@ pub fn training(
     training: &TrainingArgs,
 ) -> Vec<Check> {
     let records = read(data, &FieldMap(training.map.clone()));
+    let name = round.manifest().base.name.as_str();
     let found = match base {
         Some(base) => check_base(base, round, digests).map(|()| base.to_owned()),
         None => bases::find(&round.manifest().base, places, digests).map_err(Into::into),
@@ -79,6 +80,11 @@ pub fn training(
         // Only a training needs it.
         Err(_) if base.is_none() && data.is_empty() => {
             (Check::skip("base", "no --base was given"), Check::skip("memory", "needs --data and the base"))
+        }
+        Err(_) if base.is_none() && bases::hub::is_name(name) => {
+            let fact = format!("{name} is not on this machine; `mingle run` fetches it from the Hugging Face hub");
+            let absent = Check::warn("base", fact, &format!("fetch it now, such as by `mingle preview --base {name} --data FILE`"));
+            (absent, Check::skip("memory", "needs the round's base"))
         }
         Err(error) => {
             let wrong = Check::error("base", &error, "give the Hugging Face directory of the round's base as --base");
