@@ -25,8 +25,8 @@ use tokio::sync::oneshot;
 
 pub use board::{Board, PeerSummary};
 use gate::Gate;
-pub use options::{HttpError, Options, TOKEN_VARIABLE, address};
 pub use mingle_serve::Token;
+pub use options::{HttpError, Options, TOKEN_VARIABLE, address};
 
 /// Where the port is opened when nothing else is said.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:7700";

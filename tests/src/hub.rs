@@ -134,7 +134,9 @@ fn serve<S: Read + Write>(stream: S, store: &str, folder: &Path, manners: &Mutex
         let file = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
         let whole = match (stored, file) {
             (Some(file), _) => answer.store(&folder.join(file), &range, &manners),
-            _ if manners.token.as_ref().is_some_and(|wanted| token != format!("Bearer {wanted}")) => answer.say("401 Unauthorized", &[], b""),
+            _ if manners.token.as_ref().is_some_and(|wanted| token != format!("Bearer {wanted}")) => {
+                answer.say("401 Unauthorized", &[], b"")
+            }
             (None, Some(file)) => answer.file(&folder.join(file), &format!("{store}/{file}")),
             _ if manners.renamed && path.starts_with("/api/models/org/tiny/") => {
                 answer.say("307 Temporary Redirect", &[("location", &path.replace("org/tiny", "org/moved"))], b"")
@@ -185,12 +187,17 @@ impl<S: Write> Answer<'_, S> {
         let from = range.strip_prefix("bytes=").and_then(|range| range.trim_end_matches('-').parse().ok()).unwrap_or(0);
         let rest = &bytes[from..];
         let shown = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
-        let (status, headers) = if range.is_empty() { ("200 OK", vec![]) } else { ("206 Partial Content", vec![("content-range", &*shown)]) };
+        let (status, headers) =
+            if range.is_empty() { ("200 OK", vec![]) } else { ("206 Partial Content", vec![("content-range", &*shown)]) };
         match manners.break_after.filter(|most| *most < rest.len()) {
             Some(most) => {
                 let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
                 let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n", rest.len());
-                let _ = self.stream.write_all(head.as_bytes()).and_then(|()| self.stream.write_all(&rest[..most])).and_then(|()| self.stream.flush());
+                let _ = self
+                    .stream
+                    .write_all(head.as_bytes())
+                    .and_then(|()| self.stream.write_all(&rest[..most]))
+                    .and_then(|()| self.stream.flush());
                 false
             }
             None => self.say(status, &headers, rest),

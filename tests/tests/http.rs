@@ -234,7 +234,7 @@ fn where_other_machines_can_ask_a_token_is_needed() {
     desk.run("run --round DIR/round.json --http --http-token-file DIR/token").wrong(
         1,
         &[
-            "error: the HTTP token in DIR/token has 5 characters; it must have 16 to 512, all of them visible ASCII",
+            "error: the token in DIR/token has 5 characters; it must have 16 to 512, all of them visible ASCII",
             "hint: `openssl rand -hex 32` makes a good one",
         ],
     );

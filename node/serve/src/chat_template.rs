@@ -11,8 +11,9 @@ use serde_json::{Map, Value as Json};
 use crate::calendar;
 use crate::speech::SpeechError;
 
-/// Steps a template may take: no request keeps a template busy for ever.
 const RECURSION_MAX: usize = 64;
+/// Steps a template may take: it comes with a base, whose digest says nothing of it, and none may keep the server busy for ever.
+const STEPS_MAX: u64 = 5_000_000;
 const NAME: &str = "chat";
 
 /// A template that was read and compiled.
@@ -49,6 +50,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.set_recursion_limit(RECURSION_MAX);
+        environment.set_fuel(Some(STEPS_MAX));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -135,6 +137,18 @@ mod tests {
     /// Qwen2.5's and Llama 3's templates, without their parts about tools.
     const CHATML: &str = "{%- if messages[0]['role'] == 'system' %}\n    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n{%- else %}\n    {{- '<|im_start|>system\\nYou are kind.<|im_end|>\\n' }}\n{%- endif %}\n{%- for message in messages %}\n    {%- if (message.role == \"user\") or (message.role == \"system\" and not loop.first) or (message.role == \"assistant\" and not message.tool_calls) %}\n        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n    {%- endif %}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n";
     const LLAMA: &str = "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- if strftime_now is defined %}\n        {%- set date_string = strftime_now(\"%d %b %Y\") %}\n    {%- endif %}\n{%- endif %}\n{%- if messages[0]['role'] == 'system' %}\n    {%- set system_message = messages[0]['content']|trim %}\n    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system_message = \"\" %}\n{%- endif %}\n{%- if tools is not none %}\n    {{- raise_exception(\"no tools\") }}\n{%- endif %}\n{{- \"<|start_header_id|>system<|end_header_id|>\\n\\n\" + system_message + \"<|eot_id|>\" }}\n{%- for message in messages %}\n    {%- if message.role not in ['user', 'assistant'] %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}\n    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'].strip() + '<|eot_id|>' }}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n{%- endif %}\n";
+
+    #[test]
+    fn a_template_ends() {
+        let many = "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}";
+        let template = ChatTemplate::new(many.to_owned(), Map::new()).unwrap();
+        let error = template.render(&[]).unwrap_err();
+        assert!(error.to_string().contains("fuel"), "{error}");
+        // And one of use gets through a long conversation.
+        let messages: Vec<Json> = (0..1000).map(|_| json!({ "role": "user", "content": "Hi" })).collect();
+        let template = ChatTemplate::new(LLAMA.to_owned(), Map::from_iter([("bos_token".into(), "<s>".into())])).unwrap();
+        assert_eq!(template.render(&messages).unwrap().matches("Hi<|eot_id|>").count(), 1000);
+    }
 
     fn folder(files: &[(&str, String)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();

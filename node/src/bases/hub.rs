@@ -171,7 +171,8 @@ impl Hub {
             return Err(HubError::NoBase { name: name.to_owned(), lacks });
         }
         let model = self.cache.join(format!("models--{}", name.replace('/', "--")));
-        let place = transfer::Place { locks: self.cache.join(".locks").join(model.file_name().unwrap_or_default()), model, commit: &listing.sha };
+        let place =
+            transfer::Place { locks: self.cache.join(".locks").join(model.file_name().unwrap_or_default()), model, commit: &listing.sha };
         let mut files = match (there(WEIGHTS), there(INDEX)) {
             (true, _) => vec![WEIGHTS.to_owned()],
             (false, true) => {
@@ -206,7 +207,8 @@ impl Hub {
         let mut answer = self.ask(&url, name, self.agent.get(&url))?;
         let wrong = |why: String| HubError::Answer { url: url.clone(), why };
         let text = answer.body_mut().with_config().limit(LIST_BYTES_MAX).read_to_vec().map_err(|error| wrong(error.to_string()))?;
-        let listing: Listing = serde_json::from_slice(&text).map_err(|error| wrong(format!("something that is no list of files: {error}")))?;
+        let listing: Listing =
+            serde_json::from_slice(&text).map_err(|error| wrong(format!("something that is no list of files: {error}")))?;
         match is_word(&listing.sha) {
             true => Ok(listing),
             false => Err(wrong("a commit that is none".to_owned())),
@@ -220,7 +222,8 @@ impl Hub {
             let request = self.agent.head(&url).header(header::ACCEPT_ENCODING, "identity").config().max_redirects(0).build();
             let answer = self.ask(&url, name, request)?;
             let text = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
-            let moved = text("location").filter(|place| answer.status().is_redirection() && place.starts_with('/') && !place.starts_with("//"));
+            let moved =
+                text("location").filter(|place| answer.status().is_redirection() && place.starts_with('/') && !place.starts_with("//"));
             if let (Some(path), None) = (moved, text("x-linked-etag")) {
                 url = format!("{}{path}", self.endpoint);
                 continue;

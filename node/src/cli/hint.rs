@@ -144,9 +144,13 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
 fn hub_hint(error: &HubError) -> &'static str {
     match error {
         HubError::Offline { .. } => "give the directory of the base, fetch it once without HF_HUB_OFFLINE, or bring it with `hf download`",
-        HubError::NotThere { .. } => "see how the name is spelled (org/model); a private model needs $HF_TOKEN of an account that may read it",
+        HubError::NotThere { .. } => {
+            "see how the name is spelled (org/model); a private model needs $HF_TOKEN of an account that may read it"
+        }
         HubError::Refused { .. } => "its page on the hub says how access is granted; then give the account's token in $HF_TOKEN",
-        HubError::NoBase { .. } => "a base is a directory with config.json, tokenizer.json and weights as safetensors; transformers' `save_pretrained` writes one",
+        HubError::NoBase { .. } => {
+            "a base is a directory with config.json, tokenizer.json and weights as safetensors; transformers' `save_pretrained` writes one"
+        }
         HubError::Unreached { .. } | HubError::Busy { .. } | HubError::Answer { .. } => {
             "the same command goes on where it was; proxies are those of $HTTPS_PROXY, certificates those of the system or $SSL_CERT_FILE. Or \
              fetch the model elsewhere and give its directory"

@@ -6,10 +6,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::token::Token;
 use crate::engine::Limits;
 use crate::shelf::Kind;
 use crate::speech::{ChatLayout, testing};
+use crate::token::Token;
 
 struct Running {
     address: std::net::SocketAddr,

@@ -87,9 +87,16 @@ impl Part {
     /// What an earlier run left of it counts.
     fn open(path: PathBuf) -> io::Result<Self> {
         let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
-        let mut hash = Sha256::new();
-        let have = io::copy(&mut file, &mut hash)?;
-        Ok(Self { path, file, have, hash })
+        let (mut hash, mut have, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(Self { path, file, have, hash }),
+                count => {
+                    hash.update(buffer.get(..count).unwrap_or_default());
+                    have += count as u64;
+                }
+            }
+        }
     }
 
     fn restart(&mut self) -> io::Result<()> {
@@ -147,7 +154,8 @@ impl Hub {
             let (mut tries, mut wait) = (0, FIRST_WAIT);
             loop {
                 let had = part.have;
-                let Some(why) = self.go_on(&url, name, remote, &mut part, &mut |bytes| tell(Fetching::Has { file: &remote.file, bytes: before + bytes }))?
+                let Some(why) = self
+                    .go_on(&url, name, remote, &mut part, &mut |bytes| tell(Fetching::Has { file: &remote.file, bytes: before + bytes }))?
                 else {
                     break;
                 };
@@ -169,7 +177,14 @@ impl Hub {
     }
 
     /// Takes what a file lacks over one connection; why it broke, if it did.
-    fn go_on(&self, url: &str, name: &str, remote: &Remote, part: &mut Part, tell: &mut dyn FnMut(u64)) -> Result<Option<String>, HubError> {
+    fn go_on(
+        &self,
+        url: &str,
+        name: &str,
+        remote: &Remote,
+        part: &mut Part,
+        tell: &mut dyn FnMut(u64),
+    ) -> Result<Option<String>, HubError> {
         let unwritten = |why: io::Error, part: &Part| written(&part.path, why);
         if part.have > remote.bytes {
             part.restart().map_err(|why| unwritten(why, part))?;
