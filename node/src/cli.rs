@@ -38,6 +38,7 @@ mod training;
 mod verify;
 mod watch;
 mod withdraw;
+mod words;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

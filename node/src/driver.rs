@@ -47,6 +47,7 @@ use history::Chronicle;
 pub use history::{Happening, History, LossPoint, MergePoint, TrainedPoint};
 use judging::{Judging, Scored};
 pub(crate) use signals::Signals;
+pub(crate) use status::unix_ms;
 pub use status::{LinkStatus, MergedStatus, Phase, PrivacyStatus, SlotStatus, StandingStatus, Status, VerdictStatus};
 pub use vouching::FaultStatus;
 use vouching::Vouching;

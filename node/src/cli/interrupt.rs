@@ -19,6 +19,14 @@ impl Interrupt {
     /// # Errors
     /// A system that does not let signals be heard.
     pub fn new() -> Result<Self> {
+        Self::with_last_act(|| ())
+    }
+
+    /// Listens from now on; `last_act` is what must not be left undone even if the process ends at once.
+    ///
+    /// # Errors
+    /// As [`Interrupt::new`].
+    pub fn with_last_act(last_act: fn()) -> Result<Self> {
         let asked = Arc::new(AtomicBool::new(false));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
         let mut signals = {
@@ -31,6 +39,7 @@ impl Interrupt {
                 signals.received().await;
                 set.store(true, Ordering::Relaxed);
                 signals.received().await;
+                last_act();
                 std::process::exit(INTERRUPTED);
             })
         };

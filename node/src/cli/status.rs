@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 
 use super::args::HomeArgs;
 use super::source::read_round;
-use crate::driver::{Phase, SlotStatus, Status};
+use super::words::{doing, standing};
+use crate::driver::{SlotStatus, Status};
 use crate::merged::promised;
 
 const EXAMPLES: &str = "\
@@ -65,36 +66,14 @@ fn reached(status: &Status) -> String {
 fn show(status: &Status) {
     println!("round      {}  \"{}\"", status.round, status.name);
     println!("{:10} {}  (peer {})", status.role, status.member, status.peer);
-    let phase = match (status.is_live(), status.phase, &status.training) {
-        (false, ..) => "not running".to_owned(),
-        (true, Phase::Training, Some(training)) => format!(
-            "training: epoch {}/{}, step {}/{}, loss {:.4}, {:.0} tokens/s, {:.0} s left",
-            training.epoch,
-            training.epochs,
-            training.step,
-            training.steps,
-            training.loss,
-            training.tokens_per_second,
-            training.seconds_left
-        ),
-        (true, Phase::Training, None) => "training: loading".to_owned(),
-        (true, Phase::Announced, _) => "announced its adapter, serving".to_owned(),
-        (true, Phase::Waiting, _) => "has an adapter, and waits for the founders to admit this key".to_owned(),
-        (true, Phase::Following, _) => "following".to_owned(),
-        (true, Phase::Failed, _) => "training failed".to_owned(),
-    };
+    let phase = doing(status, status.is_live()).sentence();
     println!("state      {phase}; {} neighbours", status.neighbours);
     status.listening.iter().for_each(|address| println!("listening  {address}"));
     println!("reached    {}", reached(status));
     status.reached_at.iter().for_each(|address| println!("           {address}"));
     println!("members    {}", status.slots.len());
     for slot in &status.slots {
-        let note = match (&slot.refused, slot.merged, slot.state.as_str()) {
-            (Some(why), ..) => format!("refused: {why}"),
-            (None, true, _) => "merged".to_owned(),
-            (None, false, "adapter") => format!("{} of {} bytes", slot.have, slot.size),
-            (None, false, state) => state.to_owned(),
-        };
+        let note = standing(slot, status).sentence();
         let adapter = slot.adapter.map(|adapter| adapter.short()).unwrap_or_default();
         println!("           {}  adapter {adapter:8}  weight {:6}  {note}", slot.member.short(), slot.weight);
         if let Some(privacy) = slot.privacy {

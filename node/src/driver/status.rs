@@ -323,7 +323,12 @@ impl Status {
 
     /// Whether the peer still runs, by the age of its status.
     pub fn is_live(&self) -> bool {
-        unix_ms().saturating_sub(self.updated_unix_ms) < STALE_MS
+        self.is_live_at(unix_ms())
+    }
+
+    /// Whether the peer still ran at a time, in milliseconds since 1970.
+    pub fn is_live_at(&self, unix_ms: u128) -> bool {
+        unix_ms.saturating_sub(self.updated_unix_ms) < STALE_MS
     }
 }
 
