@@ -73,7 +73,7 @@ pub fn status() -> Status {
 }
 
 pub fn history() -> History {
-    let loss = |step: u64| 0.6 + 4.0 * (-(step as f64) / 12.0).exp() + if step % 3 == 0 { 0.3 } else { 0.0 };
+    let loss = |step: u64| 0.6 + 4.0 * (-(step as f64) / 12.0).exp() + if step.is_multiple_of(3) { 0.3 } else { 0.0 };
     let merge = |(number, loss): (usize, Option<f64>)| json!({ "unix_ms": NOW, "adapters": number, "merged_hash": hash(number as u8), "set_root": hash(number as u8), "loss": loss });
     let scores = [Some(1.0228), Some(1.01), None, Some(0.9976)];
     let happening = |(before, warning, times, text): (u64, bool, u32, &str)| json!({ "unix_ms": NOW - before, "warning": warning, "times": times, "text": text });
