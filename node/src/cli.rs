@@ -131,8 +131,24 @@ pub fn main() -> ExitCode {
     main_with(std::env::args_os())
 }
 
+/// As a shell has it for a program that was stopped by a closed pipe.
+const EXIT_UNHEARD: i32 = 141;
+
+/// Ends the program where nobody reads any more what it says (`mingle status | head`), instead of calling that a fault.
+fn end_unheard() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let why = panic.payload_as_str().unwrap_or_default();
+        if why.starts_with("failed printing to stdout") && why.contains("Broken pipe") {
+            std::process::exit(EXIT_UNHEARD);
+        }
+        usual(panic);
+    }));
+}
+
 /// Runs the program on given arguments, the first being its name.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    end_unheard();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let command = Cli::command();
     let settings = match Settings::read(&command, &arguments) {

@@ -31,6 +31,17 @@ fn json(text: &str) -> Value {
 }
 
 #[test]
+fn who_stops_reading_ends_the_program_quietly() {
+    let desk = with_round("");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = std::process::Command::new(PROGRAM);
+    command.args(["round", "show"]).arg(desk.path("round.json")).stdout(writer);
+    let ended = command.stderr(std::process::Stdio::piped()).spawn().and_then(|running| running.wait_with_output()).expect("it ends");
+    assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(141), ""));
+}
+
+#[test]
 fn a_key_is_made_once_and_never_overwritten() {
     let desk = desk();
     desk.run("key show").wrong(

@@ -54,11 +54,14 @@ fn web_socket(key: &Keypair, web: &Web) -> Result<Connections, NetworkError> {
     Ok(secured.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed())
 }
 
+/// Names are asked of the system's name servers. A system that names none, as at a site without a network, has peers whose
+/// addresses are numbers: only dialling a name fails there.
 fn resolving<T>(inner: T, web: &Web) -> Result<dns::tokio::Transport<T>, NetworkError> {
-    match web.resolver() {
-        Some((config, options)) => Ok(dns::tokio::Transport::custom(inner, config.clone(), options.clone())),
-        None => dns::tokio::Transport::system(inner).map_err(setup),
+    if web.resolver().is_none() && dns::tokio::Transport::system(()).is_ok() {
+        return dns::tokio::Transport::system(inner).map_err(setup);
     }
+    let (config, options) = web.resolver().cloned().unwrap_or_default();
+    Ok(dns::tokio::Transport::custom(inner, config, options))
 }
 
 fn setup(error: impl std::fmt::Display) -> NetworkError {

@@ -164,3 +164,15 @@ async fn a_dnsaddr_leads_to_every_address_that_its_texts_list() {
     let mut other = start(config).await;
     other.expect("a connection", |event| matches!(event, NetworkEvent::PeerConnected(_)).then_some(())).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_name_server_is_named_numbers_are_dialled_all_the_same() {
+    let mut seed = start(config(1, TCP, &[])).await;
+    let name = "/dns4/seed.test/tcp/1".parse().unwrap();
+    let mut config = config(2, TCP, &[&name, &seed.address]);
+    // What a system without any resolv.conf comes to.
+    config.reach.web = Web::default().resolving(ResolverConfig::default(), ResolverOpts::default());
+    let mut member = start(config).await;
+    member.connected_to(seed.id()).await;
+    seed.connected_to(member.id()).await;
+}
