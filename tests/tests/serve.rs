@@ -122,7 +122,7 @@ fn what_cannot_be_is_said_in_the_shape_that_clients_know() {
     );
     desk.write("short", "secret\n");
     let short = desk.run(&format!("{base} --token-file DIR/short"));
-    assert!(short.code == 1 && short.err.contains("DIR/short has 6 characters, but needs 16"), "{short:?}");
+    assert!(short.code == 1 && short.err.contains("DIR/short has 6 characters; it must have 16 to 512"), "{short:?}");
     let other = desk.run("serve");
     assert!(other.code == 2 && other.err.contains("--base"), "{other:?}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -205,7 +205,7 @@ fn device_hint(error: &DeviceError) -> Option<String> {
     match error {
         DeviceError::Device { .. } | DeviceError::PrecisionName { .. } => None,
         DeviceError::NotBuilt { feature, .. } => Some(format!(
-            "install it with `cargo install --path node --features {feature}` (docs/gpu.md says what that needs), or use --device cpu"
+            "install it with `cargo install --locked --path node --features {feature}` (docs/gpu.md says what that needs), or use --device cpu"
         )),
         DeviceError::Unavailable { .. } => {
             Some("see whether the GPU and its driver answer (for CUDA: `nvidia-smi`), or use --device auto or cpu".to_owned())
