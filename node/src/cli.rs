@@ -138,7 +138,7 @@ const EXIT_UNHEARD: i32 = 141;
 fn end_unheard() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        let why = panic.payload_as_str().unwrap_or_default();
+        let why = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
         if why.starts_with("failed printing to stdout") && why.contains("Broken pipe") {
             std::process::exit(EXIT_UNHEARD);
         }

@@ -5,7 +5,7 @@ Run by hand where `prometheus` is installed:
     python tests/by_hand/grafana_queries.py [--testnet target/debug/mingle-testnet] [--prometheus prometheus]
 
 A testnet runs with its port open, Prometheus reads it once a second, and while the round runs each query of the board is asked with
-the board's variable set to all rounds. A query that is no PromQL, or that found no series by the end, is named, and the exit code is 1.
+the board's variable set to all rounds. It ends once every query has found a series. A query that is no PromQL, or that found none within `--seconds`, is named, and the exit code is 1.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import urllib.request
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--testnet", default="target/debug/mingle-testnet")
 arguments.add_argument("--prometheus", default="prometheus")
+arguments.add_argument("--seconds", type=int, default=120)
 arguments = arguments.parse_args()
 
 
@@ -57,7 +58,8 @@ def ask(query):
 
 series, wrong = dict.fromkeys(queries, 0), {}
 try:
-    while testnet.poll() is None:
+    until = time.monotonic() + arguments.seconds
+    while testnet.poll() is None and time.monotonic() < until and not all(series.values()):
         time.sleep(1)
         for title, query in queries:
             # As Grafana puts all rounds into the board's variable.

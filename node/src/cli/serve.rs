@@ -14,8 +14,6 @@ use super::training::ComputeArgs;
 use crate::driver::Signals;
 use crate::serving::{DEFAULT_ADDRESS, Over, Serving, Told};
 
-/// Where it answers unless told otherwise.
-
 const EXAMPLES: &str = "\
 Examples:
   mingle serve --base ./tinyllama                              the base as it is

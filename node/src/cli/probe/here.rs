@@ -83,7 +83,7 @@ pub fn training(
         }
         Err(_) if base.is_none() && bases::hub::is_name(name) => {
             let fact = format!("{name} is not on this machine; `mingle run` fetches it from the Hugging Face hub");
-            let absent = Check::warn("base", fact, &format!("fetch it now, such as by `mingle preview --base {name} --data FILE`"));
+            let absent = Check::warn("base", fact, format!("fetch it now, such as by `mingle preview --base {name} --data FILE`"));
             (absent, Check::skip("memory", "needs the round's base"))
         }
         Err(error) => {
