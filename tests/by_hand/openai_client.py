@@ -6,19 +6,57 @@ Run by hand in an environment with `openai`:
     mingle serve --base testnet/base
     python tests/by_hand/openai_client.py [--url http://127.0.0.1:8080/v1]
 
+Or, while adapters arrive at a peer that serves (`mingle-testnet --serve`), for so many seconds: no request may fail, and whatever
+two answers made by one merge (their fingerprint says which) must be the same, whole or streamed.
+
+    python tests/by_hand/openai_client.py --seconds 40 --ask "How many spoons is that?"
+
 Last run with openai 3.57.0.
 """
 
 import argparse
+import collections
 import concurrent.futures
+import time
 
 import openai
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--url", default="http://127.0.0.1:8080/v1")
 arguments.add_argument("--key", default="none")
+arguments.add_argument("--seconds", type=float, help="eight threads ask for so long, while adapters arrive")
+arguments.add_argument("--ask", default="Where is the ship?", help="what they ask: best something that the adapters answer otherwise")
 arguments = arguments.parse_args()
 client = openai.OpenAI(base_url=arguments.url, api_key=arguments.key, max_retries=0)
+
+
+
+def ask_on(number):
+    """One thread's questions: the fingerprint and the text of each answer."""
+    found, asked = [], dict(messages=[{"role": "user", "content": arguments.ask}], max_completion_tokens=24, temperature=0)
+    while time.monotonic() < until:
+        # The best that there is: the merge, once there is one.
+        asked["model"] = next(iter(client.models.list())).id
+        if len(found) % 2:
+            whole = client.chat.completions.create(**asked)
+            found.append((whole.system_fingerprint, whole.choices[0].message.content))
+        else:
+            chunks = list(client.chat.completions.create(**asked, stream=True))
+            assert len({chunk.system_fingerprint for chunk in chunks}) == 1, chunks
+            found.append((chunks[0].system_fingerprint, "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)))
+    return found
+
+
+if arguments.seconds:
+    until, texts = time.monotonic() + arguments.seconds, collections.defaultdict(collections.Counter)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        for fingerprint, text in (answer for answers in threads.map(ask_on, range(8)) for answer in answers):
+            texts[fingerprint][text] += 1
+    for fingerprint, found in texts.items():
+        print(f"{sum(found.values()):6} answers of {fingerprint[:16]:16}  {next(iter(found))!r}")
+    assert all(len(found) == 1 for found in texts.values()), texts
+    print(f"openai {openai.__version__}: no request failed, and each merge gave one answer")
+    raise SystemExit
 
 models = [model.id for model in client.models.list()]
 assert "base" in models, models
